@@ -1,0 +1,78 @@
+"""Real parts for every test: a private redis-server that appends to disk."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import BusyLoadingError, ConnectionError
+
+
+class RedisServer:
+    """A redis-server of its own on a Unix socket; `kill` and `start` keep what it appended to disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self.folder), "appendonly": "yes"}
+        options |= {"appendfsync": "always", "save": ""}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        self.process = subprocess.Popen([redis_binary(), *words], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client().ping()
+                return
+            except (ConnectionError, BusyLoadingError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def client(self, *, decode: bool = True) -> Redis:
+        return Redis(unix_socket_path=str(self.socket), decode_responses=decode)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def redis_binary() -> str:
+    beside = Path(sys.executable).with_name("redis-server")
+    found = shutil.which("redis-server") or (str(beside) if beside.exists() else None)
+    assert found, "install the extra `embedded`, or a redis-server"
+    return found
+
+
+@pytest.fixture(scope="session")
+def _redis_server() -> Iterator[RedisServer]:
+    # a Unix socket's path must be short, so not below pytest's own folder
+    with tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def redis_server(_redis_server: RedisServer) -> RedisServer:
+    """A running, empty Redis."""
+    _redis_server.client().flushall()
+    return _redis_server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Redis:
+    """A decoding connection to an empty Redis."""
+    return redis_server.client()
