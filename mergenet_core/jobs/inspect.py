@@ -1,0 +1,148 @@
+"""Reads what a model folder says of itself: config, weight names and shapes, vocabulary. No weights, no torch.
+
+This is also the first guard: nothing that could run code or unpickle is ever opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from mergenet_core.errors import ModelRefused
+from mergenet_core.jobs.facts import ModelFacts
+
+HEADER_BYTES_MAX = 100_000_000
+"""Longest safetensors header that is read, as in the safetensors library."""
+_JSON_BYTES_MAX = 200_000_000
+_HEADS = ("classifier.", "score.", "head.", "cls_head.")
+
+
+def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
+    """Everything that pairing needs of a saved model.
+
+    Raises: `ModelRefused` for pickled weights, code of its own, a model type that no task here knows, torn files.
+    """
+    config = read_config(folder, task)
+    shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
+    has_head = any(name.startswith(_HEADS) or ".classifier." in name for name in shapes)
+    labels = config.get("id2label") if has_head else None
+    return ModelFacts(
+        config=config,
+        shapes=shapes,
+        vocabulary=vocabulary_hash(folder),
+        labels=tuple(labels[key] for key in sorted(labels, key=int)) if isinstance(labels, dict) and labels else None,
+    )
+
+
+def read_config(folder: Path, task: str | None = None) -> dict[str, Any]:
+    """A model folder's config.json. Raises: `ModelRefused`."""
+    config = _json(folder / "config.json")
+    check_config(config, task, where=folder.name)
+    return config
+
+
+def check_config(config: dict[str, Any], task: str | None, *, where: str) -> None:
+    """Refuse code of the model's own and model types that cannot learn the task. Raises: `ModelRefused`."""
+    if "auto_map" in config:
+        raise ModelRefused(f"{where} brings code of its own (auto_map); only architectures of transformers are loaded")
+    kind = config.get("model_type")
+    if task is not None and kind not in model_types()[task]:
+        near = ", ".join(sorted(model_types()[task])[:6])
+        raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
+
+
+@cache
+def model_types() -> dict[str, frozenset[str]]:
+    """The model types that can learn each task: those of the pinned transformers, and the built-in ones."""
+    found = json.loads(Path(__file__).with_name("model_types.json").read_text())
+    return {task: frozenset(types) for task, types in found.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises: `ModelRefused` when there is none, or a listed one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing or not names:
+            raise ModelRefused(f"{folder.name}: the index names {', '.join(missing) or 'no file'}, not there; copy all")
+        return [folder / name for name in names]
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
+    pickled = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt", "pkl") for path in folder.glob(f"*.{suffix}"))
+    if pickled:
+        raise ModelRefused(
+            f"{folder.name} has pickled weights only ({pickled[0]}); they can run code. "
+            "Save the model with save_pretrained, which writes safetensors"
+        )
+    raise ModelRefused(f"{folder.name} has no weights: expected model.safetensors")
+
+
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name → dtype and shape of a safetensors file, from its first bytes. Raises: `ModelRefused` when it is torn."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_BYTES_MAX + 1
+        if length > min(HEADER_BYTES_MAX, size - 8):
+            raise ModelRefused(f"{path.name} is not a whole safetensors file; download or save it again")
+        try:
+            entries = json.loads(file.read(length))
+            weights = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in weights.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ModelRefused(f"{path.name}: its safetensors header cannot be read; save it again") from None
+    if 8 + length + end != size:
+        raise ModelRefused(f"{path.name} is {size:,} bytes, its header says {8 + length + end:,}; it is torn")
+    return weights
+
+
+def vocabulary_hash(folder: Path) -> str | None:
+    """SHA-256 of a tokenizer's token → id map, the same whichever file it is kept in; None where there is none."""
+    if (folder / "tokenizer.json").exists():
+        vocabulary = _fast_vocabulary(_json(folder / "tokenizer.json"))
+    elif (folder / "vocab.json").exists():
+        vocabulary = cast("dict[str, int]", _json(folder / "vocab.json"))
+    elif (folder / "vocab.txt").exists():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        vocabulary = {token: index for index, token in enumerate(lines)}
+    else:
+        return None
+    rows = json.dumps(sorted((index, token) for token, index in vocabulary.items()), ensure_ascii=True)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def vocabulary_size(folder: Path) -> int | None:
+    """One more than a tokenizer's largest id; None where there is no tokenizer."""
+    if (folder / "tokenizer.json").exists():
+        return 1 + max(_fast_vocabulary(_json(folder / "tokenizer.json")).values(), default=-1)
+    if (folder / "vocab.txt").exists():
+        return len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    return None
+
+
+def _fast_vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):  # Unigram keeps [token, score] in the order of ids
+        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    return {**vocabulary, **added}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _JSON_BYTES_MAX:
+            raise ModelRefused(f"{path.name} is larger than {_JSON_BYTES_MAX:,} bytes; it is not what it should be")
+        found = json.loads(path.read_bytes())
+    except OSError:
+        raise ModelRefused(f"{path.parent.name} has no {path.name}; give a folder in the Hugging Face layout") from None
+    except (ValueError, RecursionError):
+        raise ModelRefused(f"{path.parent.name}/{path.name} is not JSON") from None
+    if not isinstance(found, dict):
+        raise ModelRefused(f"{path.parent.name}/{path.name} is not a JSON object")
+    return found
