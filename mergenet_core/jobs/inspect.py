@@ -63,7 +63,7 @@ def model_types() -> dict[str, frozenset[str]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises: `ModelRefused` when there is none, or a listed one is missing."""
+    """The safetensors files of a model folder. Raises: `ModelRefused` when there is none, or one is missing."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = sorted(set(_json(index).get("weight_map", {}).values()))
