@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +62,20 @@ def job_folder(home: Path, job_id: str) -> JobFolder:
 
 
 def _inside(text: str, roots: tuple[Path, ...], field: str, what: str) -> Path:
-    allowed = ", ".join(str(root) for root in roots) or "none is configured"
-    for root in roots:
-        base = root.resolve()
-        try:
-            found = (base / text).resolve()
-        except (OSError, RuntimeError, ValueError):
-            continue
-        if found.is_relative_to(base) and found.exists():
-            return found
-    if any((root.resolve() / text).resolve().is_relative_to(root.resolve()) for root in roots):
-        raise PathRefused(f"{field}: {text!r} does not exist below the {what} roots ({allowed}); check the spelling")
-    raise PathRefused(f"{field}: {text!r} lies outside the {what} roots ({allowed}); move it there or add a root")
+    bases = [root.resolve() for root in roots]
+    found = [_resolved(base / text) for base in bases]
+    inside = [path for path in found if path is not None and any(path.is_relative_to(base) for base in bases)]
+    for path in inside:
+        if os.path.exists(path):
+            return path
+    allowed = ", ".join(map(str, roots)) or "none is configured"
+    if len(inside) < sum(path is not None for path in found) or not roots:
+        raise PathRefused(f"{field}: {text!r} lies outside the {what} roots ({allowed}); move it there or add a root")
+    raise PathRefused(f"{field}: {text!r} does not exist below the {what} roots ({allowed}); check the spelling")
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long
+        return None

@@ -1,0 +1,110 @@
+"""Model folders are read from outside, and what could harm is refused before it is opened."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers.models.auto import modeling_auto
+
+from mergenet_core.errors import ModelRefused
+from mergenet_core.jobs.inspect import inspect_model, model_types, vocabulary_hash, vocabulary_size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = {"model_type": "bert", "id2label": {"0": "no", "1": "yes"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"bert.x": torch.zeros(2, 3), "classifier.weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
+    (tmp_path / "vocab.txt").write_text("[PAD]\nthe\ncat\n")
+    return tmp_path
+
+
+def test_facts_of_a_folder(folder: Path) -> None:
+    facts = inspect_model(folder, "text-classification")
+    assert facts.shapes == {"bert.x": (2, 3), "classifier.weight": (2, 3)}
+    assert facts.labels == ("no", "yes")
+    assert vocabulary_size(folder) == 3
+
+
+def test_a_vocabulary_hashes_the_same_from_any_of_its_files(folder: Path) -> None:
+    from_lines = vocabulary_hash(folder)
+    tokenizer = {"model": {"vocab": {"the": 1, "[PAD]": 0, "cat": 2}}, "added_tokens": [{"id": 0, "content": "[PAD]"}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert vocabulary_hash(folder) == from_lines
+    tokenizer["model"]["vocab"]["cat"] = 3  # type: ignore[index]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert vocabulary_hash(folder) != from_lines
+
+
+def test_a_source_without_a_head_has_no_labels(folder: Path) -> None:
+    save_file({"x": torch.zeros(2, 3)}, folder / "model.safetensors")
+    assert inspect_model(folder).labels is None
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _own_code(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}))
+
+
+def _unknown(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "skynet"}))
+
+
+def _torn(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-4])
+
+
+def _giant_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+
+
+def _no_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 4) + b"nope")
+
+
+def _missing_shard(folder: Path) -> None:
+    index = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _index_leads_out(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (_pickled, "pickled weights only"),
+        (_own_code, "brings code of its own"),
+        (_unknown, "model_type 'skynet' cannot learn text-classification"),
+        (_torn, "it is torn"),
+        (_giant_header, "not a whole safetensors file"),
+        (_no_header, "header cannot be read"),
+        (_missing_shard, "not there"),
+        (_index_leads_out, "not there"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+    ],
+)
+def test_what_could_harm_is_refused(folder: Path, harm: object, sentence: str) -> None:
+    harm(folder)  # type: ignore[operator]
+    with pytest.raises(ModelRefused, match=sentence):
+        inspect_model(folder, "text-classification")
+
+
+def test_the_shipped_list_of_model_types_is_that_of_the_installed_transformers() -> None:
+    built_in = {"mergenet-cnn", "mergenet-mlp"}
+    text = set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    image = set(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) | built_in
+    assert model_types() == {"text-classification": text, "image-classification": image}
