@@ -1,0 +1,66 @@
+"""Names and shapes of a model from scratch, told from its config alone, so that a job can be paired without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_from_config(config: Mapping[str, Any]) -> Shapes | None:
+    """The state dict's names and shapes of a classifier that its config describes; None for a family not known here."""
+    family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
+    return family(config) if family is not None else None
+
+
+def _labels(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _bert(config: Mapping[str, Any]) -> Shapes:
+    width, inner = config.get("hidden_size", 768), config.get("intermediate_size", 3072)
+    shapes: Shapes = {
+        "bert.embeddings.word_embeddings.weight": (config.get("vocab_size", 30522), width),
+        "bert.embeddings.position_embeddings.weight": (config.get("max_position_embeddings", 512), width),
+        "bert.embeddings.token_type_embeddings.weight": (config.get("type_vocab_size", 2), width),
+        **_norm("bert.embeddings.LayerNorm", width),
+    }
+    for layer in range(config.get("num_hidden_layers", 12)):
+        block = f"bert.encoder.layer.{layer}"
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes |= _linear(f"{block}.attention.{part}", width, width)
+        shapes |= _norm(f"{block}.attention.output.LayerNorm", width)
+        shapes |= _linear(f"{block}.intermediate.dense", inner, width)
+        shapes |= _linear(f"{block}.output.dense", width, inner)
+        shapes |= _norm(f"{block}.output.LayerNorm", width)
+    return shapes | _linear("bert.pooler.dense", width, width) | _linear("classifier", _labels(config), width)
+
+
+def _mlp(config: Mapping[str, Any]) -> Shapes:
+    pixels = config.get("num_channels", 1) * config.get("image_size", 28) ** 2
+    widths = [pixels, *config.get("hidden_sizes", (128, 128))]
+    shapes: Shapes = {}
+    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        shapes |= _linear(f"layers.{layer}", outputs, inputs)
+    return shapes | _linear("head", _labels(config), widths[-1])
+
+
+def _cnn(config: Mapping[str, Any]) -> Shapes:
+    kernel = config.get("kernel_size", 3)
+    widths = [config.get("num_channels", 1), *config.get("channels", (16, 32))]
+    shapes: Shapes = {}
+    for block, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        shapes[f"blocks.{block}.conv.weight"] = (outputs, inputs, kernel, kernel)
+        shapes |= _norm(f"blocks.{block}.norm", outputs)
+        shapes |= {f"blocks.{block}.norm.running_{name}": (outputs,) for name in ("mean", "var")}
+        shapes[f"blocks.{block}.norm.num_batches_tracked"] = ()
+    return shapes | _linear("head", _labels(config), widths[-1])

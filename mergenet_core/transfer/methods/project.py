@@ -1,0 +1,149 @@
+"""Anchored projection: the source's knowledge written into the target once, before training, without any learning.
+
+The residual stream takes the top eigenvectors of the source's centred embedding as its map; attention heads,
+feed-forward units, filters and hidden units are selected by their size. Each map is made where its axis is first
+written and carried to the weights that read it.
+
+Shape suffixes: v vocabulary rows, D the source's stream, d the target's; o output, i input units, p kernel positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mergenet_core.jobs.pairing import AxisPair, Pairing, WeightPair
+from mergenet_core.transfer.maps import AxisMap, anchored_map, as_oip, place_, selection
+
+
+def projected(source: Mapping[str, Tensor], target: Mapping[str, Tensor], pairing: Pairing) -> dict[str, Tensor]:
+    """The target's paired weights as the projection makes them.
+
+    Equation: W_target ← M_out W_source M_inᵀ; a bias goes along M_out.
+    """
+    maps: dict[str, AxisMap] = {}
+    written = {}
+    for pair in pairing.pairs:
+        assert pair.out is not None
+        for name in (pair.out, pair.inp):
+            if name is not None and name not in maps:
+                maps[name] = _make(name, source, pairing, maps)
+        written[pair.target] = carry(pair, source[pair.source], target[pair.target], maps, pairing)
+    return written
+
+
+def carry(pair: WeightPair, source: Tensor, target: Tensor, maps: Mapping[str, AxisMap], pairing: Pairing) -> Tensor:
+    """One weight of the target with what the source's weight becomes under the maps of its axes."""
+    assert pair.out is not None
+    out, inp = maps[pair.out], maps[pair.inp] if pair.inp is not None else None
+    W = source.detach().to(device=target.device, dtype=torch.float32)
+    if pair.form == "gain":
+        block_oip = as_oip(out.apply_gain(W), "vector")
+    else:
+        block_oip = out.apply(as_oip(W, pair.form), 0)
+        if inp is not None:
+            block_oip = inp.apply(block_oip, 1)
+    if pair.role.startswith("attention.query"):
+        block_oip = block_oip * _score_scale(pairing.axes[pair.out])
+    result = target.detach().clone(memory_format=torch.contiguous_format)
+    place_(as_oip(result, pair.form), block_oip.to(result), out, inp)
+    return result
+
+
+def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> AxisMap:
+    axis = pairing.axes[name]
+    if axis.anchored:
+        return anchored_map(axis)
+    if name == "stream":
+        assert pairing.basis is not None
+        return stream_map(source[pairing.basis], axis.target_size)
+    if axis.heads is not None:
+        return _head_map(name, source, pairing)
+    return selection(unit_scores(name, source, pairing, maps), axis.target_size)
+
+
+def stream_map(E_vD: Tensor, size: int) -> AxisMap:
+    """The map of the residual stream: the top eigenvectors of the centred embedding's Gram matrix.
+
+    A target that is as wide as the source, or wider, takes the stream as it is.
+    """
+    width = E_vD.shape[1]
+    if size >= width:
+        places = torch.arange(width)
+        return AxisMap(places, select_t=places)
+    centred_vD = E_vD.detach().double()
+    centred_vD = centred_vD - centred_vD.mean(0)
+    vectors_Dd = torch.linalg.eigh(centred_vD.T @ centred_vD).eigenvectors.flip(1)[:, :size]
+    largest_d = vectors_Dd.abs().argmax(0)
+    signs_d = vectors_Dd[largest_d, torch.arange(size, device=vectors_Dd.device)].sign()
+    return AxisMap(torch.arange(size), mix_lt=(vectors_Dd * signs_d).float())
+
+
+def unit_scores(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> Tensor:
+    """How much each unit of a source's axis does: ‖in‖·|γ|/σ·‖out‖, over the weights that write and read it."""
+    scores_o: Tensor | None = None
+    for pair in pairing.pairs:
+        W_oip = as_oip(source[pair.source].detach().float(), pair.form)
+        if pair.out == name and pair.inp is not None:
+            factor_o = (maps[pair.inp].apply(W_oip, 1) if pair.inp in maps else W_oip).flatten(1).norm(dim=1)
+        elif pair.inp == name:
+            factor_o = W_oip.transpose(0, 1).flatten(1).norm(dim=1)
+        elif pair.out == name and pair.role == "norm.weight":
+            factor_o = W_oip.flatten().abs()
+        elif pair.out == name and pair.role == "norm.variance":
+            factor_o = (W_oip.flatten() + 1e-5).rsqrt()
+        else:
+            continue
+        scores_o = factor_o if scores_o is None else scores_o * factor_o
+    assert scores_o is not None
+    return scores_o
+
+
+def _head_map(name: str, source: Mapping[str, Tensor], pairing: Pairing) -> AxisMap:
+    """The heads with the largest ‖W_q‖·‖W_k‖; a wider head of the target takes several, a narrower one the top rows."""
+    layer = name.rpartition(".")[2]
+    axis = pairing.axes[name]
+    assert axis.heads is not None
+    count_l, count_t = axis.heads
+    width_l, width_t = axis.source_size // count_l, axis.target_size // count_t
+    packed = max(1, width_t // width_l)
+    query_h, key_h = (
+        _rows(f"attention.{role}", f"queries.{layer}", source, pairing).view(count_l, -1) for role in ("query", "key")
+    )
+    scores_h = query_h.square().sum(1) * key_h.square().sum(1)
+    kept_h = selection(scores_h, count_t * packed).select_t
+    assert kept_h is not None
+    width = min(width_l, width_t)
+    if name.startswith("queries."):
+        energy = query_h * key_h
+    else:
+        value = _rows("attention.value", name, source, pairing)
+        energy = (value * _columns("attention.out", name, source, pairing)).view(count_l, -1)
+    cover, select = [], []
+    for place, head in enumerate(kept_h.tolist()):
+        rows = selection(energy[head], width).select_t
+        assert rows is not None
+        select.append(head * width_l + rows)
+        cover.append(place // packed * width_t + place % packed * width_l + torch.arange(width))
+    return AxisMap(torch.cat(cover), select_t=torch.cat(select))
+
+
+def _rows(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
+    pair = next(pair for pair in pairing.pairs if pair.role == f"{role}.weight" and pair.out == axis)
+    norms: Tensor = torch.linalg.vector_norm(source[pair.source].detach().float(), dim=1)
+    return norms
+
+
+def _columns(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
+    pair = next(pair for pair in pairing.pairs if pair.role == f"{role}.weight" and pair.inp == axis)
+    norms: Tensor = torch.linalg.vector_norm(source[pair.source].detach().float(), dim=0)
+    return norms
+
+
+def _score_scale(axis: AxisPair) -> float:
+    """Keeps q·k/√width what it was in the source where the target's heads are of another width."""
+    assert axis.heads is not None
+    width_l, width_t = axis.source_size // axis.heads[0], axis.target_size // axis.heads[1]
+    return float((width_t / width_l) ** 0.5)
