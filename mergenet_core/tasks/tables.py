@@ -1,0 +1,211 @@
+"""Labelled tables from files, folders or the hub: read, checked, and split by seed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mergenet_core.errors import DataRefused, PathRefused
+from mergenet_core.jobs.artifacts import sha256
+from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.spec import DataSpec
+
+BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LEAST_TRAIN = 5
+"""A fifth is held out for validation, so fewer examples than this leave nothing to hold out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split as it was read."""
+
+    rows: datasets.Dataset
+    field: str
+    """Where the job document names it."""
+    sha256: str
+    """Of the file, or of all files of a folder in order; for the hub, the revision."""
+    folder: Path | None
+    """What paths inside the table may point into; None for the hub."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three tables, the label of each row as a number, and which rows of `train` are used for what."""
+
+    train: Table
+    validation: Table
+    test: Table
+    labels: tuple[str, ...]
+    train_labels_n: Tensor
+    validation_labels_n: Tensor
+    test_labels_n: Tensor
+    train_rows: Tensor
+    validation_rows: Tensor
+
+    def facts(self) -> dict[str, Any]:
+        """Per split: the examples used, and the hash of what was read."""
+        return {
+            "train": {"examples": len(self.train_rows), "of": len(self.train_labels_n), "sha256": self.train.sha256},
+            "validation": {"examples": len(self.validation_rows), "sha256": self.validation.sha256},
+            "test": {"examples": len(self.test_labels_n), "sha256": self.test.sha256},
+        }
+
+
+def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: str) -> Splits:
+    """Read and check the splits, and draw the trial's subset and its validation examples by `seed`.
+
+    The draw is one permutation: training examples come from its front, validation from its back, so that every arm of
+    a seed sees the same ones. Raises: `DataRefused`, `PathRefused`.
+    """
+    train = read(data, "train", column, roots, field)
+    labels, numbers_n = _label_space(train, data.label)
+    test = read(data, "test", column, roots, field)
+    order = torch.randperm(len(numbers_n), generator=torch.Generator().manual_seed(seed))
+    if data.validation is not None:
+        validation, held_out = read(data, "validation", column, roots, field), 0
+        validation_numbers_n = _numbers(validation, data.label, labels)
+        validation_rows = torch.arange(len(validation_numbers_n))
+    else:
+        if len(order) < LEAST_TRAIN:
+            raise DataRefused(
+                f"{train.field} has {len(order)} examples; at least {LEAST_TRAIN} are needed to hold some out for "
+                f"validation. Add examples, or give {field}.validation"
+            )
+        held_out = min(data.validation_limit, len(order) // 5)
+        validation, validation_numbers_n, validation_rows = train, numbers_n, order[len(order) - held_out :]
+    wanted = data.train_limit or max(1, round(data.train_fraction * len(order)))
+    return Splits(
+        train=train,
+        validation=validation,
+        test=test,
+        labels=labels,
+        train_labels_n=numbers_n,
+        validation_labels_n=validation_numbers_n,
+        test_labels_n=_numbers(test, data.label, labels),
+        train_rows=order[: min(wanted, len(order) - held_out)],
+        validation_rows=validation_rows,
+    )
+
+
+def read(data: DataSpec, split: str, column: str, roots: Roots, field: str) -> Table:
+    """Read one split and check that it has rows and both columns. Raises: `DataRefused`, `PathRefused`."""
+    given = getattr(data, split)
+    where = f"{field}.{split}"
+    if data.hub is not None:
+        table = _from_hub(data, given, roots, where)
+    else:
+        path = roots.dataset(given, where)
+        table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where)
+    if len(table.rows) == 0:
+        raise DataRefused(f"{where}: {given} has no examples; give a file with at least one row")
+    for name in (column, data.label):
+        if name not in table.rows.column_names:
+            there = ", ".join(table.rows.column_names)
+            raise DataRefused(f"{where}: {given} has no column {name!r}; its columns are {there}. Name the right one")
+    return table
+
+
+def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
+    kind = BUILDERS.get(paths[0].suffix.lower())
+    if kind is None:
+        allowed = ", ".join(BUILDERS)
+        raise DataRefused(f"{where}: {paths[0].name} is not a format that is read ({allowed}, or an image folder)")
+    if sum(path.stat().st_size for path in paths) == 0:
+        raise DataRefused(f"{where}: {paths[0].name} is empty; give a file with at least one row")
+    files = [str(path) for path in paths]
+    try:
+        rows = datasets.load_dataset(kind, data_files={"split": files}, split="split")
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError, TypeError) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300]
+        raise DataRefused(f"{where}: {paths[0].name} cannot be read as {kind}: {reason}") from error
+    return Table(rows, where, _hash(paths), folder)
+
+
+def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in BUILDERS)
+    if tables:
+        return _from_files(tables, folder, where)
+    images = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGES)
+    if not images:
+        raise DataRefused(
+            f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images in one folder a label "
+            f"({', '.join(IMAGES)})"
+        )
+    rows = {
+        data.image: [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images],
+        data.label: [path.parent.name for path in images],
+    }
+    return Table(datasets.Dataset.from_dict(rows), where, _hash(images), folder)
+
+
+def _from_hub(data: DataSpec, split: str, roots: Roots, where: str) -> Table:
+    if not roots.hub:
+        raise PathRefused(
+            f"{where}: the hub is closed here; save {data.hub} as parquet below the data roots, name that"
+        )
+    try:
+        rows = datasets.load_dataset(data.hub, revision=data.revision, split=split)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
+        raise DataRefused(f"{where}: {data.hub}, split {split!r}: {' '.join(str(error).split())[:300]}") from error
+    return Table(rows, where, str(data.revision), None)
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    hashes = [sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _label_space(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
+    values = _values(table, column)
+    feature = table.rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        names = tuple(feature.names)
+    else:
+        names = tuple(str(value) for value in sorted(set(values)))
+    present = {_name(table, column, value) for value in values}
+    if len(present) < 2:
+        raise DataRefused(f"{table.field}: every example is labelled {present.pop()!r}; at least two labels are needed")
+    return names, _numbers(table, column, names)
+
+
+def _numbers(table: Table, column: str, names: tuple[str, ...]) -> Tensor:
+    rows = {name: row for row, name in enumerate(names)}
+    found = [_name(table, column, value) for value in _values(table, column)]
+    unknown = sorted({name for name in found if name not in rows})
+    if unknown:
+        raise DataRefused(
+            f"{table.field}: label {unknown[0]!r} does not occur in the training split, whose labels are "
+            f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}; give splits with the same labels"
+        )
+    return torch.tensor([rows[name] for name in found])
+
+
+def _name(table: Table, column: str, value: str | int) -> str:
+    feature = table.rows.features[column]
+    return feature.names[value] if isinstance(feature, datasets.ClassLabel) and isinstance(value, int) else str(value)
+
+
+def _values(table: Table, column: str) -> list[str | int]:
+    values = list(table.rows[column])
+    feature = table.rows.features[column]
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise DataRefused(f"{table.field}: row {row} has no label ({value}); remove the row or label it")
+        if isinstance(value, float) and value.is_integer():
+            values[row] = int(value)
+        elif not isinstance(value, (str, int)):
+            raise DataRefused(f"{table.field}: row {row} has label {value!r}; a label is a string or a whole number")
+        elif isinstance(feature, datasets.ClassLabel) and not 0 <= value < len(feature.names):
+            raise DataRefused(f"{table.field}: row {row} is unlabelled ({value}); give a split with labels")
+    return values

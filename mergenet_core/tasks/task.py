@@ -1,0 +1,90 @@
+"""What the training loop asks of a task: examples by index, a loss, a score.
+
+Legend: b examples of a batch, n examples of a split, l labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Examples(Protocol):
+    """One split, decoded once and batched by index."""
+
+    def __len__(self) -> int:
+        """How many examples the split has."""
+
+    def batch(self, index_b: Tensor) -> dict[str, Tensor]:
+        """The model's keyword arguments for these examples; what is to be predicted is under `labels`."""
+
+    def evaluation_order(self) -> Tensor:
+        """The order that wastes the least padding."""
+
+
+class Task(Protocol):
+    """Data, loss and metric of one task."""
+
+    @property
+    def metric(self) -> str:
+        """The metric's name; higher is better."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label space, in the head's row order."""
+
+    @property
+    def train(self) -> Examples:
+        """What the model learns from."""
+
+    @property
+    def validation(self) -> Examples:
+        """What selection looks at."""
+
+    @property
+    def test(self) -> Examples:
+        """What the report is measured on."""
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer or image processor that made the examples; saved beside the model."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Config values of a model from scratch that follow from the data."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Per split: examples, and a hash of what was read."""
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of a batch."""
+
+    def score(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The metric of each example; the split's metric is the mean."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A task whose examples have one label each: cross entropy and accuracy."""
+
+    labels: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+    processor: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "accuracy"
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cross entropy. Shapes: logits (b, l), labels (b)."""
+        return torch.nn.functional.cross_entropy(logits, batch["labels"])
+
+    def score(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """1 where the largest logit is the label's. Shapes: (b)."""
+        return (logits.argmax(dim=1) == batch["labels"]).float()

@@ -1,0 +1,93 @@
+"""Output distillation: a frozen teacher's logits beside the labels.
+
+Legend: b examples of a batch, l labels, o labels other than the example's own (l − 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mergenet_core.jobs.spec import DistillSpec
+from mergenet_core.tasks.task import Examples
+
+
+def kd(student_bl: Tensor, teacher_bl: Tensor, temperature: float) -> Tensor:
+    """Hinton's distillation (arXiv 1503.02531).
+
+    Equation: T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over the batch.
+    """
+    student_log_bl = torch.log_softmax(student_bl / temperature, dim=1)
+    teacher_log_bl = torch.log_softmax(teacher_bl / temperature, dim=1)
+    return _divergence(teacher_log_bl, student_log_bl).mean() * temperature**2
+
+
+def dkd(
+    student_bl: Tensor,
+    teacher_bl: Tensor,
+    labels_b: Tensor,
+    temperature: float,
+    target_class_weight: float,
+    non_target_class_weight: float,
+) -> Tensor:
+    """Decoupled distillation (arXiv 2203.08679, equation 7): the label's probability, and the shape of the others.
+
+    Equation: T² · (α · KL(b_teacher ‖ b_student) + β · KL(p̂_teacher ‖ p̂_student)), b = (p_t, 1 − p_t) and p̂ the
+    softmax over the labels other than the example's own; the mean over the batch.
+    """
+    student_log_bl = torch.log_softmax(student_bl / temperature, dim=1)
+    teacher_log_bl = torch.log_softmax(teacher_bl / temperature, dim=1)
+    own_bl = torch.nn.functional.one_hot(labels_b, student_bl.shape[1]).bool()
+    target = _divergence(_binary(teacher_log_bl, own_bl), _binary(student_log_bl, own_bl))
+    non_target = _divergence(_others(teacher_log_bl, own_bl), _others(student_log_bl, own_bl))
+    return (target_class_weight * target + non_target_class_weight * non_target).mean() * temperature**2
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A frozen teacher that looks at the same examples as the student, through its own tokenizer or pixels."""
+
+    teacher: nn.Module
+    examples: Examples
+    """The trial's training examples as the teacher reads them, in the same order."""
+    columns_l: Tensor
+    """The teacher's logit for each of the student's labels: label spaces may be in another order."""
+    spec: DistillSpec
+
+    def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor, index_b: Tensor) -> Tensor:
+        """The loss that is trained on.
+
+        Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
+        """
+        teacher_bl = self.logits(index_b, student_bl.device)
+        weight, temperature = self.spec.weight, self.spec.temperature
+        if self.spec.loss == "kd":
+            share = 1.0 - weight if weight <= 1 else 1.0
+            return share * task_loss + weight * kd(student_bl, teacher_bl, temperature)
+        alpha, beta = self.spec.target_class_weight, self.spec.non_target_class_weight
+        return task_loss + weight * dkd(student_bl, teacher_bl, labels_b, temperature, alpha, beta)
+
+    @torch.no_grad()
+    def logits(self, index_b: Tensor, device: torch.device) -> Tensor:
+        """The teacher's logits in the student's label order."""
+        batch = self.examples.batch(index_b)
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        teacher_bl: Tensor = self.teacher(**inputs).logits
+        return teacher_bl.float()[:, self.columns_l.to(device)]
+
+
+def _divergence(first_log: Tensor, second_log: Tensor) -> Tensor:
+    return (first_log.exp() * (first_log - second_log)).sum(dim=1)
+
+
+def _binary(log_bl: Tensor, own_bl: Tensor) -> Tensor:
+    own_b1 = log_bl[own_bl].unsqueeze(1)
+    rest_b1 = log_bl.masked_fill(own_bl, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([own_b1, rest_b1], dim=1)
+
+
+def _others(log_bl: Tensor, own_bl: Tensor) -> Tensor:
+    others_bo = log_bl[~own_bl].view(log_bl.shape[0], -1)
+    return torch.log_softmax(others_bo, dim=1)

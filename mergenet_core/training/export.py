@@ -1,0 +1,52 @@
+"""The result of a trial on disk: the plain target in the Hugging Face layout, and nothing of the adapter in it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mergenet_core import __version__
+from mergenet_core.jobs.artifacts import publishing
+
+ROLES = {
+    "adapter.safetensors": "adapter",
+    "adapter.json": "adapter",
+    "pairing.json": "adapter",
+    "report.json": "report",
+    "README.md": "card",
+    "job.json": "spec",
+    "config.json": "model",
+    ".safetensors": "model",
+    "model.safetensors.index.json": "model",
+    "preprocessor_config.json": "tokenizer",
+    "tokenizer.json": "tokenizer",
+    "tokenizer_config.json": "tokenizer",
+    "vocab.txt": "tokenizer",
+}
+
+
+def export_model(
+    model: nn.Module, weights: dict[str, Tensor], processor: Any, folder: Path, *, attempt: int, about: dict[str, Any]
+) -> None:
+    """Publish the model with these weights and its tokenizer or image processor. Raises: `StorageFull`."""
+    with publishing(
+        folder, kind="artifact", step=int(about["step"]), attempt=attempt, roles=ROLES, about=about
+    ) as draft:
+        model.save_pretrained(draft, state_dict=weights)  # type: ignore[operator]
+        processor.save_pretrained(draft)
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides a result."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
+    found = {"mergenet": __version__, "python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,145 @@
+"""One trial from its spec to its result: resumed where an earlier attempt got to, stopped at a step's end when asked."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import ArmCost, Checkpoint, Trial, TrialResult
+from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.models.describe import parameters
+from mergenet_core.training.arms import Arm, prepare_arm, prepare_source
+from mergenet_core.training.checkpoint import on_cpu, publish, resume
+from mergenet_core.training.export import environment, export_model
+from mergenet_core.training.loop import Training
+from mergenet_core.training.seams import Control, Interrupted, Reporter
+from mergenet_core.training.selection import Selection
+
+__all__ = ["Control", "Interrupted", "Reporter", "run_trial"]
+
+LOGGED_STEPS = 200
+"""At most so many training losses are reported, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A trial under way, and where it reports."""
+
+    arm: Arm
+    training: Training
+    selection: Selection
+    reporter: Reporter
+    publish: Callable[[], Checkpoint]
+
+
+def run_trial(
+    job: JobSpec,
+    trial: Trial,
+    folder: JobFolder,
+    roots: Roots,
+    *,
+    attempt: int,
+    reporter: Reporter,
+    control: Control,
+) -> TrialResult:
+    """Train the source, or one arm at one seed, and export it; goes on from the newest checkpoint that verifies.
+
+    Raises: `Interrupted` after a checkpoint when asked to stop; `TrainingDiverged`, `OutOfMemory`, `StorageFull`,
+    `ModelRefused`, `DataRefused`, `PairingRefused`.
+    """
+    prepare = prepare_source if trial.kind == "source" else prepare_arm
+    arm = prepare(job, trial, folder, roots)
+    trial_folder = folder.trial(trial.id)
+    training = arm.training
+    selection = Selection()
+    for reason in resume(training, selection, trial_folder):
+        reporter.event("checkpoint.refused", f"{reason}; an older one is used", level="warning")
+    if training.step:
+        reporter.event("trial.resumed", f"goes on from step {training.step}", step=training.step)
+
+    def publish_now() -> Checkpoint:
+        about = {"trial": trial.id, "seed": trial.seed}
+        keep = job.retention.checkpoints
+        checkpoint = publish(training, selection, trial_folder, attempt=attempt, keep=keep, about=about)
+        reporter.checkpoint(checkpoint)
+        return checkpoint
+
+    def stop_if_asked() -> bool:
+        asked = control.requested()
+        if asked is not None:
+            checkpoint = publish_now()
+            if asked == "stop":
+                raise Interrupted(checkpoint)
+        return asked is not None
+
+    arm.prepare_teacher(stop_if_asked)
+    training.start()
+    run = _Run(arm, training, selection, reporter, publish_now)
+    _train(run, stop_if_asked)
+    result = _measure(run)
+    about: dict[str, Any] = {"step": selection.best_step, "seed": trial.seed, "weights": "best on validation"}
+    place = folder.source if trial.kind == "source" else trial_folder / "model"
+    assert selection.weights is not None
+    export_model(training.model, selection.weights, arm.task.processor, place, attempt=attempt, about=about)
+    return result
+
+
+def _train(run: _Run, stop_if_asked: Callable[[], bool]) -> None:
+    training, spec = run.training, run.training.spec
+    eval_every = spec.eval_every or max(1, spec.steps // 10)
+    checkpoint_every = spec.checkpoint_every or max(1, spec.steps // 5)
+    log_every = max(1, spec.steps // LOGGED_STEPS)
+    resumed_at = training.step
+    while True:
+        step, last = training.step, training.step == spec.steps
+        if (step % eval_every == 0 or last) and run.selection.evaluated != step:
+            metric = training.evaluate(run.arm.task.validation)
+            run.selection.look(step, metric, lambda: on_cpu(training.model.state_dict()))
+            run.reporter.metric(step, "validation", {run.arm.task.metric: metric})
+        published = stop_if_asked()
+        due = step % checkpoint_every == 0 or last
+        if due and step > resumed_at and not published:
+            run.publish()
+        if last:
+            return
+        training.advance()
+        if training.step % log_every == 0 or training.step == spec.steps:
+            run.reporter.metric(training.step, "train", {"loss": training.loss})
+        remaining = (spec.steps - training.step) * training.seconds / training.step
+        run.reporter.progress(
+            training.step, spec.steps, loss=training.loss, metric=run.selection.newest, eta_seconds=remaining
+        )
+
+
+def _measure(run: _Run) -> TrialResult:
+    training, selection, task = run.training, run.selection, run.arm.task
+    assert selection.newest is not None
+    assert selection.best is not None
+    assert selection.weights is not None
+    last = {"test": training.evaluate(task.test), "validation": selection.newest}
+    training.model.load_state_dict(selection.weights)
+    best_test = last["test"] if selection.best_step == training.step else training.evaluate(task.test)
+    best = {"test": best_test, "validation": selection.best, "step": float(selection.best_step)}
+    for name, values in (("last", last), ("best", best)):
+        run.reporter.metric(training.step, "test", {f"{task.metric}_{name}": values["test"]})
+    return TrialResult(
+        steps=training.spec.steps,
+        final_loss=training.loss,
+        metric=task.metric,
+        last=last,
+        best=best,
+        cost=ArmCost(
+            step_seconds=statistics.median(training.step_seconds),
+            train_seconds=training.seconds,
+            extra_seconds=training.extra_seconds,
+        ),
+        parameters=parameters(training.model),
+        adapter_parameters=run.arm.adapter_parameters,
+        transferred_parameters=run.arm.transferred_parameters,
+        versions=environment(),
+        data=dict(task.facts),
+        teacher=run.arm.teacher_metrics(),
+    )
