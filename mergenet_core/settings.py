@@ -53,14 +53,14 @@ class Settings(BaseSettings):
         """The folder of a job."""
         return job_folder(self.home, job_id)
 
-    def redis(self, *, decode: bool = True, timeout_seconds: float = 5.0) -> Redis:
-        """A connection that tries again for a moment when Redis is restarting."""
+    def redis(self, *, decode: bool = True, timeout_seconds: float = 5.0, retries: int = 3) -> Redis:
+        """A connection that tries again for a moment when Redis is restarting; with no `retries`, fails at once."""
         return Redis.from_url(
             self.redis_url.get_secret_value(),
             decode_responses=decode,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
-            retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
+            retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError] if retries else [],
             health_check_interval=15,
         )

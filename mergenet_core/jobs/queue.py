@@ -7,6 +7,8 @@ refused by the record.
 from __future__ import annotations
 
 import contextlib
+import time
+from typing import cast
 
 from redis import Redis
 from rq import Queue
@@ -16,7 +18,7 @@ from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import NotFound, StaleAttempt
 from mergenet_core.jobs import leases, state
-from mergenet_core.jobs.records import Job
+from mergenet_core.jobs.records import Job, Trial, now
 from mergenet_core.jobs.store import Store
 
 QUEUE = "mergenet"
@@ -24,20 +26,27 @@ ENTRY_POINT = "workers.supervisor.run"
 """The one function that a message may name."""
 _NO_TIMEOUT = -1
 _SWEEP_LOCK = "mergenet:reconciler"
+_TAKEN_KEPT_SECONDS = 3600
 
 
 def enqueue(redis: Redis, job: Job) -> None:
-    """Send a message for every queued trial of a job; a trial that has one already gets no second."""
+    """Send a message for every queued trial of a job; a trial that has one already gets no second.
+
+    A trial that waits after a failure gets its message from `reconcile`, when its time has come.
+    """
     queue = _queue(redis)
     for trial in job.trials:
-        if trial.state == "queued":
+        if _due(trial):
             _send(queue, job.id, trial.id, trial.attempt + 1)
 
 
-def reconcile(store: Store, redis: Redis, *, every_seconds: float = 5.0) -> bool:
+def reconcile(
+    store: Store, redis: Redis, *, every_seconds: float = 5.0, patience_seconds: float = leases.SECONDS
+) -> bool:
     """Make queue and records agree: end what lost its lease, send again what got lost.
 
-    `redis` is the connection for RQ, which does not decode. Safe to call from anywhere and any number of times; one
+    `redis` is the connection for RQ, which does not decode. A message that a worker took from the queue and that did
+    not become a claim within `patience_seconds` counts as lost. Safe to call from anywhere and any number of times; one
     caller in `every_seconds` does the work, and the value says whether it was this one.
     """
     if not store.redis.set(_SWEEP_LOCK, "1", nx=True, px=int(every_seconds * 1000)):
@@ -45,22 +54,32 @@ def reconcile(store: Store, redis: Redis, *, every_seconds: float = 5.0) -> bool
     for job_id, trial_id, attempt in leases.expired(store.redis):
         _lose(store, redis, job_id, trial_id, attempt)
     queue = _queue(redis)
-    sent = {str(message_id) for message_id in queue.get_job_ids()}
+    sent = {str(message).rpartition("_")[0] for message in queue.get_job_ids()}
     for job_id, trial_id in store.queued():
+        if _stem(job_id, trial_id) in sent:
+            continue
         try:
-            job = store.get(job_id)
+            trial = store.get(job_id).trial(trial_id)
         except NotFound:
             continue
-        trial = job.trial(trial_id)
-        if trial.state == "queued" and message_id(job_id, trial_id, trial.attempt + 1) not in sent:
-            _forget(queue, message_id(job_id, trial_id, trial.attempt + 1))
+        message = message_id(job_id, trial_id, trial.attempt + 1)
+        if _due(trial) and not _taken_lately(redis, message, patience_seconds):
+            _forget(queue, message)
             _send(queue, job_id, trial_id, trial.attempt + 1)
     return True
 
 
 def message_id(job_id: str, trial_id: str, attempt: int) -> str:
     """RQ's id of the message that carries one attempt."""
-    return f"{job_id}_{trial_id.replace('+', '-and-')}_{attempt}"
+    return f"{_stem(job_id, trial_id)}_{attempt}"
+
+
+def _stem(job_id: str, trial_id: str) -> str:
+    return f"{job_id}_{trial_id.replace('+', '-and-')}"
+
+
+def _due(trial: Trial) -> bool:
+    return trial.state == "queued" and (trial.not_before is None or trial.not_before <= now())
 
 
 def _queue(redis: Redis) -> Queue:
@@ -80,10 +99,26 @@ def _send(queue: Queue, job_id: str, trial_id: str, attempt: int) -> None:
         )
 
 
+def _taken_lately(redis: Redis, message: str, patience_seconds: float) -> bool:
+    if not Message.exists(message, connection=redis):
+        return False
+    moment = time.time()
+    if redis.set(_taken(message), moment, nx=True, ex=_TAKEN_KEPT_SECONDS):
+        return True
+    return moment - float(cast("bytes", redis.get(_taken(message)) or 0)) < patience_seconds
+
+
+def _taken(message: str) -> str:
+    return f"mergenet:taken:{message}"
+
+
 def _forget(queue: Queue, message: str) -> None:
     """Drop a message that was taken from the queue by a worker that died before it claimed the trial."""
     with contextlib.suppress(NoSuchJobError):
         Message.fetch(message, connection=queue.connection, serializer=JSONSerializer).delete()
+    # RQ's own sweep would otherwise take the message's successor for one that is stuck there
+    queue.intermediate_queue.remove(message)
+    queue.connection.delete(_taken(message))
 
 
 def _lose(store: Store, redis: Redis, job_id: str, trial_id: str, attempt: int) -> None:

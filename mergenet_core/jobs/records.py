@@ -99,6 +99,8 @@ class Trial(Record):
     """The number of the newest attempt; 0 before the first."""
     failures: int = 0
     """Attempts that ended in an error that was worth another try."""
+    not_before: datetime | None = None
+    """After a failure: when the next attempt may begin."""
     worker: str | None = None
     checkpoint: Checkpoint | None = None
     result: TrialResult | None = None

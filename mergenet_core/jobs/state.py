@@ -7,13 +7,18 @@ never set by hand: `_settled` derives it from its trials and from what the user 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from mergenet_core.errors import StaleAttempt, StateConflict
 from mergenet_core.jobs.records import TERMINAL, Checkpoint, Job, Request, Trial, TrialResult, TrialState, now
 
 ACTIVE: frozenset[TrialState] = frozenset({"starting", "running"})
+BACKOFF_SECONDS = 1.0
+"""Pause before a trial's second attempt; it doubles with every failure, up to a minute."""
 _OPEN: frozenset[TrialState] = frozenset({"waiting", "queued", "starting", "running", "paused"})
+_CURABLE = frozenset({"storage-full"})
+"""Not worth another try by itself, but worth one when the operator has acted."""
 
 
 def submit(job: Job) -> Job:
@@ -30,7 +35,7 @@ def claim(job: Job, trial_id: str, attempt: int, worker: str) -> Job:
     if trial.state != "queued" or trial.attempt + 1 != attempt or job.state in TERMINAL:
         raise StaleAttempt(f"{job.id}/{trial_id} is {trial.state} at attempt {trial.attempt}, not queued for {attempt}")
     job = job.model_copy(update={"started_at": job.started_at or now()})
-    return _settled(_with(job, trial, state="starting", attempt=attempt, worker=worker, reason=None))
+    return _settled(_with(job, trial, state="starting", attempt=attempt, worker=worker, reason=None, not_before=None))
 
 
 def started(job: Job, trial_id: str, attempt: int) -> Job:
@@ -65,15 +70,18 @@ def fail(job: Job, trial_id: str, attempt: int, *, code: str, reason: str, retry
     if stopped is not None:
         return _settled(_with(job, trial, state=stopped, worker=None, reason=reason))
     if retryable and trial.failures + 1 < job.max_attempts:
+        not_before = now() + timedelta(seconds=min(60.0, BACKOFF_SECONDS * 2**trial.failures))
+        failures = trial.failures + 1
         return _settled(
-            _with(job, trial, state="queued", failures=trial.failures + 1, worker=None, reason=reason),
+            _with(job, trial, state="queued", failures=failures, worker=None, reason=reason, not_before=not_before),
             code=code,
             reason=f"{trial.id} goes on from its newest checkpoint: {reason}",
         )
     if retryable:
         reason = f"{reason} ({trial.failures + 1} attempts, none succeeded)"
     job = _with(job, trial, state="failed", worker=None, reason=reason)
-    return _settled(job.model_copy(update={"retryable": retryable}), code=code, reason=f"{trial.id}: {reason}")
+    resumable = retryable or code in _CURABLE
+    return _settled(job.model_copy(update={"retryable": resumable}), code=code, reason=f"{trial.id}: {reason}")
 
 
 def hand_back(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
@@ -111,7 +119,7 @@ def resume(job: Job) -> Job:
     if job.state not in ("paused", "pausing") and not revivable:
         raise StateConflict(f"the job is {job.state}; only a paused job, or a failed one marked retryable, can resume")
     trials = tuple(
-        trial.model_copy(update={"state": "waiting", "failures": 0})
+        trial.model_copy(update={"state": "waiting", "failures": 0, "not_before": None})
         if trial.state in ("paused", "failed", "cancelled")
         else trial
         for trial in job.trials

@@ -15,9 +15,9 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from mergenet_core.errors import IdempotencyConflict, NotFound
+from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
 from mergenet_core.jobs import leases, streams
-from mergenet_core.jobs.records import Job, JobState
+from mergenet_core.jobs.records import TERMINAL, Job, JobState
 from mergenet_core.jobs.spec import JobSpec
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
@@ -47,8 +47,8 @@ class Store:
                     if idempotency_key is not None:
                         pipe.watch(idempotency)  # type: ignore[no-untyped-call]
                         known = cast("str | None", pipe.get(idempotency))
-                        if known is not None:
-                            return self._known(json.loads(known), digest), False
+                        if known is not None and (before := self._known(json.loads(known), digest)):
+                            return before, False
                     pipe.multi()
                     pipe.set(_key(job.id, "spec"), document)
                     pipe.set(_key(job.id, "plan"), json.dumps(plan))
@@ -141,15 +141,27 @@ class Store:
         return [cast("tuple[str, str]", tuple(member.split("/", 1))) for member in members]
 
     def delete(self, job_id: str) -> None:
-        """Forget a job whose state is terminal; its folder is the caller's."""
-        job = self.get(job_id)
+        """Forget a job whose state is terminal; its folder is the caller's.
+
+        Raises: `NotFound`; `StateConflict` when it is not terminal, or was resumed just now.
+        """
         with self.redis.pipeline() as pipe:
-            pipe.zrem(_ALL, job_id)
-            pipe.zrem(f"{_ALL}:state:{job.state}", job_id)
-            for name, value in job.labels.items():
-                pipe.zrem(_label_index(name, value), job_id)
-            pipe.delete(_key(job_id), _key(job_id, "spec"), _key(job_id, "plan"), *streams.keys(job_id))
-            pipe.execute()
+            while True:
+                try:
+                    pipe.watch(_key(job_id))  # type: ignore[no-untyped-call]
+                    job = self._read(pipe, job_id)
+                    if job.state not in TERMINAL:
+                        raise StateConflict(f"the job is {job.state}; cancel it first, or wait for its end")
+                    pipe.multi()
+                    pipe.zrem(_ALL, job_id)
+                    pipe.zrem(f"{_ALL}:state:{job.state}", job_id)
+                    for name, value in job.labels.items():
+                        pipe.zrem(_label_index(name, value), job_id)
+                    pipe.delete(_key(job_id), _key(job_id, "spec"), _key(job_id, "plan"), *streams.keys(job_id))
+                    pipe.execute()
+                    return
+                except WatchError:
+                    continue
 
     def _read(self, pipe: Pipeline, job_id: str) -> Job:
         text = cast("str | None", pipe.get(_key(job_id)))
@@ -163,12 +175,15 @@ class Store:
             raise NotFound(f"there is no job {job_id}")
         return text
 
-    def _known(self, entry: dict[str, str], digest: str) -> Job:
+    def _known(self, entry: dict[str, str], digest: str) -> Job | None:
         if entry["sha256"] != digest:
             raise IdempotencyConflict(
                 f"this Idempotency-Key was used for job {entry['job']} with another document; take a new key"
             )
-        return self.get(entry["job"])
+        try:
+            return self.get(entry["job"])
+        except NotFound:  # deleted since: the key is free again
+            return None
 
 
 def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
