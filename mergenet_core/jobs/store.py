@@ -206,6 +206,11 @@ def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
     streams.add_changes(pipe, old, new)
 
 
+def record_key(job_id: str) -> str:
+    """The Redis key of a job's record, for a reader with a connection of its own."""
+    return _key(job_id)
+
+
 def _key(job_id: str, part: str | None = None) -> str:
     return f"mergenet:job:{job_id}" + (f":{part}" if part else "")
 
