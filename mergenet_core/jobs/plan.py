@@ -1,0 +1,280 @@
+"""From a job document to its trials, its pairing and an estimate, before anything is downloaded, queued or trained.
+
+Runs where the API runs: it reads configs, safetensors headers and the first bytes of data files, never weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergenet_core.errors import DataRefused, PathRefused, SpecInvalid, TooLarge
+from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.inspect import check_config, inspect_model, vocabulary_hash, vocabulary_size
+from mergenet_core.jobs.layouts import shapes_from_config
+from mergenet_core.jobs.pairing import Pairing, pair
+from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.records import Record, Trial, WorkerInfo
+from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
+
+_BYTES = 4
+_RUNTIME_BYTES = 600_000_000
+"""What a training process holds before any model: the interpreter and the libraries."""
+_LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
+_FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+
+
+class Estimate(Record):
+    """What the job needs of a machine, counted from shapes; activations are not in it."""
+
+    target_parameters: int | None
+    source_parameters: int | None
+    memory_bytes: int | None
+    """Of one trial: weights, gradients, optimizer state and source, at single precision, and the runtime."""
+    disk_bytes: int | None
+    """Checkpoints, exports and the artifact, at their peak."""
+    steps: int
+    """Optimizer steps of all trials together."""
+
+
+class Plan(Record):
+    """What will be done for a job, and what could be told in advance."""
+
+    trials: tuple[Trial, ...]
+    pairing: Pairing | None
+    """Null where a model's shapes are only known once a worker has loaded it."""
+    estimate: Estimate
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]) -> Plan:
+    """Check everything that can be checked without loading a model, and lay out the trials.
+
+    Raises: `PathRefused`, `ModelRefused`, `DataRefused`, `PairingRefused`, `SpecInvalid`, `TooLarge`, each naming the
+    field and what to change.
+    """
+    notes: list[str] = []
+    _check_data(spec.target.data, spec.target.task, roots, "target.data")
+    if spec.source.data is not None:
+        _check_data(spec.source.data, spec.target.task, roots, "source.data")
+    task, data = spec.target.task, spec.target.data
+    learns = spec.source.train is not None
+    source = _facts(spec.source.model, task, spec.source.data or data, roots, "source.model", notes, trained=learns)
+    target = _facts(spec.target.model, task, data, roots, "target.model", notes, donor=spec.source.model)
+    _check_distillation(spec, source)
+    pairing = None
+    if source is not None and target is not None:
+        source, target = _with_labels(spec, source, target)
+        pairing = pair(source, target, spec.transfer)
+    estimate = _estimate(spec, source, target)
+    _check_machine(estimate, home, workers, notes)
+    return Plan(trials=trials(spec), pairing=pairing, estimate=estimate, notes=tuple(notes))
+
+
+def trials(spec: JobSpec) -> tuple[Trial, ...]:
+    """The source's own training if it has one, then every arm at every seed, then the report and the artifact."""
+    first = (Trial(id="source", kind="source", seed=spec.source.seed),) if spec.source.train is not None else ()
+    needs = tuple(trial.id for trial in first)
+    arms = tuple(
+        Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed, needs=() if arm == "control" else needs)
+        for seed in spec.seeds
+        for arm in spec.arms
+    )
+    last = Trial(id="finalize", kind="finalize", needs=tuple(trial.id for trial in first + arms))
+    return (*first, *arms, last)
+
+
+def _facts(
+    model: ModelSpec,
+    task: TaskName,
+    data: DataSpec,
+    roots: Roots,
+    field: str,
+    notes: list[str],
+    *,
+    trained: bool = True,
+    donor: ModelSpec | None = None,
+) -> ModelFacts | None:
+    """What is known of a model now; `donor` is the model whose tokenizer one from scratch takes over."""
+    tokenizer = roots.model(model.tokenizer, f"{field}.tokenizer") if model.tokenizer else None
+    if model.hub is not None:
+        if not roots.hub:
+            raise PathRefused(
+                f"{field}.hub: this server does not open the hub; give a path below its model roots, "
+                "or ask the operator for MERGENET_HUB=true"
+            )
+        notes.append(f"{field} is on the hub: a worker checks and pairs it after the download")
+        return None
+    if model.path is not None:
+        folder = roots.model(model.path, f"{field}.path")
+        # a source is read as an encoder or as a classifier; only what is trained must be able to learn the task
+        found = inspect_model(folder, task if trained else None)
+        return (
+            found
+            if tokenizer is None
+            else ModelFacts(found.config, found.shapes, vocabulary_hash(tokenizer), found.labels)
+        )
+    config = dict(model.config or {})
+    if task == "image-classification":
+        size = config.setdefault("image_size", data.image_size)
+        if size != data.image_size:
+            raise SpecInvalid(f"{field}.config.image_size is {size}, the data's is {data.image_size}; make them equal")
+    check_config(config, task, where=f"{field}.config")
+    if tokenizer is None and donor is not None and (donor.tokenizer or donor.path):
+        tokenizer = roots.model(donor.tokenizer or donor.path or "", f"{field}.tokenizer")
+    if task == "text-classification":
+        if tokenizer is None or vocabulary_hash(tokenizer) is None:
+            raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
+        config.setdefault("vocab_size", vocabulary_size(tokenizer))
+    try:
+        _check_sizes(config, f"{field}.config")
+        shapes = shapes_from_config(config)
+        wrong = [side for shape in (shapes or {}).values() for side in shape if not isinstance(side, int) or side < 1]
+    except (TypeError, ValueError) as error:
+        wrong = [error]
+    if wrong:
+        raise SpecInvalid(f"{field}.config: a size is not a positive whole number ({wrong[0]}); correct the config")
+    if shapes is None:
+        notes.append(f"{field}: shapes of a {config['model_type']} from scratch are known once a worker has built it")
+        return None
+    return ModelFacts(config, shapes, vocabulary_hash(tokenizer) if tokenizer else None)
+
+
+def _check_sizes(config: Mapping[str, Any], field: str) -> None:
+    """A few digits too many would keep the server counting."""
+    for name, value in config.items():
+        most = _LAYERS_MAX if "layer" in name else _SIZE_MAX
+        if isinstance(value, int) and value > most:
+            raise SpecInvalid(f"{field}.{name}: {value} is more than is ever built here, {most}; take a smaller one")
+        if isinstance(value, (list, dict)) and len(value) > _LAYERS_MAX * 100:
+            raise SpecInvalid(f"{field}.{name} has {len(value)} entries; {_LAYERS_MAX * 100} is the most")
+
+
+def _with_labels(spec: JobSpec, source: ModelFacts, target: ModelFacts) -> tuple[ModelFacts, ModelFacts]:
+    """Label spaces as far as they are known before data is read: a source trained on the same classes shares them."""
+    if spec.source.data is not None and spec.source.data.label == spec.target.data.label:
+        shared = ("as in the data",)
+        return (
+            ModelFacts(source.config, source.shapes, source.vocabulary, source.labels or shared),
+            ModelFacts(target.config, target.shapes, target.vocabulary, target.labels or shared),
+        )
+    return source, target
+
+
+def _check_distillation(spec: JobSpec, source: ModelFacts | None) -> None:
+    if not any("distill" in arm for arm in spec.arms) or source is None:
+        return
+    teacher = spec.transfer.distill and spec.transfer.distill.teacher
+    if teacher is None and spec.source.train is None and source.labels is None:
+        raise SpecInvalid(
+            "transfer.distill.teacher is missing: the source has no head for the target's labels, so it cannot teach "
+            "them; give teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill arms out"
+        )
+
+
+def _check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
+    if data.hub is not None:
+        if not roots.hub:
+            raise PathRefused(
+                f"{field}.hub: this server does not open the hub; give files below its data roots, "
+                "or ask the operator for MERGENET_HUB=true"
+            )
+        return
+    columns = (data.text if task == "text-classification" else data.image, data.label)
+    for split in ("train", "test", "validation"):
+        name = getattr(data, split)
+        if name is not None:
+            _check_split(roots.dataset(name, f"{field}.{split}"), columns, task, f"{field}.{split}")
+
+
+def _check_split(path: Path, columns: tuple[str, str], task: TaskName, field: str) -> None:
+    """What the first bytes tell: is there anything, in a format that is read, with the columns that are named."""
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise DataRefused(f"{field}: the folder {path.name} is empty")
+        return
+    if path.suffix not in _FILE_SUFFIXES:
+        raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or an image folder")
+    if path.stat().st_size == 0:
+        raise DataRefused(f"{field}: {path.name} is empty")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                found = next(csv.reader(file), [])
+            elif path.suffix == ".jsonl":
+                found = list(json.loads(file.readline(10_000_000)))
+            else:
+                return
+    except (ValueError, TypeError, csv.Error):
+        raise DataRefused(f"{field}: the first line of {path.name} is not {path.suffix[1:].upper()}") from None
+    for column in columns:
+        if column not in found:
+            raise DataRefused(
+                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found))}. "
+                f"Name the right ones in {field.rsplit('.', 1)[0]}"
+            )
+
+
+def _estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None) -> Estimate:
+    source_parameters = _count(source)
+    target_parameters = _count(target)
+    teaches = any("distill" in arm for arm in spec.arms)
+    steps = spec.train.steps * len(spec.arms) * len(spec.seeds) + (spec.source.train.steps if spec.source.train else 0)
+    if source_parameters is None or target_parameters is None:
+        return Estimate(
+            target_parameters=target_parameters,
+            source_parameters=source_parameters,
+            memory_bytes=None,
+            disk_bytes=None,
+            steps=steps,
+        )
+    states = 4 if spec.train.optimizer == "adamw" else 3  # weight, gradient, one or two moments
+    learning = states * target_parameters
+    teaching = (4 if spec.transfer.distill and spec.transfer.distill.teacher else 1) * source_parameters
+    trial = _RUNTIME_BYTES + _BYTES * (learning + max(source_parameters, teaching if teaches else 0))
+    if spec.source.train is not None:
+        trial = max(trial, _RUNTIME_BYTES + _BYTES * 4 * source_parameters)
+    saved = _BYTES * states * target_parameters  # weights, moments, and the best weights so far
+    exports = _BYTES * target_parameters * (len(spec.arms) * len(spec.seeds) + 1)
+    disk = saved * (spec.retention.checkpoints + 1) + exports
+    if spec.source.train is not None:
+        disk += _BYTES * source_parameters * (1 + 4 * (spec.retention.checkpoints + 1))
+    return Estimate(
+        target_parameters=target_parameters,
+        source_parameters=source_parameters,
+        memory_bytes=trial,
+        disk_bytes=disk,
+        steps=steps,
+    )
+
+
+def _check_machine(estimate: Estimate, home: Path, workers: Sequence[WorkerInfo], notes: list[str]) -> None:
+    if estimate.memory_bytes is not None and workers:
+        largest = max(workers, key=lambda worker: worker.memory_bytes)
+        if estimate.memory_bytes > largest.memory_bytes:
+            raise TooLarge(
+                f"a trial needs {_gigabytes(estimate.memory_bytes)} for weights, gradients and optimizer; the largest "
+                f"worker, {largest.name}, has {_gigabytes(largest.memory_bytes)}. Take a smaller target or source"
+            )
+    elif not workers:
+        notes.append("no worker is up: memory was not compared with a machine")
+    if estimate.disk_bytes is not None:
+        free = shutil.disk_usage(home if home.exists() else home.absolute().anchor).free
+        if estimate.disk_bytes > free:
+            raise TooLarge(
+                f"the job writes up to {_gigabytes(estimate.disk_bytes)}, {_gigabytes(free)} are free; free some disk, "
+                "or lower retention.checkpoints, arms or seeds"
+            )
+
+
+def _count(facts: ModelFacts | None) -> int | None:
+    return None if facts is None else sum(math.prod(shape) for shape in facts.shapes.values())
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
