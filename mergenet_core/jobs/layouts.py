@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
@@ -49,7 +50,7 @@ def _mlp(config: Mapping[str, Any]) -> Shapes:
     pixels = config.get("num_channels", 1) * config.get("image_size", 28) ** 2
     widths = [pixels, *config.get("hidden_sizes", (128, 128))]
     shapes: Shapes = {}
-    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(pairwise(widths)):
         shapes |= _linear(f"layers.{layer}", outputs, inputs)
     return shapes | _linear("head", _labels(config), widths[-1])
 
@@ -58,7 +59,7 @@ def _cnn(config: Mapping[str, Any]) -> Shapes:
     kernel = config.get("kernel_size", 3)
     widths = [config.get("num_channels", 1), *config.get("channels", (16, 32))]
     shapes: Shapes = {}
-    for block, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for block, (inputs, outputs) in enumerate(pairwise(widths)):
         shapes[f"blocks.{block}.conv.weight"] = (outputs, inputs, kernel, kernel)
         shapes |= _norm(f"blocks.{block}.norm", outputs)
         shapes |= {f"blocks.{block}.norm.running_{name}": (outputs,) for name in ("mean", "var")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,11 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairing import Pairing
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.methods import TRAINING_FREE
+from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+
+ADAPTER_RATE, GATE_RATE = 1e-4, 1e-3
+"""AdamW's peak learning rates, falling to zero over the transfers by a cosine."""
+CLIP_NORM = 1.0
 
 
 class Transfer:
@@ -18,6 +23,7 @@ class Transfer:
 
     The loop calls `start` once before the first step of a run that is not resumed, and at every step `before` the
     forward pass, `after_backward` (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped).
+    A resumed run calls `load_state_dict` instead of `start`. The source's weights need not outlive the constructor.
     """
 
     def __init__(
@@ -33,8 +39,19 @@ class Transfer:
         method: str | None = None,
     ) -> None:
         self.pairing = pairing
+        self._spec = spec
+        self._last = spec.stop_at * steps
         self._weights = target.state_dict(keep_vars=True)
-        self._written = TRAINING_FREE[method or pairing.method](source_weights, self._weights, pairing)
+        name = method or pairing.method
+        self._method = LEARNED[name](source_weights, self._weights, pairing, spec, seed) if name in LEARNED else None
+        if self._method is None:
+            self._start = TRAINING_FREE[name](source_weights, self._weights, pairing)
+        else:
+            self._start = self._method.start
+            gates = [value for key, value in self._method.parameters.items() if key.endswith("gate")]
+            others = [value for key, value in self._method.parameters.items() if not key.endswith("gate")]
+            self._rates = (ADAPTER_RATE, GATE_RATE)
+            self._optimizer = torch.optim.AdamW([{"params": others}, {"params": gates}], lr=0.0, weight_decay=0.0)
 
     @property
     def transferred_parameters(self) -> int:
@@ -44,30 +61,60 @@ class Transfer:
     @property
     def parameters_count(self) -> int:
         """Parameters of the adapter, which are trained beside the target and never exported with it."""
-        return 0
+        return sum(value.numel() for value in self._method.parameters.values()) if self._method is not None else 0
 
     def start(self) -> None:
         """Write what needs no training, before step 0."""
         with torch.no_grad():
-            for name, W in self._written.items():
+            for name, W in self._start.items():
                 self._weights[name].copy_(W)
 
+    def transfers_at(self, step: int) -> bool:
+        """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""
+        return self._method is not None and step % self._spec.cycle == 0 and step < self._last
+
     def before(self, step: int) -> None:
-        """Transfer at every `cycle`-th step of the first `stop_at` of them: W ← X'."""
+        """Transfer if it is time: W ← X'."""
+        if self._method is not None and self.transfers_at(step):
+            self._method.write()
 
     def after_backward(self, step: int) -> None:
         """Carry the loss's gradient at X' on to the target's weight and to the adapter."""
+        if self._method is not None and self.transfers_at(step):
+            self._method.backward()
 
     def after_step(self, step: int) -> None:
         """Let the adapter learn."""
+        if self._method is None or not self.transfers_at(step):
+            return
+        nn.utils.clip_grad_norm_(self._method.parameters.values(), CLIP_NORM)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapter's weights and the source's factors, by name."""
-        return {}
+        if self._method is None:
+            return {}
+        tensors = {**self._method.parameters, **{f"source.{key}": value for key, value in self._method.factors.items()}}
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on bit for bit: tensors and numbers only."""
-        return {}
+        """What a resumed run needs to go on bit for bit: tensors and numbers only.
+
+        The source's factors belong to it: taken again on another machine they could turn within equal singular values.
+        """
+        if self._method is None:
+            return {}
+        return {"adapter": self.adapter_tensors(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of an interrupted run."""
+        if self._method is None:
+            return
+        with torch.no_grad():
+            for name, tensor in state["adapter"].items():
+                kept = self._method.factors if name.startswith("source.") else self._method.parameters
+                kept[name.removeprefix("source.")].copy_(tensor)
+        self._optimizer.load_state_dict(state["optimizer"])
