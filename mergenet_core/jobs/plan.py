@@ -136,7 +136,7 @@ def _facts(
         shapes = shapes_from_config(config)
         wrong = [side for shape in (shapes or {}).values() for side in shape if not isinstance(side, int) or side < 1]
     except (TypeError, ValueError) as error:
-        wrong = [error]
+        wrong = [str(error)]
     if wrong:
         raise SpecInvalid(f"{field}.config: a size is not a positive whole number ({wrong[0]}); correct the config")
     if shapes is None:
