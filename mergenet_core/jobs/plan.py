@@ -134,7 +134,8 @@ def _facts(
     try:
         _check_sizes(config, f"{field}.config")
         shapes = shapes_from_config(config)
-        wrong = [side for shape in (shapes or {}).values() for side in shape if not isinstance(side, int) or side < 1]
+        sides = [side for shape in (shapes or {}).values() for side in shape]
+        wrong: list[object] = [side for side in sides if not isinstance(side, int) or side < 1]
     except (TypeError, ValueError) as error:
         wrong = [str(error)]
     if wrong:
