@@ -1,0 +1,259 @@
+"""What the tests of workers and faults share: tiny jobs, real worker processes, and waiting without sleeping blindly.
+
+A `Lab` is a service's home with its Redis and the folders that jobs may name. Its jobs train a small MLP on images of
+two classes; `solo` leaves one arm of a job, so that a fault costs two starts of a training process and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from PIL import Image
+from redis import Redis
+
+from mergenet_core.jobs import artifacts, queue, state, streams
+from mergenet_core.jobs.plan import make_plan
+from mergenet_core.jobs.records import TERMINAL, Event, Job, Request, Trial, TrialResult, now
+from mergenet_core.jobs.spec import JobSpec, parse
+from mergenet_core.jobs.store import Store
+from mergenet_core.settings import Settings
+from workers.processes import MARK
+
+Found = TypeVar("Found")
+LEASE_SECONDS = 3.0
+_SIZE = 8
+
+
+class Server:
+    """What a `Lab` needs of a Redis: its address and a client."""
+
+    url: str
+    client: Callable[..., Redis]
+
+
+@dataclass
+class Lab:
+    """A service without its API: submit jobs to the record, start workers, look at what they did."""
+
+    redis_server: Any
+    folder: Path
+    lease_seconds: float = LEASE_SECONDS
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        (self.folder / "models").mkdir(parents=True)
+        make_images(self.folder / "data" / "train", count=80, seed=0)
+        make_images(self.folder / "data" / "test", count=40, seed=1)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "MERGENET_HOME": str(self.folder / "home"),
+            "MERGENET_REDIS_URL": self.redis_server.url,
+            "MERGENET_MODEL_ROOTS": str(self.folder / "models"),
+            "MERGENET_DATA_ROOTS": str(self.folder / "data"),
+            "MERGENET_LEASE_SECONDS": str(self.lease_seconds),
+            "MERGENET_GRACE_SECONDS": "20",
+            "MERGENET_THREADS": "1",
+        }
+
+    @property
+    def settings(self) -> Settings:
+        names = {name.removeprefix("MERGENET_").lower(): value for name, value in self.environment.items()}
+        return Settings.model_validate(names)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.redis_server.client())
+
+    def start_worker(self, **environment: str) -> subprocess.Popen[bytes]:
+        """A real worker process; what it prints ends up in the lab's folder."""
+        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "workers"],
+            env={**os.environ, **self.environment, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, document: dict[str, Any], *, solo: str | None = None) -> Job:
+        """Record and queue a job as the service does; `solo` keeps only the trial of that name."""
+        spec = parse(document)
+        trials = make_plan(spec, self.settings.roots, self.settings.home, []).trials
+        if solo is not None:
+            trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == solo)
+        job = self.record(spec, trials)
+        queue.enqueue(self.redis_server.client(decode=False), job)
+        return job
+
+    def record(self, spec: JobSpec, trials: tuple[Trial, ...]) -> Job:
+        """Write the record of a job that has just been accepted."""
+        job = new_job(trials, max_attempts=spec.resources.attempts)
+        folder = self.settings.job_folder(job.id)
+        folder.path.mkdir(parents=True)
+        folder.spec.write_text(spec.model_dump_json())
+        return self.store.create(state.submit(job), spec, {})[0]
+
+    def ask(self, job: Job, what: Request) -> None:
+        """A user's request."""
+        self.store.update(job.id, lambda record: state.request(record, what))
+
+    def resume(self, job: Job) -> None:
+        """A user's resume."""
+        queue.enqueue(self.redis_server.client(decode=False), self.store.update(job.id, state.resume))
+
+    def events(self, job: Job, type: str) -> list[Event]:
+        """The job's events of one type."""
+        return [event for event in streams.events(self.store.redis, job.id, limit=1000) if event.type == type]
+
+    def wait_for_checkpoint(self, job: Job, count: int = 1) -> None:
+        """Until the job has published so many checkpoints."""
+        wait(lambda: len(self.events(job, "checkpoint.published")) >= count, f"{count} checkpoints", self.explain)
+
+    def wait_for_state(self, job: Job, wanted: str, seconds: float = 60) -> Job:
+        """Until the job is in that state; fails at once when it has ended in another."""
+
+        def reached() -> Job | None:
+            record = self.store.get(job.id)
+            assert record.state == wanted or record.state not in TERMINAL, f"{record.reason}\n{self.explain()}"
+            return record if record.state == wanted else None
+
+        return wait(reached, f"the job being {wanted}", self.explain, seconds)
+
+    def checkpoints(self, job: Job, trial: str) -> list[Path]:
+        """The trial's checkpoints that verify, oldest first."""
+        folder = self.settings.job_folder(job.id).trial(trial) / "checkpoints"
+        return [path for path in sorted(folder.glob("step-*")) if artifacts.verify(path)]
+
+    def processes(self, job: Job) -> list[psutil.Process]:
+        """Training processes of a job that run, by the mark in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK, "").startswith(job.id) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def training(self, job: Job) -> psutil.Process:
+        """The training process of a job that has one."""
+        return wait(lambda: next(iter(self.processes(job)), None), "a training process", self.explain)
+
+    def explain(self) -> str:
+        """What the processes printed, for the message of a failed test."""
+        logs = [*self.folder.glob("worker-*.log"), *self.folder.rglob("attempt-*.log")]
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs))
+
+    def close(self) -> None:
+        """End the workers, the stopped ones too."""
+        for worker in self.workers:
+            for process in [*_tree(worker.pid)]:
+                _signal(process, signal.SIGKILL)
+            worker.wait()
+
+
+@contextmanager
+def lab(redis_server: Any, folder: Path, **options: Any) -> Iterator[Lab]:
+    """A lab that leaves no process behind."""
+    found = Lab(redis_server, folder, **options)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def wait(condition: Callable[[], Found | None], what: str, explain: Callable[[], str], seconds: float = 60) -> Found:
+    """Poll until the condition holds, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{explain()}"
+        time.sleep(0.05)
+    return found
+
+
+def document(*, steps: int = 40, checkpoint_every: int = 10, **train: Any) -> dict[str, Any]:
+    """A job between two MLPs, the source trained first; more steps give a fault more time to strike."""
+    model = {"model_type": "mergenet-mlp", "image_size": _SIZE, "num_channels": 1}
+    data = {"train": "train", "test": "test", "image_size": _SIZE}
+    recipe = {"batch_size": 16, "learning_rate": 1e-3} | train
+    return {
+        "name": "tiny",
+        "source": {
+            "model": {"config": model | {"hidden_sizes": [24, 24]}},
+            "data": data,
+            "train": {"steps": 20, "batch_size": 16},
+        },
+        "target": {"model": {"config": model | {"hidden_sizes": [12, 12]}}, "task": "image-classification", "data": data},
+        "train": recipe | {"steps": steps, "checkpoint_every": checkpoint_every, "eval_every": steps},
+    }
+
+
+def new_job(trials: tuple[Trial, ...], *, max_attempts: int = 4, labels: dict[str, str] | None = None) -> Job:
+    """A record as it is before it is queued."""
+    moment = now()
+    return Job(
+        id=f"job-{time.time_ns():020d}-{secrets.token_hex(2)}",
+        name="tiny",
+        labels=labels or {},
+        owner="tests",
+        state="validating",
+        code="accepted",
+        reason="the document was accepted",
+        trials=trials,
+        max_attempts=max_attempts,
+        created_at=moment,
+        updated_at=moment,
+    )
+
+
+def make_images(folder: Path, *, count: int, seed: int) -> None:
+    """An image folder of two classes that differ in which half is brighter."""
+    dice = random.Random(seed)
+    for index in range(count):
+        label = ("left", "right")[index % 2]
+        image = Image.new("L", (_SIZE, _SIZE))
+        bright = range(_SIZE // 2) if label == "left" else range(_SIZE // 2, _SIZE)
+        for x in range(_SIZE):
+            for y in range(_SIZE):
+                image.putpixel((x, y), dice.randrange(60, 256) if x in bright else dice.randrange(0, 200))
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        image.save(folder / label / f"{index:04d}.png")
+
+
+def result_of(job: Job, trial: str) -> TrialResult:
+    """A trial's committed result."""
+    found = job.trial(trial).result
+    assert found is not None, json.dumps(job.model_dump(mode="json"), indent=1)
+    return found
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return

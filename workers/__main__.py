@@ -1,0 +1,43 @@
+"""`python -m workers`: one worker, set up by environment variables that begin with MERGENET_."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+
+from redis.exceptions import RedisError
+
+from mergenet_core.settings import Settings
+from workers.worker import TrialWorker
+
+_log = logging.getLogger("workers")
+
+
+def main() -> None:
+    """Wait for Redis, then work until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings()
+    _wait_for_redis(settings)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    TrialWorker(settings, name).work(logging_level="WARNING")
+
+
+def _wait_for_redis(settings: Settings) -> None:
+    redis = settings.redis(timeout_seconds=2, retries=0)
+    said_at = -60.0
+    while True:
+        try:
+            redis.ping()
+            return
+        except RedisError as error:
+            if time.monotonic() > said_at + 30:
+                said_at = time.monotonic()
+                _log.warning("waiting for Redis: %s", error)
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

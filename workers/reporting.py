@@ -1,0 +1,183 @@
+"""What a training process reports, and what it is asked: never in the way of the training.
+
+Everything is written to the trial's folder at once, and to Redis by a thread about once a second. While Redis is away,
+reports wait in bounded buffers and the training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from mergenet_core.errors import NotFound, StaleAttempt
+from mergenet_core.jobs import state, streams
+from mergenet_core.jobs.records import Checkpoint, Metric, Progress, now
+from mergenet_core.jobs.store import Store
+
+FLUSH_SECONDS = 1.0
+_METRICS_HELD, _EVENTS_HELD = 50_000, 1_000
+_Split = Literal["train", "validation", "test"]
+_log = logging.getLogger(__name__)
+
+
+class RedisReporter:
+    """The `Reporter` of one attempt. Call `close` at its end, so that nothing stays in the buffers."""
+
+    def __init__(self, redis: Redis, job_id: str, trial_id: str, attempt: int, folder: Path) -> None:
+        self._store = Store(redis)
+        self._job, self._trial, self._attempt, self._folder = job_id, trial_id, attempt, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics: deque[Metric] = deque(maxlen=_METRICS_HELD)
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_HELD)
+        self._progress: Progress | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._begun = False
+        self._started = False
+        self._redis_away = False
+        self.stale = False
+        """A newer attempt owns the trial: what this one does no longer counts."""
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._flush_regularly, name="reporter", daemon=True)
+        self._thread.start()
+
+    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
+        """Something happened."""
+        entry = {"type": type, "message": message, "level": level, "data": data}
+        self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt, **entry})
+        self._events.append(entry)
+
+    def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Numbers were measured."""
+        for name, value in values.items():
+            if not math.isfinite(value):  # no JSON has it, and the trial is about to fail with a sentence
+                continue
+            metric = Metric(
+                step=step,
+                ts=now(),
+                name=name,
+                value=value,
+                split=cast("_Split", split),
+                trial=self._trial,
+                attempt=self._attempt,
+            )
+            self._mirror("metrics.jsonl", metric.model_dump(mode="json"))
+            self._metrics.append(metric)
+
+    def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
+        """A step was done; only the newest is sent."""
+        self._begun = True
+        self._progress = Progress(
+            trial=self._trial,
+            attempt=self._attempt,
+            step=step,
+            steps=steps,
+            loss=loss,
+            metric=metric,
+            eta_seconds=eta_seconds,
+            at=now(),
+        )
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint is on disk; while Redis is away its pointer follows later. Raises: `StaleAttempt`."""
+        self.event(
+            "checkpoint.published",
+            f"checkpoint at step {checkpoint.step}",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
+        self._checkpoint = checkpoint
+        if not self._redis_away:  # else every checkpoint would wait for a connection
+            self._flush()
+        if self.stale:
+            raise StaleAttempt(f"attempt {self._attempt} of {self._job}/{self._trial} is no longer the newest")
+
+    def begin(self) -> None:
+        """The work itself has begun, as the first `progress` also says: the record becomes `running`."""
+        self._begun = True
+
+    def close(self, timeout_seconds: float) -> None:
+        """Send what is left, waiting so long for Redis at most."""
+        self._closing.set()
+        self._thread.join(timeout_seconds)
+
+    def _flush_regularly(self) -> None:
+        while not self._closing.wait(FLUSH_SECONDS):
+            self._flush()
+        while self._flush() is False:
+            threading.Event().wait(0.1)
+
+    def _flush(self) -> bool:
+        with self._lock:
+            try:
+                self._send()
+                self._redis_away = False
+            except (StaleAttempt, NotFound):
+                self.stale = True
+            except RedisError as error:
+                if not self._redis_away:
+                    _log.warning("Redis cannot be reached; reports are kept for later: %s", error)
+                self._redis_away = True
+                return False
+            return True
+
+    def _send(self) -> None:
+        if self._begun and not self._started:
+            self._store.update(self._job, lambda job: state.started(job, self._trial, self._attempt))
+            self._started = True
+        if (checkpoint := self._checkpoint) is not None:
+            self._store.update(self._job, lambda job: state.checkpointed(job, self._trial, self._attempt, checkpoint))
+            self._checkpoint = None
+        while self._events:
+            entry = self._events[0]
+            streams.add_event(self._store.redis, self._job, **entry, trial=self._trial, attempt=self._attempt)
+            self._events.popleft()
+        if metrics := list(self._metrics):
+            streams.add_metrics(self._store.redis, self._job, metrics)
+            for _ in metrics:
+                self._metrics.popleft()
+        if (progress := self._progress) is not None:
+            streams.set_progress(self._store.redis, self._job, progress)
+
+    def _mirror(self, name: str, entry: Mapping[str, Any]) -> None:
+        # a full disk is told by the next checkpoint, in words; a lost line of the mirror must not end a training
+        with contextlib.suppress(OSError), (self._folder / name).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class SignalControl:
+    """The `Control` of one attempt: SIGTERM asks to stop, SIGUSR1 for a checkpoint."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._checkpoint = False
+        signal.signal(signal.SIGTERM, self._heard)
+        signal.signal(signal.SIGUSR1, self._heard)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def requested(self) -> Literal["stop", "checkpoint"] | None:
+        """What the outside wants; a checkpoint is asked for once."""
+        if self.stop:
+            return "stop"
+        if self._checkpoint:
+            self._checkpoint = False
+            return "checkpoint"
+        return None
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self.stop = True
+        else:
+            self._checkpoint = True

@@ -1,0 +1,166 @@
+"""One attempt at one trial: claim it, run its training process, keep the lease, write down how it ended.
+
+This is the function that RQ's work-horse runs. It never imports torch: the training is a process tree of its own, so
+that it can be ended whatever it does. Nothing is written after the lease has run out, and a newer attempt's record
+refuses what an older one writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import subprocess
+import time
+from types import FrameType
+
+from redis.exceptions import RedisError
+
+from mergenet_core.jobs import artifacts, queue, state
+from mergenet_core.jobs.records import Job, Trial
+from mergenet_core.settings import Settings
+from workers import host, processes
+from workers.attempt import Attempt
+from workers.outcome import Outcome, receive
+from workers.retention import drop_trials
+from workers.trial import OUTCOME_FD
+
+_TICK_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+"""How often the record is read at least, for what a user asks."""
+_log = logging.getLogger("workers.supervisor")
+
+
+def run(job_id: str, trial_id: str, attempt: int) -> None:
+    """RQ's entry point: run one attempt at a trial, if it is still to be had."""
+    drain = _Flag(signal.SIGTERM)
+    settings = Settings()
+    mine = Attempt(settings, job_id, trial_id, attempt, os.environ["RQ_WORKER_ID"])
+    job = mine.claim()
+    if job is None:
+        return
+    trial = job.trial(trial_id)
+    try:
+        outcome = _train(mine, job, trial, drain)
+    except OSError as error:
+        code = "storage-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
+        outcome = Outcome(ended="failed", code=code, message=f"the training process could not be started: {error}")
+    if mine.over:
+        _log.warning("%s lost its lease: its processes are ended and nothing is written", mine.mark)
+        return
+    after = mine.write(lambda job: _conclude(job, trial, attempt, outcome))
+    if after is None:
+        return
+    with contextlib.suppress(RedisError):  # the record stands; the reconciler sends what could not be sent now
+        queue.enqueue(settings.redis(decode=False), after)
+        if after.state == "succeeded":
+            drop_trials(mine.store.spec(job_id), settings.job_folder(job_id), after)
+
+
+def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
+    """Run the training process to its end, or end it with everything it started."""
+    settings = mine.settings
+    processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
+    _sweep(settings, job, trial)
+    reader, writer = os.pipe()
+    kills_before = processes.memory_kills()
+    try:
+        child = processes.start(
+            "workers.trial",
+            [job.id, trial.id, str(mine.number)],
+            environment=_environment(settings, mine, writer),
+            log=settings.job_folder(job.id).log(trial.id, mine.number),
+            fd=writer,
+        )
+    finally:
+        os.close(writer)
+    try:
+        stopped = _watch(mine, child, drain)
+    finally:
+        processes.kill([*processes.descendants(child), *processes.marked(mine.mark)])
+        child.wait()
+    memory_ran_out = processes.memory_kills() > kills_before
+    return receive(reader) or _silent(child.returncode, stopped=stopped, memory_ran_out=memory_ran_out)
+
+
+def _watch(mine: Attempt, child: subprocess.Popen[bytes], drain: _Flag) -> bool:
+    """Stay until the child has ended, or the lease has; returns whether it was asked to stop."""
+    settings = mine.settings
+    beat_seconds = settings.lease_seconds / 5
+    renewed_at = looked_at = time.monotonic()
+    stop_at: float | None = None
+    request = None
+    while child.poll() is None and not mine.over:
+        moment = time.monotonic()
+        if moment >= renewed_at + beat_seconds:
+            renewed_at = moment
+            mine.renew()
+        if moment >= looked_at + min(_LOOK_SECONDS, beat_seconds):
+            looked_at, before = moment, request
+            job = mine.look()
+            request = job.request if job else before
+            if request == "checkpoint" != before:
+                child.send_signal(signal.SIGUSR1)
+        if stop_at is None and (drain.up or request in ("cancel", "pause")):
+            child.terminate()
+            stop_at = moment
+        if stop_at is not None and moment > stop_at + settings.grace_seconds:
+            break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_TICK_SECONDS)
+    return stop_at is not None
+
+
+def _conclude(job: Job, trial: Trial, attempt: int, outcome: Outcome) -> Job:
+    if outcome.ended == "finished":
+        return state.commit(job, trial.id, attempt, result=outcome.result, artifact=outcome.artifact)
+    if outcome.ended == "interrupted":
+        return state.hand_back(job, trial.id, attempt, outcome.message)
+    return state.fail(job, trial.id, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
+
+
+def _silent(status: int, *, stopped: bool, memory_ran_out: bool) -> Outcome:
+    """What to make of a training process that ended without telling an outcome."""
+    if stopped:
+        return Outcome(ended="interrupted", message="stopped on request; it goes on from its newest checkpoint")
+    if status == -signal.SIGKILL and memory_ran_out:
+        message = "the system ran out of memory and killed the training; take a smaller batch_size or model"
+        return Outcome(ended="failed", code="out-of-memory", message=message)
+    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    message = f"the training process ended {how} and left no word; its log may say more"
+    return Outcome(ended="failed", code="worker-lost", message=message, retryable=True)
+
+
+def _environment(settings: Settings, mine: Attempt, writer: int) -> dict[str, str]:
+    threads = str(settings.threads or host.cpus())
+    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return offline | {
+        processes.MARK: mine.mark,
+        OUTCOME_FD: str(writer),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _sweep(settings: Settings, job: Job, trial: Trial) -> None:
+    """Remove what earlier attempts left half-made."""
+    folder = settings.job_folder(job.id)
+    artifacts.sweep(folder.trial(trial.id))
+    artifacts.sweep(folder.trial(trial.id) / "checkpoints")
+    if trial.kind != "arm":  # they publish into the job's own folder, and nothing else of the job runs beside them
+        artifacts.sweep(folder.path)
+
+
+class _Flag:
+    """Goes up when the process gets a signal."""
+
+    def __init__(self, number: int) -> None:
+        self.up = False
+        signal.signal(number, self._raise)
+
+    def _raise(self, _number: int, _frame: FrameType | None) -> None:
+        self.up = True

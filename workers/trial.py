@@ -1,0 +1,101 @@
+"""The training process of one attempt: `python -m workers.trial JOB TRIAL ATTEMPT`, started by the supervisor."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+
+from redis.exceptions import RedisError
+
+from mergenet_core.errors import MergeNetError, StaleAttempt
+from mergenet_core.jobs.records import Job, Trial
+from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.jobs.store import Store
+from mergenet_core.settings import Settings
+from workers.outcome import MESSAGE_LIMIT, Outcome, send
+from workers.reporting import RedisReporter, SignalControl
+
+OUTCOME_FD = "MERGENET_OUTCOME_FD"
+"""Environment variable with the descriptor that the outcome is written to."""
+_HARDWARE = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT})
+
+
+def main(job_id: str, trial_id: str, attempt: int) -> Outcome:
+    """Run the attempt; whatever goes wrong becomes an outcome with a code and a sentence."""
+    control = SignalControl()
+    settings = Settings()
+    reporter = None
+    try:
+        store = Store(settings.redis())
+        job, spec = store.get(job_id), store.spec(job_id)
+        quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
+        folder = settings.job_folder(job_id).trial(trial_id)
+        reporter = RedisReporter(quick, job_id, trial_id, attempt, folder)
+        return _run(settings, job, spec, job.trial(trial_id), attempt, reporter, control)
+    except MergeNetError as error:
+        logging.error("%s: %s", error.code, error.message)
+        return _failed(error.code, error.message, retryable=error.retryable)
+    except RedisError as error:
+        return _failed("unavailable", f"Redis could not be reached when the attempt began: {error}", retryable=True)
+    except Exception as error:
+        traceback.print_exc()
+        return _unexpected(error, f"see the log of attempt {attempt}")
+    finally:
+        if reporter is not None:
+            reporter.close(settings.lease_seconds)
+
+
+def _run(
+    settings: Settings,
+    job: Job,
+    spec: JobSpec,
+    trial: Trial,
+    attempt: int,
+    reporter: RedisReporter,
+    control: SignalControl,
+) -> Outcome:
+    folder = settings.job_folder(job.id)
+    if trial.kind == "finalize":
+        # it writes nothing but one folder that is whole or absent, so it can simply end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from mergenet_core.training.finalize import finalize
+
+        reporter.begin()
+        return Outcome(ended="finished", artifact=finalize(spec, job, folder, settings.roots, attempt))
+    import torch  # only here: until now a wrong document or a missing job costs no import
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from mergenet_core.training.trial import Interrupted, run_trial
+
+    try:
+        result = run_trial(spec, trial, folder, settings.roots, attempt=attempt, reporter=reporter, control=control)
+    except (Interrupted, StaleAttempt) as stop:
+        return Outcome(ended="interrupted", message=str(stop))
+    return Outcome(ended="finished", result=result)
+
+
+def _unexpected(error: Exception, where: str) -> Outcome:
+    last = traceback.format_exception_only(error)[-1].strip()
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        advice = "take a smaller batch_size, a shorter max_length or a smaller model"
+        return _failed("out-of-memory", f"out of memory: {last}; {advice} ({where})")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return _failed("storage-full", f"no space left on the disk: {last}; free some, then resume ({where})")
+    # a broken device or disk may be another one next time; a bug is the same bug
+    hardware = type(error).__name__ == "AcceleratorError" or number in _HARDWARE
+    return _failed("internal", f"{last} ({where})", retryable=hardware)
+
+
+def _failed(code: str, message: str, *, retryable: bool = False) -> Outcome:
+    return Outcome(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    descriptor = int(os.environ[OUTCOME_FD])
+    send(descriptor, main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,227 @@
+"""The worker: RQ's, narrowed to one function, ending whole process trees, and outliving a Redis that goes away.
+
+RQ only delivers here. What a trial's state is, who may write it and when it runs again, the record decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import psutil
+from redis.exceptions import RedisError
+from rq import Worker
+from rq.exceptions import NoSuchJobError, StopRequested
+from rq.executions import Execution
+from rq.job import Job as RqMessage
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+
+from mergenet_core.errors import MergeNetError
+from mergenet_core.jobs import queue, registry, state
+from mergenet_core.jobs.records import Job, now
+from mergenet_core.jobs.store import Store
+from mergenet_core.settings import Settings
+from workers import host, processes, supervisor
+
+_WORKER_TTL_SECONDS = 30
+_LISTEN_SECONDS = 1
+"""One blocking look at the queue; between two, the worker says that it is alive and looks after the queue."""
+_LAST_WORDS_SECONDS = 2.0
+_log = logging.getLogger("workers.worker")
+
+
+class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
+    """A message that can name one function with a job, a trial and an attempt; all else in it is void."""
+
+    def restore(self, raw_data: Any) -> None:
+        """Read the message; one that cannot be read is treated as one that is not there."""
+        try:
+            super().restore(raw_data)
+        except Exception as error:
+            raise NoSuchJobError(f"an unreadable message: {error}") from error
+        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
+        self.webhooks: list[Any] = []
+
+    @property
+    def func(self) -> Callable[[str, str, int], None]:
+        """The entry point. Raises: `PermissionError` for any other function, whatever the message says."""
+        types = [type(argument) for argument in self.args]
+        if self.func_name != queue.ENTRY_POINT or self.instance or self.kwargs or types != [str, str, int]:
+            raise PermissionError(f"refused: a message may only call {queue.ENTRY_POINT}(job, trial, attempt)")
+        return supervisor.run
+
+
+class TrialWorker(Worker):  # type: ignore[misc]
+    """One queue, one trial at a time. SIGTERM drains it: the running trial checkpoints and is handed back."""
+
+    job_class = Message
+    max_connection_wait_time = 2.0
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._records = settings.redis(timeout_seconds=2, retries=0)
+        self._me = host.describe(name)
+        raw = settings.redis(decode=False)
+        super().__init__(
+            [Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
+            name=name,
+            connection=raw,
+            serializer=JSONSerializer,
+            worker_ttl=_WORKER_TTL_SECONDS,
+            job_monitoring_interval=_LISTEN_SECONDS,
+            log_job_description=False,
+        )
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Seconds of one blocking look at the queue."""
+        return _LISTEN_SECONDS
+
+    def subscribe(self) -> None:
+        """Take no commands: the record says what to stop, and a thread would not survive the fork."""
+
+    def unsubscribe(self) -> None:
+        """Nothing was subscribed to."""
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Never suspended from outside."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Tell RQ and the registry that this worker is alive; between trials also look after the queue."""
+        with _redis_may_be_away():
+            super().heartbeat(timeout, pipeline)
+        if not self.is_horse:
+            self._look_around()
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        """Note what the worker does, in Redis too if it is there."""
+        self._state = state
+        with _redis_may_be_away():
+            super().set_state(state, pipeline)
+
+    def run_maintenance_tasks(self) -> None:
+        """RQ's own housekeeping."""
+        with _redis_may_be_away():
+            super().run_maintenance_tasks()
+
+    def register_death(self) -> None:
+        """Take the worker off the lists."""
+        with _redis_may_be_away():
+            super().register_death()
+            registry.say_gone(self._records, self.name)
+
+    def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
+        """The same while a trial runs; a request to stop is said again, should the work-horse have been too young."""
+        with _redis_may_be_away():
+            super().maintain_heartbeats(job, execution)
+        if self._stop_requested:
+            self._signal_horse(signal.SIGTERM)
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """Wait for a message, however long Redis is away or refuses to work."""
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except RedisError as error:
+                _log.warning("no message can be taken: %s", error)
+                time.sleep(1)
+
+    def execute_job(self, job: Message, queue: Queue) -> None:
+        """Run one message in a work-horse; whatever becomes of that, nothing of the attempt is left running."""
+        self._set_work(job)
+        try:
+            with _redis_may_be_away():
+                super().execute_job(job, queue)
+        finally:
+            self._clear_up(job)
+            self.executions.clear()
+
+    def fork_work_horse(self, job: Message, queue: Queue) -> None:
+        """Fork, and pass on a request to stop that came just before."""
+        super().fork_work_horse(job, queue)
+        if self._stop_requested:
+            self._signal_horse(signal.SIGTERM)
+
+    def main_work_horse(self, job: Message, queue: Queue) -> None:
+        """The work-horse's main: it does not outlive the worker."""
+        processes.die_with(self.pid)
+        super().main_work_horse(job, queue)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM: no new trial; the running one checkpoints, is handed back, and the worker ends."""
+        signal.signal(signal.SIGINT, self.request_force_stop)
+        signal.signal(signal.SIGTERM, self.request_force_stop)
+        self._shutdown_requested_date = now()
+        self._me = self._me.model_copy(update={"state": "draining"})
+        if self.get_state() != "busy":
+            raise StopRequested
+        self._stop_requested = True
+        self._signal_horse(signal.SIGTERM)
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """End the work-horse with everything it started: a word of warning, a moment, then for good."""
+        if not self.horse_pid:  # 0 would mean this process's own group
+            return
+        with contextlib.suppress(psutil.Error):
+            horse = psutil.Process(self.horse_pid)
+            tree = horse.children(recursive=True)
+            self._signal_horse(signal.SIGTERM)
+            deadline = time.monotonic() + _LAST_WORDS_SECONDS
+            while horse.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.05)
+            processes.kill([horse, *tree])
+
+    def _signal_horse(self, number: signal.Signals) -> None:
+        if self.horse_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.horse_pid, number)
+
+    def _look_around(self) -> None:
+        with _redis_may_be_away():
+            self._me = self._me.model_copy(update={"seen_at": now()})
+            registry.say_alive(self._records, self._me)
+            lease = self._settings.lease_seconds
+            queue.reconcile(
+                Store(self._records), self.connection, every_seconds=min(5.0, lease / 3), patience_seconds=lease
+            )
+
+    def _set_work(self, job: Message) -> None:
+        with contextlib.suppress(Exception):  # a message that is none is refused by the work-horse, with a log line
+            job_id, trial_id, _ = job.args
+            self._me = self._me.model_copy(update={"state": "busy", "job": str(job_id), "trial": str(trial_id)})
+
+    def _clear_up(self, job: Message) -> None:
+        """After the work-horse: end what is left of the attempt, which need not wait for its lease to run out."""
+        if self._me.state == "busy":
+            self._me = self._me.model_copy(update={"state": "idle"})
+        self._me = self._me.model_copy(update={"job": None, "trial": None})
+        try:
+            job.func  # noqa: B018  # refuses a message that is none of ours
+        except Exception:
+            return
+        job_id, trial_id, attempt = job.args
+        processes.kill(processes.marked(processes.mark(job_id, trial_id, attempt, self.name)))
+        reason = "the supervising process on the worker was killed"
+
+        def lose(record: Job) -> Job:
+            if record.trial(trial_id).worker != self.name:
+                return record
+            return state.fail(record, trial_id, attempt, code="worker-lost", reason=reason, retryable=True)
+
+        with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
+            queue.enqueue(self.connection, Store(self._records).update(job_id, lose))
+
+
+@contextlib.contextmanager
+def _redis_may_be_away() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        _log.warning("Redis cannot be reached: %s", error)
