@@ -1,0 +1,156 @@
+"""Runs the settings in benchmarks/settings as jobs of the service and writes what they showed to docs/evidence/.
+
+    python benchmarks/evidence.py [SETTING ...] [--workers 1]
+
+Resumable: a job that was interrupted goes on from its checkpoints, one that is done is only written out again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import matplotlib
+from stack import running_service
+
+from mergenet_core.jobs.records import TERMINAL, Event, Progress
+from mergenet_core.jobs.report import ArmReport, Difference, Report, difference, markdown
+from mergenet_core.jobs.spec import parse
+from service.client import Client
+from service.views import JobView
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SETTINGS = HERE / "settings"
+EVIDENCE = ROOT / "docs" / "evidence"
+
+
+def main() -> None:
+    """Run what was asked for, one setting after the other."""
+    known = sorted(path.stem for path in SETTINGS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", default=known, help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time")
+    wanted = parser.parse_args()
+    with running_service(HERE / "home", workers=wanted.workers, folder=ROOT) as client:
+        for name in wanted.settings:
+            text = (SETTINGS / f"{name}.yaml").read_text()
+            job = run(client, text)
+            write(name, text, job, client.report(job.id))
+
+
+def run(client: Client, text: str) -> JobView:
+    """Submit a setting, or find the job that was made of the very same one, and wait for its end."""
+    digest = hashlib.sha256(json.dumps(parse(text).model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    job = client.submit(parse(text), idempotency_key=digest)
+    print(f"{job.name}: job {job.id}", flush=True)
+    if job.state not in TERMINAL:
+        for event in client.follow(job.id):
+            if isinstance(event, Event) and event.type in ("trial.state", "job.state"):
+                print(f"  {event.ts:%H:%M:%S} {event.message}", flush=True)
+            elif isinstance(event, Progress) and event.step % 100 == 0:
+                print(f"  {event.trial} {event.step}/{event.steps}", flush=True)
+    job = client.get(job.id)
+    if job.state != "succeeded":
+        raise SystemExit(f"{job.name} is {job.state}: {job.reason}")
+    return job
+
+
+def write(name: str, text: str, job: JobView, report: Report) -> None:
+    """The setting's page, its numbers and its plot."""
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    results = {trial.id: trial.result for trial in job.trials if trial.result is not None}
+    first = next(result for trial_id, result in results.items() if not trial_id.startswith("source"))
+    numbers = {
+        "report": report.model_dump(mode="json", exclude={"job"}),
+        "trials": {trial_id: result.model_dump(mode="json") for trial_id, result in results.items()},
+        "machine": {"cpu": platform.machine(), "python": platform.python_version()},
+    }
+    (EVIDENCE / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    plot(report, EVIDENCE / f"{name}.png")
+    about = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+    lines = [
+        f"# {name}",
+        "",
+        *about,
+        "",
+        f"`benchmarks/settings/{name}.yaml`, {report.steps} steps an arm and seed.",
+        "",
+    ]
+    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_between(report), *_cost(report)]
+    lines += ["## Every seed", "", "Test accuracy of the last step's weights.", "", *_seeds(report), ""]
+    if teachers := [result.teacher["test"] for result in results.values() if result.teacher]:
+        lines += [f"The distillation's teachers reach {100 * sum(teachers) / len(teachers):.2f} on the test split.", ""]
+    if "source" in results:
+        lines += [f"The source reaches {100 * results['source'].last['test']:.2f} on the test split.", ""]
+    versions = ", ".join(f"{library} {version}" for library, version in sorted(first.versions.items()))
+    lines += [f"Versions: {versions}. Adapter parameters: "]
+    lines[-1] += f"{max(result.adapter_parameters for result in results.values()):,}; target: {first.parameters:,}."
+    (EVIDENCE / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def plot(report: Report, path: Path) -> None:
+    """Paired gain over control, an arm a row: every seed, the mean and its 95 % interval."""
+    arms = [arm for arm in report.arms if arm.difference is not None]
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.55 * len(arms)))
+    for row, arm in enumerate(reversed(arms)):
+        gained = arm.difference
+        assert gained is not None
+        axes.plot([100 * value for value in gained.values], [row] * len(gained.values), "o", color="0.7", markersize=4)
+        low, high = (gained.mean if end is None else end for end in (gained.low, gained.high))
+        axes.plot([100 * low, 100 * high], [row, row], "-", color="C0", linewidth=2)
+        axes.plot(100 * gained.mean, row, "D", color="C0")
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(arms)), [arm.arm for arm in reversed(arms)])
+    axes.set_xlabel(f"test {report.metric}, points over the control of the same seed")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _between(report: Report) -> list[str]:
+    """What the control cannot tell: the transfer against its sham, and what it adds to distillation."""
+    lines = []
+    for name, other in (("transfer", "sham"), ("transfer+distill", "distill")):
+        arm, against = report.arm(name), report.arm(other)
+        if arm is not None and against is not None:
+            gained = difference(_by_seed(arm), _by_seed(against), other)
+            lines += [f"{name} against {other}: {_points(gained)} points.", ""]
+    return lines
+
+
+def _cost(report: Report) -> list[str]:
+    control = report.arm("control")
+    assert control is not None
+    ratios = [f"{arm.arm} {arm.seconds / control.seconds:.2f}" for arm in report.arms if arm.arm != "control"]
+    return [f"Training time over the control's, what comes first included: {', '.join(ratios)}.", ""]
+
+
+def _seeds(report: Report) -> list[str]:
+    seeds = report.arms[0].seeds
+    lines = ["| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---" * (len(seeds) + 1) + "|"]
+    return lines + [
+        f"| {arm.arm} | " + " | ".join(f"{100 * value:.2f}" for value in arm.last) + " |" for arm in report.arms
+    ]
+
+
+def _by_seed(arm: ArmReport) -> dict[int, float]:
+    return dict(zip(arm.seeds, arm.last, strict=True))
+
+
+def _points(gained: Difference) -> str:
+    mean = f"{100 * gained.mean:+.2f}"
+    if gained.low is None or gained.high is None:
+        return mean
+    return f"{mean} [{100 * gained.low:+.2f}, {100 * gained.high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()

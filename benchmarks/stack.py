@@ -1,0 +1,38 @@
+"""A whole service of its own for a benchmark, started as a user would start it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.client import Client
+from service.profile import read_profile
+
+START_SECONDS = 90
+
+
+@contextmanager
+def running_service(home: Path, *, workers: int, folder: Path) -> Iterator[Client]:
+    """`mergenet up` below `home`, with models and data below `folder`; ends with everything it started."""
+    words = ["up", "--home", str(home), "--port", "0", "--workers", str(workers)]
+    words += ["--models", str(folder / "models"), "--data", str(folder / "data")]
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "client.json").unlink(missing_ok=True)
+    with (home / "up.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "service.cli", *words], stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while (profile := read_profile(home)) is None:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"the service did not start; see {home / 'up.log'}")
+                time.sleep(0.1)
+            with Client(profile.url, profile.api_key) as client:
+                yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
