@@ -20,6 +20,7 @@ log = logging.getLogger("mergenet.service")
 BLOCK_MILLISECONDS = 1000
 """How long one read waits for an event; also how often progress is looked at."""
 PAGE = 200
+_Page = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 
 
 async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerSentEvent]:
@@ -34,10 +35,9 @@ async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerS
             # the state first: once it is terminal, the event that says so is already in the stream
             record = await redis.get(record_key(job_id))
             ended = record is None or Job.model_validate_json(record).state in TERMINAL
-            page = await redis.xread(
-                {streams.events_key(job_id): after}, count=PAGE, block=None if ended else BLOCK_MILLISECONDS
-            )
-            entries = cast("list[tuple[str, dict[str, str]]]", page[0][1] if page else [])
+            block = None if ended else BLOCK_MILLISECONDS
+            page = cast("_Page", await redis.xread({streams.events_key(job_id): after}, count=PAGE, block=block))
+            entries = page[0][1] if page else []
             for after, fields in entries:
                 event = streams.to_event(job_id, after, fields)
                 yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.type, id=after)

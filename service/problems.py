@@ -14,10 +14,10 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError, Timeout
 from starlette.exceptions import HTTPException
 
 from mergenet_core.errors import FieldError, MergeNetError, Unavailable
+from service.views import PROBLEM_TYPE
 
 log = logging.getLogger("mergenet.service")
 
-TYPE = "urn:mergenet:problem:"
 RETRY_SECONDS = 5
 STATUS = {
     "unauthenticated": 401,
@@ -160,7 +160,7 @@ def _problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     problem = Problem(
-        type=TYPE + code,
+        type=PROBLEM_TYPE + code,
         title=code.replace("-", " ").capitalize(),
         status=status,
         detail=detail,

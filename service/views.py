@@ -17,6 +17,9 @@ from mergenet_core.jobs.records import (
     Record,
 )
 
+PROBLEM_TYPE = "urn:mergenet:problem:"
+"""A problem's `type` is this and a stable code, one of those in `mergenet_core/errors.py` where it has one."""
+
 
 class JobView(Job):
     """A job's record, and what is known of it just now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import metadata
-from typing import Any, cast
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.exceptions import RequestValidationError
@@ -45,7 +45,7 @@ def healthz() -> Health:
 def readyz(context: Ctx) -> Health:
     """Redis answers and appends to disk, and the home folder can be written."""
     try:
-        persistence = cast(dict[str, Any], context.redis.info("persistence"))
+        persistence = context.redis.info("persistence")
     except RedisError as error:
         raise Unavailable(f"Redis cannot be reached ({type(error).__name__}); check MERGENET_REDIS_URL") from None
     if not persistence.get("aof_enabled"):

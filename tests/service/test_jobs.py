@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-import yaml
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs import queue, state
-from mergenet_core.jobs.records import Progress, WorkerInfo, now
-from mergenet_core.jobs.registry import say_alive
-from mergenet_core.jobs.store import Store
-from mergenet_core.jobs.streams import set_progress
+from mergenet_core.jobs import queue
 from service.settings import ServiceSettings
 
 

@@ -1,0 +1,150 @@
+"""How the command line shows plans, jobs and reports: tables on a terminal, Markdown elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mergenet_core.jobs.plan import Plan
+from mergenet_core.jobs.report import Difference, Report
+from service.views import JobPage, JobView
+
+PAIRS_SHOWN = 12
+
+
+def plan(console: Console, plan: Plan) -> None:
+    """Pairing, estimate and notes."""
+    if plan.pairing is not None:
+        found = plan.pairing
+        total = plan.estimate.target_parameters
+        share = f" of {total:,} ({found.transferable_parameters / total:.0%})" if total else ""
+        console.print(
+            f"{len(found.pairs)} pairs of weights; {found.transferable_parameters:,}{share} target parameters "
+            f"can be written by method {found.method}"
+        )
+        pairs = table(console, "source", "", "target", "shape", "parameters")
+        for pair in found.pairs[:PAIRS_SHOWN]:
+            shapes = f"{_shape(pair.source_shape)} → {_shape(pair.target_shape)}"
+            pairs.add_row(escape(pair.source), "→", escape(pair.target), shapes, f"{pair.parameters:,}")
+        if len(found.pairs) > PAIRS_SHOWN:
+            pairs.add_row(f"and {len(found.pairs) - PAIRS_SHOWN} more", "", "", "", "")
+        console.print(pairs)
+        for name, reason in list(found.unpaired.items())[:PAIRS_SHOWN]:
+            console.print(f"not paired: {name}: {reason}", markup=False)
+    estimate = plan.estimate
+    trained = sum(trial.kind != "finalize" for trial in plan.trials)
+    console.print(
+        f"{trained} trials, {estimate.steps:,} steps together; memory of a trial {_size(estimate.memory_bytes)}, "
+        f"disk {_size(estimate.disk_bytes)}"
+    )
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def jobs(console: Console, page: JobPage) -> None:
+    """A list of jobs."""
+    listed = table(console, "job", "name", "state", "trials", "created", "reason")
+    for one in page.items:
+        done = f"{one.trials_done}/{one.trials}"
+        created = one.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        listed.add_row(one.id, escape(one.name), one.state, done, created, escape(one.reason))
+    console.print(listed)
+
+
+def job(console: Console, job: JobView) -> None:
+    """A job and its trials."""
+    console.print(f"{job.name} ({job.id}) is {job.state}: {job.reason}", markup=False)
+    if job.waiting:
+        console.print(f"waits: {job.waiting}", markup=False)
+    console.print(trials(console, job))
+
+
+def trials(console: Console, job: JobView) -> Table:
+    """A line for every trial: where it is."""
+    listed = table(console, "trial", "state", "step", "loss", "metric", "left", "attempt")
+    for trial in job.trials:
+        at = job.progress.get(trial.id)
+        step = f"{at.step}/{at.steps}" if at else ""
+        loss, metric, left = (at.loss, at.metric, at.eta_seconds) if at else (None, None, None)
+        if trial.result is not None:
+            step, loss = f"{trial.result.steps}/{trial.result.steps}", trial.result.final_loss
+            metric, left = trial.result.last.get("test", metric), None
+        listed.add_row(
+            trial.id,
+            f"[{_COLOURS.get(trial.state, 'default')}]{trial.state}[/]",
+            step,
+            "" if loss is None else f"{loss:.4f}",
+            "" if metric is None else f"{metric:.4f}",
+            duration(left) if trial.state == "running" else "",
+            str(trial.attempt or ""),
+        )
+    return listed
+
+
+def report(console: Console, report: Report) -> None:
+    """The arms side by side, and the verdict."""
+    listed = table(
+        console,
+        "arm",
+        f"test {report.metric}",
+        "best on validation",
+        "Δ to control, points [95 %]",
+        "step, ms",
+        "training, s",
+    )
+    for arm in report.arms:
+        spread = "" if arm.sd is None else f" ± {100 * arm.sd:.2f}"
+        listed.add_row(
+            arm.arm,
+            f"{100 * arm.mean:.2f}{spread}",
+            f"{100 * sum(arm.best) / len(arm.best):.2f}",
+            _difference(arm.difference),
+            f"{1000 * arm.step_seconds:.0f}",
+            f"{arm.seconds:.1f}",
+        )
+    console.print(listed)
+    console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
+    console.print(f"the artifact is {report.chosen}", markup=False)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for a reader: 45 s, 3 min, 2.5 h."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(console: Console, *columns: str) -> Table:
+    """An empty table: with lines on a terminal, Markdown elsewhere."""
+    style: dict[str, Any] = {"box": box.SIMPLE_HEAD} if console.is_terminal else {"box": box.MARKDOWN}
+    made = Table(**style)
+    for column in columns:
+        made.add_column(column, no_wrap=not console.is_terminal)
+    return made
+
+
+_COLOURS = {"running": "green", "starting": "green", "succeeded": "blue", "failed": "red", "cancelled": "yellow"}
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.2f}"
+    return f"{100 * found.mean:+.2f} \\[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "not known yet"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
