@@ -87,6 +87,7 @@ class Transfer:
         """Let the adapter learn."""
         if self._method is None or not self.transfers_at(step):
             return
+        self._method.after_step()
         nn.utils.clip_grad_norm_(self._method.parameters.values(), CLIP_NORM)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2

@@ -2,7 +2,7 @@
 
 Each transfer walks through the target in the order of its data. Where an axis is first written, attention between the
 target's units and the source's makes its map P; from there the map is carried: the next weight's source is expressed
-in target units before it is attended to. One map serves the whole residual stream, and whole attention heads move together.
+in target units before it is attended to. One map serves the whole residual stream; attention heads move whole.
 
 Shape suffixes: t target units, l source units, d shared coordinates of both, o output and i input units, p kernel
 positions, v vocabulary rows, r rank; ^ (hat) RMS-normalised rows.
@@ -166,6 +166,9 @@ class Anchored:
         for parameter, gradient in zip(self.parameters.values(), found[len(self._pairs) :], strict=True):
             parameter.grad = gradient
         self._tokens, self._moved = {}, {}
+
+    def after_step(self) -> None:
+        """Nothing: all that the adapter learns from has come with the loss's gradient."""
 
     def _target_tokens(self, pair: WeightPair) -> Tensor:
         view = self._views[pair.target]
