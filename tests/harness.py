@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import psutil
 from PIL import Image
-from redis import Redis
 
 from mergenet_core.jobs import artifacts, queue, state, streams
 from mergenet_core.jobs.plan import make_plan
@@ -30,6 +29,7 @@ from mergenet_core.jobs.records import TERMINAL, Event, Job, Request, Trial, Tri
 from mergenet_core.jobs.spec import JobSpec, parse
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
+from tests.conftest import RedisServer
 from workers.processes import MARK
 
 Found = TypeVar("Found")
@@ -37,18 +37,11 @@ LEASE_SECONDS = 3.0
 _SIZE = 8
 
 
-class Server:
-    """What a `Lab` needs of a Redis: its address and a client."""
-
-    url: str
-    client: Callable[..., Redis]
-
-
 @dataclass
 class Lab:
     """A service without its API: submit jobs to the record, start workers, look at what they did."""
 
-    redis_server: Any
+    redis_server: RedisServer
     folder: Path
     lease_seconds: float = LEASE_SECONDS
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -158,7 +151,7 @@ class Lab:
 
     def explain(self) -> str:
         """What the processes printed, for the message of a failed test."""
-        logs = [*self.folder.glob("worker-*.log"), *self.folder.rglob("attempt-*.log")]
+        logs = [*self.folder.glob("worker-*.log"), *self.folder.glob("home/jobs/*/trials/*/attempt-*.log")]
         return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs))
 
     def close(self) -> None:
@@ -170,7 +163,7 @@ class Lab:
 
 
 @contextmanager
-def lab(redis_server: Any, folder: Path, **options: Any) -> Iterator[Lab]:
+def lab(redis_server: RedisServer, folder: Path, **options: Any) -> Iterator[Lab]:
     """A lab that leaves no process behind."""
     found = Lab(redis_server, folder, **options)
     try:
@@ -200,7 +193,11 @@ def document(*, steps: int = 40, checkpoint_every: int = 10, **train: Any) -> di
             "data": data,
             "train": {"steps": 20, "batch_size": 16},
         },
-        "target": {"model": {"config": model | {"hidden_sizes": [12, 12]}}, "task": "image-classification", "data": data},
+        "target": {
+            "model": {"config": model | {"hidden_sizes": [12, 12]}},
+            "task": "image-classification",
+            "data": data,
+        },
         "train": recipe | {"steps": steps, "checkpoint_every": checkpoint_every, "eval_every": steps},
     }
 
