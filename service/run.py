@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from mergenet_core.errors import NotFound, Unavailable
 from mergenet_core.jobs.records import TERMINAL
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.jobs.spec import JobSpec, digest
 from service.children import tie_to
 from service.client import Client
 from service.local import LocalOptions
@@ -104,7 +103,7 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
 
 
 def _unfinished(client: Client, spec: JobSpec, home: Path) -> JobView | None:
-    job_id = _read(home).get(_digest(spec))
+    job_id = _read(home).get(digest(spec))
     if job_id is None:
         return None
     try:
@@ -115,7 +114,7 @@ def _unfinished(client: Client, spec: JobSpec, home: Path) -> JobView | None:
 
 
 def _remember(home: Path, spec: JobSpec, job_id: str) -> None:
-    (home / _UNFINISHED).write_text(json.dumps(_read(home) | {_digest(spec): job_id}))
+    (home / _UNFINISHED).write_text(json.dumps(_read(home) | {digest(spec): job_id}))
 
 
 def _read(home: Path) -> dict[str, str]:
@@ -125,6 +124,3 @@ def _read(home: Path) -> dict[str, str]:
         return {}
     return found
 
-
-def _digest(spec: JobSpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()

@@ -7,6 +7,7 @@ raises `SpecInvalid` with a JSON pointer and a remedy for every fault.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from typing import Annotated, Any, Literal, Self
@@ -319,6 +320,11 @@ def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
         faults = tuple(_fault(details, data) for details in error.errors(include_url=False))
         count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
         raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
+
+
+def digest(spec: JobSpec) -> str:
+    """SHA-256 of a job document, the same in whatever order and notation it was written."""
+    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,7 +6,6 @@ the result, its indices, leases and events in one transaction, or starts over wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
@@ -18,7 +17,7 @@ from redis.exceptions import WatchError
 from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
 from mergenet_core.jobs import leases, streams
 from mergenet_core.jobs.records import TERMINAL, Job, JobState
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.jobs.spec import JobSpec, digest
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 _ALL = "mergenet:jobs"
@@ -39,7 +38,7 @@ class Store:
         Returns the job and whether it is new. Raises: `IdempotencyConflict` when the key came with another document.
         """
         document = spec.model_dump_json(exclude_defaults=True)
-        digest = hashlib.sha256(document.encode()).hexdigest()
+        sha256 = digest(spec)
         idempotency = f"mergenet:idempotency:{job.owner}:{idempotency_key}"
         with self.redis.pipeline() as pipe:
             while True:
@@ -47,13 +46,13 @@ class Store:
                     if idempotency_key is not None:
                         pipe.watch(idempotency)  # type: ignore[no-untyped-call]
                         known = cast("str | None", pipe.get(idempotency))
-                        if known is not None and (before := self._known(json.loads(known), digest)):
+                        if known is not None and (before := self._known(json.loads(known), sha256)):
                             return before, False
                     pipe.multi()
                     pipe.set(_key(job.id, "spec"), document)
                     pipe.set(_key(job.id, "plan"), json.dumps(plan))
                     if idempotency_key is not None:
-                        pipe.set(idempotency, json.dumps({"job": job.id, "sha256": digest}), ex=IDEMPOTENCY_SECONDS)
+                        pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
                     _write(pipe, None, job)
                     pipe.execute()
                     return job, True
@@ -175,8 +174,8 @@ class Store:
             raise NotFound(f"there is no job {job_id}")
         return text
 
-    def _known(self, entry: dict[str, str], digest: str) -> Job | None:
-        if entry["sha256"] != digest:
+    def _known(self, entry: dict[str, str], sha256: str) -> Job | None:
+        if entry["sha256"] != sha256:
             raise IdempotencyConflict(
                 f"this Idempotency-Key was used for job {entry['job']} with another document; take a new key"
             )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,16 +25,19 @@ KEY = "a-key-for-tests-only"
 
 @pytest.fixture
 def settings(tmp_path: Path, redis_server: RedisServer) -> ServiceSettings:
-    """A home with model and data roots that hold what `document` names."""
-    write_model(tmp_path / "models" / "mlp", [[144, 32], [32, 32]])
-    data = tmp_path / "data"
+    return roots(tmp_path, redis_server.url)
+
+
+def roots(folder: Path, redis_url: str) -> ServiceSettings:
+    """A home, and model and data roots that hold what `job_document` names."""
+    write_model(folder / "models" / "mlp", [[144, 32], [32, 32]])
     for split in ("train", "test"):
-        (data / "digits" / split / "one").mkdir(parents=True)
+        (folder / "data" / "digits" / split / "one").mkdir(parents=True)
     return ServiceSettings(
-        home=tmp_path / "home",
-        redis_url=redis_server.url,  # type: ignore[arg-type]
-        model_roots=(tmp_path / "models",),
-        data_roots=(data,),
+        home=folder / "home",
+        redis_url=redis_url,  # type: ignore[arg-type]
+        model_roots=(folder / "models",),
+        data_roots=(folder / "data",),
         api_key=KEY,  # type: ignore[arg-type]
         reconcile_seconds=0.2,
     )
@@ -103,3 +110,41 @@ def write_model(folder: Path, layers: list[list[int]]) -> None:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+
+@pytest.fixture(scope="session")
+def server(_redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real API process over the same Redis; its home is `settings_of(server)`'s."""
+    folder = tmp_path_factory.mktemp("server")
+    settings = roots(folder, _redis_server.url)
+    process, url = start_server(settings)
+    SERVERS[url] = settings
+    yield url
+    process.terminate()
+    process.wait(10)
+
+
+SERVERS: dict[str, ServiceSettings] = {}
+
+
+def settings_of(url: str) -> ServiceSettings:
+    return SERVERS[url]
+
+
+def start_server(settings: ServiceSettings) -> tuple[subprocess.Popen[bytes], str]:
+    """A real API process on a socket that listens before it does, so that nobody has to wait for it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    assert settings.api_key is not None
+    environment = os.environ | {
+        "MERGENET_HOME": str(settings.home),
+        "MERGENET_REDIS_URL": settings.redis_url.get_secret_value(),
+        "MERGENET_MODEL_ROOTS": str(settings.model_roots[0]),
+        "MERGENET_DATA_ROOTS": str(settings.data_roots[0]),
+        "MERGENET_API_KEY": settings.api_key.get_secret_value(),
+        "MERGENET_RECONCILE_SECONDS": "0.2",
+    }
+    command = [sys.executable, "-m", "service", "--fd", str(listening.fileno())]
+    process = subprocess.Popen(command, env=environment, pass_fds=(listening.fileno(),))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.close()
+    return process, url

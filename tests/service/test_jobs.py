@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+import yaml
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs import queue
+from mergenet_core.jobs.queue import _queue, reconcile
+from mergenet_core.jobs.records import Progress, WorkerInfo, now
+from mergenet_core.jobs.registry import say_alive
+from mergenet_core.jobs.store import Store
+from mergenet_core.jobs.streams import set_progress
 from service.settings import ServiceSettings
+from tests.service import finishing
+
+Post = Callable[..., str]
+
+
+def sent(settings: ServiceSettings) -> set[str]:
+    return {str(one) for one in _queue(settings.redis(decode=False)).get_job_ids()}
 
 
 def test_a_posted_job_is_queued_with_its_folder_and_can_be_looked_at(
@@ -20,9 +34,153 @@ def test_a_posted_job_is_queued_with_its_folder_and_can_be_looked_at(
     assert answer.headers["location"] == f"/jobs/{job['id']}"
     assert job["state"] == "queued"
     assert [trial["id"] for trial in job["trials"]] == ["transfer-0", "control-0", "finalize"]
+    assert job["owner"] == "operator"
     assert json.loads(settings.job_folder(job["id"]).spec.read_text())["name"] == "digits"
-    again = client.get(answer.headers["location"]).json()
-    assert again == job
-    assert again["links"]["events"] == f"/jobs/{job['id']}/events"
-    sent = queue._queue(settings.redis(decode=False)).get_job_ids()
-    assert {str(one) for one in sent} == {f"{job['id']}_{trial}_1" for trial in ("transfer-0", "control-0")}
+    assert client.get(answer.headers["location"]).json() == job
+    for link in job["links"].values():
+        assert client.get(link).status_code in (200, 404)
+    assert sent(settings) == {f"{job['id']}_{trial}_1" for trial in ("transfer-0", "control-0")}
+
+
+def test_a_yaml_document_is_the_same_job(client: TestClient, document: dict[str, Any], store: Store) -> None:
+    text = yaml.safe_dump(document)
+    ids = [
+        client.post("/jobs", content=text, headers={"Content-Type": kind}).json()["id"]
+        for kind in ("application/yaml", "text/yaml; charset=utf-8")
+    ]
+    ids.append(client.post("/jobs", json=document).json()["id"])
+    assert len({store.spec(job_id).model_dump_json() for job_id in ids}) == 1
+
+
+def test_validate_answers_with_pairs_and_estimate_and_queues_nothing(
+    client: TestClient, document: dict[str, Any], settings: ServiceSettings
+) -> None:
+    answer = client.post("/jobs/validate", json=document)
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()["plan"]
+    assert plan["pairing"]["transferable_parameters"] > 0
+    assert plan["estimate"]["memory_bytes"] > 0
+    assert client.get("/jobs").json()["items"] == []
+    assert not (settings.home / "jobs").exists()
+
+
+def test_the_same_key_and_document_give_the_same_job(
+    client: TestClient, document: dict[str, Any], settings: ServiceSettings
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/jobs", json=document, headers=headers)
+    again = client.post("/jobs", content=yaml.safe_dump(document), headers=headers)
+    assert again.status_code == 202
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert len(list((settings.home / "jobs").iterdir())) == 1
+    other = client.post("/jobs", json=document | {"name": "other"}, headers=headers)
+    assert other.status_code == 422
+    assert other.json()["type"] == "urn:mergenet:problem:idempotency-conflict"
+    assert len(list((settings.home / "jobs").iterdir())) == 1
+
+
+def test_jobs_are_listed_newest_first_in_pages_by_state_and_label(client: TestClient, post: Post, store: Store) -> None:
+    ids = [post(labels={"n": str(n % 2)}) for n in range(5)]
+    finishing.start(store, ids[0], "transfer-0")
+    finishing.fail(store, ids[0], "transfer-0")
+    first = client.get("/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first["items"]] == [ids[4], ids[3]]
+    second = client.get("/jobs", params={"limit": 3, "after": first["next"]}).json()
+    assert [job["id"] for job in second["items"]] == [ids[2], ids[1], ids[0]]
+    assert second["next"] is None
+    assert [job["id"] for job in client.get("/jobs", params={"label": "n=1"}).json()["items"]] == [ids[3], ids[1]]
+    failed = client.get("/jobs", params={"status": "failed", "label": "n=0"}).json()["items"]
+    assert [(job["id"], job["trials_done"], job["trials"]) for job in failed] == [(ids[0], 0, 3)]
+
+
+def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -> None:
+    first, second = post(), post()
+    assert client.get(f"/jobs/{first}").json()["waiting"].startswith("number 1 in line; no worker is up")
+    busy = WorkerInfo(
+        name="w", host="h", state="busy", device="cpu", memory_bytes=16 << 30, cpus=2, seen_at=now(), job=first
+    )
+    say_alive(store.redis, busy)
+    finishing.start(store, first, "transfer-0")
+    assert client.get(f"/jobs/{second}").json()["waiting"] == "number 2 in line; 1 worker, 1 busy"
+    assert client.get(f"/jobs/{first}").json()["waiting"] is None
+    assert client.get("/workers").json()[0]["job"] == first
+
+
+def test_a_job_shows_where_its_trials_are(client: TestClient, post: Post, store: Store) -> None:
+    job_id = post()
+    finishing.start(store, job_id, "transfer-0")
+    at = Progress(trial="transfer-0", attempt=1, step=2, steps=4, loss=0.5, eta_seconds=3.0, at=now())
+    set_progress(store.redis, job_id, at)
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["state"], job["progress"]["transfer-0"]["step"]) == ("running", 2)
+
+
+def test_pause_resume_and_cancel(client: TestClient, post: Post, settings: ServiceSettings) -> None:
+    job_id = post()
+    assert client.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
+    queue = _queue(settings.redis(decode=False))
+    queue.empty()
+    assert client.post(f"/jobs/{job_id}/resume").json()["state"] == "queued"
+    assert sent(settings) == {f"{job_id}_{trial}_1" for trial in ("transfer-0", "control-0")}
+    cancelled = client.post(f"/jobs/{job_id}/cancel")
+    assert (cancelled.status_code, cancelled.json()["state"]) == (202, "cancelled")
+    for what in ("pause", "resume", "checkpoint"):
+        answer = client.post(f"/jobs/{job_id}/{what}")
+        assert answer.status_code == 409, what
+        assert answer.json()["type"] == "urn:mergenet:problem:state-conflict"
+        assert "cancelled" in answer.json()["detail"]
+
+
+def test_a_running_trial_is_asked_for_a_checkpoint(client: TestClient, post: Post, store: Store) -> None:
+    job_id = post()
+    nothing = client.post(f"/jobs/{job_id}/checkpoint")
+    assert (nothing.status_code, "nothing is training" in nothing.json()["detail"]) == (409, True)
+    finishing.start(store, job_id, "transfer-0")
+    assert client.post(f"/jobs/{job_id}/checkpoint").json()["request"] == "checkpoint"
+
+
+def test_checkpoints_are_listed_while_they_are_kept(
+    client: TestClient, post: Post, store: Store, settings: ServiceSettings
+) -> None:
+    job_id = post()
+    assert client.get(f"/jobs/{job_id}/checkpoints").json() == {"items": []}
+    finishing.start(store, job_id, "transfer-0")
+    finishing.checkpoint(store, job_id, "transfer-0", settings.job_folder(job_id))
+    (found,) = client.get(f"/jobs/{job_id}/checkpoints").json()["items"]
+    assert (found["trial"], found["step"]) == ("transfer-0", 2)
+    (settings.job_folder(job_id).path / found["path"]).rmdir()
+    assert client.get(f"/jobs/{job_id}/checkpoints").json() == {"items": []}
+
+
+def test_only_a_finished_job_is_deleted_and_nothing_of_it_stays(
+    client: TestClient, post: Post, store: Store, settings: ServiceSettings
+) -> None:
+    job_id = post()
+    assert client.delete(f"/jobs/{job_id}").status_code == 409
+    finishing.finish(store, job_id, settings.job_folder(job_id))
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    assert client.get(f"/jobs/{job_id}").status_code == 404
+    assert client.delete(f"/jobs/{job_id}").status_code == 404
+    assert not settings.job_folder(job_id).path.exists()
+    assert not [key for key in store.redis.keys("mergenet:*") if job_id in str(key)]
+
+
+def test_plan_and_report(client: TestClient, post: Post, store: Store, settings: ServiceSettings) -> None:
+    job_id = post()
+    assert client.get(f"/jobs/{job_id}/plan").json()["pairing"]["pairs"]
+    missing = client.get(f"/jobs/{job_id}/report")
+    assert missing.status_code == 404
+    assert "there is no report yet: the job is queued" in missing.json()["detail"]
+    finishing.finish(store, job_id, settings.job_folder(job_id))
+    assert client.get(f"/jobs/{job_id}/report").json()["chosen"] == "transfer-0"
+
+
+@pytest.mark.usefixtures("client")  # its reconciler runs
+def test_a_lost_message_is_sent_again(post: Post, settings: ServiceSettings, store: Store) -> None:
+    job_id = post()
+    _queue(settings.redis(decode=False)).empty()
+    while not sent(settings):
+        reconcile(store, settings.redis(decode=False), every_seconds=0.05)
+    assert sent(settings) == {f"{job_id}_{trial}_1" for trial in ("transfer-0", "control-0")}

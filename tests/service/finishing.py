@@ -1,0 +1,82 @@
+"""Plays the worker: takes a job's trials through the state machine, and publishes what a worker would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mergenet_core.jobs import state
+from mergenet_core.jobs.artifacts import publishing
+from mergenet_core.jobs.paths import JobFolder
+from mergenet_core.jobs.records import ArmCost, Checkpoint, Job, TrialResult
+from mergenet_core.jobs.report import ArmReport, Report
+from mergenet_core.jobs.store import Store
+
+WEIGHTS = bytes(range(256)) * 40
+
+
+def start(store: Store, job_id: str, trial_id: str) -> Job:
+    attempt = store.get(job_id).trial(trial_id).attempt + 1
+    store.update(job_id, lambda job: state.claim(job, trial_id, attempt, "worker-of-test"))
+    return store.update(job_id, lambda job: state.started(job, trial_id, attempt))
+
+
+def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None) -> Job:
+    attempt = store.get(job_id).trial(trial_id).attempt
+    result = None
+    if artifact is None:
+        cost = ArmCost(step_seconds=0.01, train_seconds=0.04)
+        result = TrialResult(
+            steps=4, final_loss=0.5, metric="accuracy", last={"test": 0.8, "validation": 0.7}, cost=cost, parameters=2354
+        )
+    return store.update(job_id, lambda job: state.commit(job, trial_id, attempt, result=result, artifact=artifact))
+
+
+def fail(store: Store, job_id: str, trial_id: str, *, retryable: bool = False) -> Job:
+    attempt = store.get(job_id).trial(trial_id).attempt
+    return store.update(
+        job_id,
+        lambda job: state.fail(job, trial_id, attempt, code="internal", reason="it broke", retryable=retryable),
+    )
+
+
+def checkpoint(store: Store, job_id: str, trial_id: str, folder: JobFolder) -> None:
+    attempt = store.get(job_id).trial(trial_id).attempt
+    path = folder.trial(trial_id) / "checkpoints" / "2"
+    path.mkdir(parents=True)
+    made = Checkpoint(step=2, path=str(path.relative_to(folder.path)), manifest_sha256="0" * 64, attempt=attempt)
+    store.update(job_id, lambda job: state.checkpointed(job, trial_id, attempt, made))
+
+
+def finish(store: Store, job_id: str, folder: JobFolder) -> Path:
+    """Everything of a job, its artifact published; returns the artifact's folder."""
+    for trial in store.get(job_id).trials[:-1]:
+        start(store, job_id, trial.id)
+        commit(store, job_id, trial.id)
+    start(store, job_id, "finalize")
+    with publishing(folder.artifact, kind="artifact", step=4, attempt=1, roles={"model.safetensors": "model"}) as draft:
+        (draft / "model").mkdir()
+        (draft / "model" / "model.safetensors").write_bytes(WEIGHTS)
+        (draft / "report.json").write_text(report(job_id).model_dump_json())
+        (draft / "job.json").write_text(json.dumps({"name": "digits"}))
+    commit(store, job_id, "finalize", artifact="artifact")
+    return folder.artifact
+
+
+def report(job_id: str) -> Report:
+    arms = tuple(
+        ArmReport(
+            arm=arm, seeds=(0,), last=(0.8,), best=(0.8,), mean=0.8, sd=None, step_seconds=0.01, seconds=0.1, difference=None
+        )
+        for arm in ("transfer", "control")
+    )
+    return Report(
+        job=job_id,
+        name="digits",
+        metric="accuracy",
+        steps=4,
+        arms=arms,
+        verdict="one seed",
+        sentence="one seed shows no spread",
+        chosen="transfer-0",
+    )
