@@ -32,9 +32,9 @@ def list_artifacts(context: Ctx, job_id: str) -> ArtifactList:
     )
 
 
-@router.api_route(
+@router.head("/{path:path}", dependencies=[needs("read")], include_in_schema=False)
+@router.get(
     "/{path:path}",
-    methods=["GET", "HEAD"],
     dependencies=[needs("read")],
     response_class=Response,
     responses={
@@ -43,7 +43,6 @@ def list_artifacts(context: Ctx, job_id: str) -> ArtifactList:
         304: {"description": "The hash is the one in `If-None-Match`"},
         **responses(401, 403, 404, 416, 503),
     },
-    operation_id="get_artifact",
     summary="Download a file",
 )
 def get_artifact(context: Ctx, job_id: str, path: str, request: Request) -> Response:

@@ -27,7 +27,12 @@ def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None
     if artifact is None:
         cost = ArmCost(step_seconds=0.01, train_seconds=0.04)
         result = TrialResult(
-            steps=4, final_loss=0.5, metric="accuracy", last={"test": 0.8, "validation": 0.7}, cost=cost, parameters=2354
+            steps=4,
+            final_loss=0.5,
+            metric="accuracy",
+            last={"test": 0.8, "validation": 0.7},
+            cost=cost,
+            parameters=2354,
         )
     return store.update(job_id, lambda job: state.commit(job, trial_id, attempt, result=result, artifact=artifact))
 
@@ -66,7 +71,15 @@ def finish(store: Store, job_id: str, folder: JobFolder) -> Path:
 def report(job_id: str) -> Report:
     arms = tuple(
         ArmReport(
-            arm=arm, seeds=(0,), last=(0.8,), best=(0.8,), mean=0.8, sd=None, step_seconds=0.01, seconds=0.1, difference=None
+            arm=arm,
+            seeds=(0,),
+            last=(0.8,),
+            best=(0.8,),
+            mean=0.8,
+            sd=None,
+            step_seconds=0.01,
+            seconds=0.1,
+            difference=None,
         )
         for arm in ("transfer", "control")
     )

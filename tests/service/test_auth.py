@@ -1,0 +1,109 @@
+"""Nobody without a key gets in, and a key does only what its scopes say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from starlette.routing import BaseRoute
+
+from mergenet_core.jobs.registry import create_key
+from mergenet_core.jobs.store import Store
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.service.conftest import KEY
+
+OPEN = {"/healthz", "/readyz", "/schema/job", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+NEEDS_SUBMIT = {("POST", "/jobs"), ("DELETE", "/jobs/{job_id}")} | {
+    ("POST", f"/jobs/{{job_id}}/{what}") for what in ("cancel", "pause", "resume", "checkpoint")
+}
+
+
+def every_route(settings: ServiceSettings) -> set[tuple[str, str]]:
+    def walk(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
+        for route in routes:
+            inner = getattr(route, "original_router", None) or getattr(route, "router", None)
+            if inner is not None:
+                yield from walk(inner.routes)
+            else:
+                for method in getattr(route, "methods", ()):
+                    yield method, route.path  # type: ignore[attr-defined]
+
+    found = set(walk(create_app(settings).routes))
+    assert len(found) > 25
+    assert ("GET", "/jobs/{job_id}/events/stream") in found
+    return found
+
+
+def call(client: TestClient, method: str, path: str, headers: dict[str, str]) -> Any:
+    concrete = (
+        path.replace("{job_id}", "01J00000000000000000000000").replace("{path:path}", "a/b").replace("{name}", "k")
+    )
+    return client.request(method, concrete, headers=headers)
+
+
+def test_every_route_but_health_and_description_refuses_without_a_key(settings: ServiceSettings) -> None:
+    client = TestClient(create_app(settings))
+    for method, path in every_route(settings):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"X-API-Key": "wrong"},
+            {"Authorization": f"Basic {KEY}"},
+        ):
+            answer = call(client, method, path, headers)
+            if path in OPEN:
+                assert answer.status_code == 200, (method, path)
+                continue
+            assert answer.status_code == 401, (method, path, headers)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+            if method != "HEAD":
+                assert answer.json()["type"] == "urn:mergenet:problem:unauthenticated"
+
+
+@pytest.mark.parametrize("scope", ["read", "submit", "admin"])
+def test_a_key_does_what_its_scope_says_and_no_more(settings: ServiceSettings, store: Store, scope: str) -> None:
+    key = create_key(store.redis, f"{scope}-only", (scope,))  # type: ignore[arg-type]
+    client = TestClient(create_app(settings))
+    for method, path in every_route(settings):
+        if path in OPEN or path == "/metrics":
+            continue
+        needed = "admin" if path.startswith("/keys") else "submit" if (method, path) in NEEDS_SUBMIT else "read"
+        status = call(client, method, path, {"X-API-Key": key}).status_code
+        allowed = scope in (needed, "admin")
+        assert (status != 403) == allowed, (scope, method, path, status)
+        assert status != 401
+
+
+def test_keys_are_made_listed_and_revoked(client: TestClient, settings: ServiceSettings, store: Store) -> None:
+    made = client.post("/keys", json={"name": "ci", "scopes": ["read", "submit"]})
+    assert made.status_code == 201
+    key = made.json()["key"]
+    assert key not in str(store.redis.hgetall("mergenet:keys"))  # only its hash is at rest
+    assert client.get("/keys").json() == [{"name": "ci", "scopes": ["read", "submit"]}]
+    other = TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"})
+    assert other.get("/jobs").status_code == 200
+    assert client.delete("/keys/ci").status_code == 204
+    assert other.get("/jobs").status_code == 401
+    assert client.delete("/keys/ci").status_code == 404
+    wrong = client.post("/keys", json={"name": "ci", "scopes": ["everything"]})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/scopes/0")
+
+
+def test_a_key_of_any_characters_is_refused_and_not_an_error(client: TestClient) -> None:
+    assert client.get("/jobs", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 401
+
+
+def test_without_auth_everyone_may_do_everything(settings: ServiceSettings) -> None:
+    client = TestClient(create_app(settings.model_copy(update={"insecure_no_auth": True})))
+    assert client.get("/keys").status_code == 200
+
+
+def test_a_short_or_empty_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGENET_API_KEY", "")
+    assert ServiceSettings().api_key is None
+    monkeypatch.setenv("MERGENET_API_KEY", "short")
+    with pytest.raises(ValueError, match="at least 16 characters"):
+        ServiceSettings()
