@@ -8,6 +8,7 @@ Legend: b batch, c channels, h height, w width, l labels.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -58,9 +59,7 @@ class MergeNetMlp(_Plain):
         super().__init__(config)
         _check_positive(config, "hidden_sizes", config.hidden_sizes)
         widths = [config.num_channels * config.image_size**2, *config.hidden_sizes]
-        self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], config.num_labels)
         self.post_init()
 

@@ -37,16 +37,16 @@ class PixelExamples:
     """Bytes for a plain processor, else what the processor made of them."""
     scale_c: Tensor
     shift_c: Tensor
-    labels_n: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         """How many images there are."""
-        return len(self.labels_n)
+        return len(self.labels)
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Normalised pixels and labels. Shapes: (b, c, h, w), labels (b)."""
         pixels = self.pixels_nchw[index_b].float() * self.scale_c[:, None, None] + self.shift_c[:, None, None]
-        return {"pixel_values": pixels, "labels": self.labels_n[index_b]}
+        return {"pixel_values": pixels, "labels": self.labels[index_b]}
 
     def evaluation_order(self) -> Tensor:
         """As they were read: all have one size."""

@@ -206,6 +206,6 @@ def _values(table: Table, column: str) -> list[str | int]:
             values[row] = int(value)
         elif not isinstance(value, (str, int)):
             raise DataRefused(f"{table.field}: row {row} has label {value!r}; a label is a string or a whole number")
-        elif isinstance(feature, datasets.ClassLabel) and not 0 <= value < len(feature.names):
+        elif isinstance(feature, datasets.ClassLabel) and not 0 <= int(value) < len(feature.names):
             raise DataRefused(f"{table.field}: row {row} is unlabelled ({value}); give a split with labels")
     return values

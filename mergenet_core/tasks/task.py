@@ -22,6 +22,10 @@ class Examples(Protocol):
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """The model's keyword arguments for these examples; what is to be predicted is under `labels`."""
 
+    @property
+    def labels(self) -> Tensor:
+        """What is to be predicted, of every example."""
+
     def evaluation_order(self) -> Tensor:
         """The order that wastes the least padding."""
 

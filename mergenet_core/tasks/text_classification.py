@@ -25,17 +25,17 @@ class TokenExamples:
 
     inputs_nt: Mapping[str, Tensor]
     lengths_n: Tensor
-    labels_n: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         """How many texts there are."""
-        return len(self.labels_n)
+        return len(self.labels)
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids, mask and labels. Shapes: (b, longest), labels (b)."""
         longest = int(self.lengths_n[index_b].max())
         inputs = {name: rows_nt[index_b, :longest] for name, rows_nt in self.inputs_nt.items()}
-        return {**inputs, "labels": self.labels_n[index_b]}
+        return {**inputs, "labels": self.labels[index_b]}
 
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""

@@ -1,62 +1,56 @@
-"""From a trial's arm to what it trains: the target and its data are the same in every arm of a seed."""
+"""From a trial's arm to what it trains. Target, data and batches are the same in every arm of a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.inspect import read_config, vocabulary_hash
+from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.inspect import inspect_model, read_config, vocabulary_hash
+from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
-from mergenet_core.models.loading import folder_of, load_target
+from mergenet_core.models.describe import facts
+from mergenet_core.models.loading import folder_of, load_source_weights, load_target
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
 from mergenet_core.training.loop import Training
 from mergenet_core.training.strategy import open_accelerator
+from mergenet_core.transfer.cycle import Transfer
+from mergenet_core.transfer.sham import shuffled
+
+TRANSFERS = ("transfer", "transfer+distill", "sham", "copy")
+DISTILLS = ("distill", "transfer+distill")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arm:
-    """What a trial trains, and what comes with it."""
+    """What a trial trains, and the transfer that comes with it."""
 
     training: Training
     task: Task
-    adapter_parameters: int = 0
-    transferred_parameters: int = 0
-
-    def prepare_teacher(self, stop_if_asked: Callable[[], bool]) -> None:
-        pass
-
-    def teacher_metrics(self) -> dict[str, float]:
-        return {}
+    transfer: Transfer | None = None
+    pairing: Pairing | None = None
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model with its task's examples, before it is trained."""
+    """A model that has not learned yet, with its task's examples."""
 
     task: Task
     model: nn.Module
     vocabulary: str | None
 
 
-def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
-    """Where the source's weights are: trained by the job, or given."""
-    if job.source.train is not None:
-        return folder.source
-    found = folder_of(job.source.model, roots, "source.model")
-    assert found is not None, "the spec refuses a source from a config that is never trained"
-    return found
-
-
-def prepare_source(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:
-    """The source in training on its own data."""
+def prepare_source(job: JobSpec, roots: Roots) -> Arm:
+    """The source in training on its own data. Raises: `ModelRefused`, `DataRefused`, `PathRefused`."""
     data, spec = job.source.data, job.source.train
     assert data is not None
     assert spec is not None
@@ -68,41 +62,96 @@ def prepare_source(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) 
 
 
 def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:
-    """The target in training, with what the arm adds to it."""
+    """The target in training, with the arm's transfer.
+
+    Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`.
+    """
     accelerator = open_accelerator(job.resources.device, job.train.precision)
-    source = source_folder(job, folder, roots)
+    heir = _shared_processor(job, roots)
+    seed = trial.seed
     learner = prepare_learner(
-        job.target.model, job.target.task, job.target.data, source, roots, seed=trial.seed, field="target"
+        job.target.model, job.target.task, job.target.data, heir, roots, seed=seed, field="target"
     )
     model = learner.model.to(accelerator.device)
-    return Arm(Training(model, learner.task, job.train, accelerator, seed=trial.seed), learner.task)
+    transfer = pairing = None
+    if trial.arm in TRANSFERS:
+        source = source_folder(job, folder, roots)
+        pairing = pair(
+            source_facts(job, source, roots),
+            facts(model, vocabulary=learner.vocabulary, labels=learner.task.labels),
+            job.transfer,
+        )
+        weights, config = load_source_weights(source)
+        transfer = Transfer(
+            shuffled(weights, seed) if trial.arm == "sham" else weights,
+            config,
+            model,
+            pairing,
+            job.transfer,
+            steps=job.train.steps,
+            seed=seed,
+            method="copy" if trial.arm == "copy" else None,
+        )
+    training = Training(model, learner.task, job.train, accelerator, seed=seed, transfer=transfer)
+    return Arm(training, learner.task, transfer, pairing)
+
+
+def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
+    """Where the source's weights are: trained by the job, or given."""
+    if job.source.train is not None:
+        return folder.source
+    found = folder_of(job.source.model, roots, "source.model")
+    assert found is not None, "the spec refuses a source from a config that is never trained"
+    return found
+
+
+def source_facts(job: JobSpec, source: Path, roots: Roots) -> ModelFacts:
+    """The source as pairing reads it. Raises: `ModelRefused`."""
+    found = inspect_model(source)
+    if job.source.model.tokenizer is None:
+        return found
+    tokenizer = roots.model(job.source.model.tokenizer, "source.model.tokenizer")
+    return replace(found, vocabulary=vocabulary_hash(tokenizer))
 
 
 def prepare_learner(
-    spec: ModelSpec, name: TaskName, data: DataSpec, source: Path | None, roots: Roots, *, seed: int, field: str
+    spec: ModelSpec, name: TaskName, data: DataSpec, heir_of: Path | None, roots: Roots, *, seed: int, field: str
 ) -> Learner:
-    """The examples, then the model whose head and vocabulary fit them."""
+    """The examples, then the model whose head and vocabulary fit them; `heir_of` has the tokenizer it may take over.
+
+    Raises: `ModelRefused`, `DataRefused`, `PathRefused`.
+    """
     own = folder_of(spec, roots, f"{field}.model")
-    config = read_config(own, name) if own is not None else dict(spec.config or {})
-    processor = processor_folder(spec, name, roots, own=own, source=source, field=f"{field}.model")
-    channels = int(config.get("num_channels", 3 if not str(config["model_type"]).startswith("mergenet") else 1))
+    processor = processor_folder(spec, name, roots, own=own, source=heir_of, field=f"{field}.model")
+    channels = image_channels(read_config(own, name) if own is not None else spec.config or {})
     task = load_task(name, data, processor, roots, seed=seed, field=f"{field}.data", channels=channels)
     model = load_target(spec, name, task.labels, roots, seed=seed, overrides=task.settings, field=f"{field}.model")
-    check_fits(model.config.to_dict(), task, data, f"{field}.data")
+    check_fits(model.config.to_dict(), task, data, f"{field}.data")  # type: ignore[operator, union-attr]
     return Learner(task, model, vocabulary_hash(processor) if processor is not None else None)
 
 
-def check_fits(config: dict[str, object], task: Task, data: DataSpec, field: str) -> None:
+def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str) -> None:
     """Refuse examples that the model cannot read. Raises: `DataRefused`."""
-    vocabulary = task.settings.get("vocab_size")
-    rows = config.get("vocab_size")
-    if isinstance(vocabulary, int) and isinstance(rows, int) and rows < vocabulary:
-        raise DataRefused(f"{field}: the tokenizer has {vocabulary} tokens, the model only {rows}; omit vocab_size")
+    tokens, rows = task.settings.get("vocab_size"), config.get("vocab_size")
+    if tokens is not None and isinstance(rows, int) and rows < tokens:
+        raise DataRefused(f"{field}: the tokenizer has {tokens} tokens, the model {rows}; leave vocab_size out")
     positions = config.get("max_position_embeddings")
-    if isinstance(vocabulary, int) and isinstance(positions, int) and 0 < positions < data.max_length:
-        raise DataRefused(
-            f"{field}.max_length: {data.max_length}, the model reads {positions} tokens at most; lower it"
-        )
+    if tokens is not None and isinstance(positions, int) and 0 < positions < data.max_length:
+        raise DataRefused(f"{field}.max_length is {data.max_length}, the model reads {positions} tokens; lower it")
     size = config.get("image_size")
     if "image_size" in task.settings and isinstance(size, int) and size != data.image_size:
-        raise DataRefused(f"{field}.image_size: {data.image_size}, the model wants {size}; set image_size to {size}")
+        raise DataRefused(f"{field}.image_size is {data.image_size}, the model's is {size}; make them the same")
+
+
+def _shared_processor(job: JobSpec, roots: Roots) -> Path | None:
+    # never the folder of a source that the job trains itself: the control does not wait for it, and has to see the
+    # same inputs as the other arms
+    if job.source.model.tokenizer is not None:
+        return roots.model(job.source.model.tokenizer, "source.model.tokenizer")
+    return folder_of(job.source.model, roots, "source.model")
+
+
+def image_channels(config: Mapping[str, Any]) -> int:
+    """How many channels a model's config asks for; of no meaning for text."""
+    plain = str(config.get("model_type")).startswith("mergenet-")
+    return int(config.get("num_channels", 1 if plain else 3))

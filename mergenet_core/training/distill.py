@@ -1,6 +1,6 @@
 """Output distillation: a frozen teacher's logits beside the labels.
 
-Legend: b examples of a batch, l labels, o labels other than the example's own (l − 1).
+Legend: n training examples, b examples of a batch, l labels, o labels other than the example's own (l − 1).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from mergenet_core.jobs.spec import DistillSpec
-from mergenet_core.tasks.task import Examples
 
 
 def kd(student_bl: Tensor, teacher_bl: Tensor, temperature: float) -> Tensor:
@@ -45,15 +45,29 @@ def dkd(
     return (target_class_weight * target + non_target_class_weight * non_target).mean() * temperature**2
 
 
+class Relabelled(nn.Module):
+    """A classifier with its logits in another order of the same labels."""
+
+    columns_l: Tensor
+
+    def __init__(self, model: nn.Module, columns: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("columns_l", torch.tensor(columns))
+
+    def forward(self, **inputs: Tensor) -> ImageClassifierOutput:
+        """The model's logits, reordered. Shapes: (b, l)."""
+        return ImageClassifierOutput(logits=self.model(**inputs).logits[:, self.columns_l])
+
+
 @dataclass(frozen=True)
 class Distillation:
-    """A frozen teacher that looks at the same examples as the student, through its own tokenizer or pixels."""
+    """What a frozen teacher says of every training example.
 
-    teacher: nn.Module
-    examples: Examples
-    """The trial's training examples as the teacher reads them, in the same order."""
-    columns_l: Tensor
-    """The teacher's logit for each of the student's labels: label spaces may be in another order."""
+    It sees each example the same way every time, so its forward passes are made once, before the first step.
+    """
+
+    logits_nl: Tensor
     spec: DistillSpec
 
     def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor, index_b: Tensor) -> Tensor:
@@ -61,21 +75,13 @@ class Distillation:
 
         Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
         """
-        teacher_bl = self.logits(index_b, student_bl.device)
+        teacher_bl = self.logits_nl[index_b].to(student_bl.device)
         weight, temperature = self.spec.weight, self.spec.temperature
         if self.spec.loss == "kd":
             share = 1.0 - weight if weight <= 1 else 1.0
             return share * task_loss + weight * kd(student_bl, teacher_bl, temperature)
         alpha, beta = self.spec.target_class_weight, self.spec.non_target_class_weight
         return task_loss + weight * dkd(student_bl, teacher_bl, labels_b, temperature, alpha, beta)
-
-    @torch.no_grad()
-    def logits(self, index_b: Tensor, device: torch.device) -> Tensor:
-        """The teacher's logits in the student's label order."""
-        batch = self.examples.batch(index_b)
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        teacher_bl: Tensor = self.teacher(**inputs).logits
-        return teacher_bl.float()[:, self.columns_l.to(device)]
 
 
 def _divergence(first_log: Tensor, second_log: Tensor) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mergenet_core import __version__
 from mergenet_core.jobs.artifacts import publishing
+from mergenet_core.jobs.pairing import Pairing
+from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.training.checkpoint import on_cpu
+from mergenet_core.transfer.cycle import Transfer
 
 ROLES = {
     "adapter.safetensors": "adapter",
@@ -38,6 +44,26 @@ def export_model(
     ) as draft:
         model.save_pretrained(draft, state_dict=weights)  # type: ignore[operator]
         processor.save_pretrained(draft)
+
+
+def export_adapter(
+    transfer: Transfer, pairing: Pairing, spec: TransferSpec, folder: Path, *, attempt: int, about: dict[str, Any]
+) -> None:
+    """Publish the adapter beside the model: its tensors, how it was set, and which weights it paired."""
+    tensors = on_cpu(transfer.adapter_tensors())
+    described = {
+        "method": pairing.method,
+        "transfer": spec.model_dump(mode="json", exclude={"distill"}),
+        "parameters": transfer.parameters_count,
+        "transferred_parameters": transfer.transferred_parameters,
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }
+    with publishing(
+        folder, kind="artifact", step=int(about["step"]), attempt=attempt, roles=ROLES, about=about
+    ) as draft:
+        save_file(tensors, draft / "adapter.safetensors")
+        (draft / "adapter.json").write_text(json.dumps(described, indent=1))
+        (draft / "pairing.json").write_text(pairing.model_dump_json(indent=1))
 
 
 def environment() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Batches and dropout are drawn from (seed, step), so a resumed run needs no iterator and no generator state, and two arms
 of one seed see the same batches and the same dropout whatever else draws random numbers.
 
-Legend: b examples of a batch, l labels.
+Legend: n examples of a split, b examples of a batch, l labels.
 """
 
 from __future__ import annotations
@@ -162,19 +162,25 @@ class Training:
             self.transfer.load_state_dict(state["transfer"])
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, task: Task, examples: Examples, accelerator: Accelerator, batch_size: int) -> float:
-    """The task's metric over a split, in the order that wastes the least padding."""
+    """The task's metric over a split."""
+    logits_nl = logits(model, examples, accelerator, batch_size)
+    return float(task.score(logits_nl, {"labels": examples.labels}).double().mean())
+
+
+@torch.no_grad()
+def logits(model: nn.Module, examples: Examples, accelerator: Accelerator, batch_size: int) -> Tensor:
+    """The model's logits for a whole split, computed in the order that wastes the least padding. Shapes: (n, l)."""
     model.eval()
-    total = 0.0
-    for index_b in examples.evaluation_order().split(max(batch_size, 128)):
-        batch = {name: value.to(accelerator.device) for name, value in examples.batch(index_b).items()}
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+    order = examples.evaluation_order()
+    found = []
+    for index_b in torch.split(order, max(batch_size, 128)):
+        batch = examples.batch(index_b)
+        inputs = {name: value.to(accelerator.device) for name, value in batch.items() if name != "labels"}
         with accelerator.autocast():
-            logits_bl = model(**inputs).logits
-        total += float(task.score(logits_bl.float(), batch).sum())
+            found.append(model(**inputs).logits.float().cpu())
     model.train()
-    return total / len(examples)
+    return torch.cat(found)[torch.argsort(order)]
 
 
 def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -182,7 +188,7 @@ def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
     places = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // examples
     drawn = []
-    for epoch in epochs.unique().tolist():
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         order = torch.randperm(examples, generator=torch.Generator().manual_seed(draw_seed(seed, epoch, stream=1)))
         drawn.append(order[places[epochs == epoch] % examples])
     return torch.cat(drawn)

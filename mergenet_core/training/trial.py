@@ -1,22 +1,21 @@
-"""One trial from its spec to its result: resumed where an earlier attempt got to, stopped at a step's end when asked."""
+"""One trial from its spec to its result: resumed where an earlier attempt got to, stopped between steps when asked."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import ArmCost, Checkpoint, Trial, TrialResult
 from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.models.describe import parameters
-from mergenet_core.training.arms import Arm, prepare_arm, prepare_source
+from mergenet_core.training.arms import DISTILLS, Arm, prepare_arm, prepare_source
 from mergenet_core.training.checkpoint import on_cpu, publish, resume
-from mergenet_core.training.export import environment, export_model
-from mergenet_core.training.loop import Training
+from mergenet_core.training.export import environment, export_adapter, export_model
 from mergenet_core.training.seams import Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
+from mergenet_core.training.teacher import Teacher, prepare_teacher
 
 __all__ = ["Control", "Interrupted", "Reporter", "run_trial"]
 
@@ -29,10 +28,10 @@ class _Run:
     """A trial under way, and where it reports."""
 
     arm: Arm
-    training: Training
     selection: Selection
     reporter: Reporter
     publish: Callable[[], Checkpoint]
+    stop_if_asked: Callable[[], bool]
 
 
 def run_trial(
@@ -50,11 +49,9 @@ def run_trial(
     Raises: `Interrupted` after a checkpoint when asked to stop; `TrainingDiverged`, `OutOfMemory`, `StorageFull`,
     `ModelRefused`, `DataRefused`, `PairingRefused`.
     """
-    prepare = prepare_source if trial.kind == "source" else prepare_arm
-    arm = prepare(job, trial, folder, roots)
+    arm = prepare_source(job, roots) if trial.kind == "source" else prepare_arm(job, trial, folder, roots)
     trial_folder = folder.trial(trial.id)
-    training = arm.training
-    selection = Selection()
+    training, selection = arm.training, Selection()
     for reason in resume(training, selection, trial_folder):
         reporter.event("checkpoint.refused", f"{reason}; an older one is used", level="warning")
     if training.step:
@@ -75,20 +72,30 @@ def run_trial(
                 raise Interrupted(checkpoint)
         return asked is not None
 
-    arm.prepare_teacher(stop_if_asked)
+    teacher = None
+    if trial.arm in DISTILLS:
+        teacher = prepare_teacher(
+            job, trial, folder, roots, arm.task.labels, attempt=attempt, stop_if_asked=stop_if_asked
+        )
+        reporter.event(
+            "teacher.ready", f"the teacher's test {arm.task.metric} is {teacher.test:.4f}", test=teacher.test
+        )
+        training.distillation = teacher.distillation
     training.start()
-    run = _Run(arm, training, selection, reporter, publish_now)
-    _train(run, stop_if_asked)
-    result = _measure(run)
-    about: dict[str, Any] = {"step": selection.best_step, "seed": trial.seed, "weights": "best on validation"}
+    run = _Run(arm, selection, reporter, publish_now, stop_if_asked)
+    _train(run)
+    last = on_cpu(training.model.state_dict())
+    result = _measure(run, teacher)
+    about = {"step": training.step, "seed": trial.seed, "trial": trial.id}
     place = folder.source if trial.kind == "source" else trial_folder / "model"
-    assert selection.weights is not None
-    export_model(training.model, selection.weights, arm.task.processor, place, attempt=attempt, about=about)
+    export_model(training.model, last, arm.task.processor, place, attempt=attempt, about=about)
+    if arm.transfer is not None and arm.pairing is not None:
+        export_adapter(arm.transfer, arm.pairing, job.transfer, trial_folder / "adapter", attempt=attempt, about=about)
     return result
 
 
-def _train(run: _Run, stop_if_asked: Callable[[], bool]) -> None:
-    training, spec = run.training, run.training.spec
+def _train(run: _Run) -> None:
+    training, spec = run.arm.training, run.arm.training.spec
     eval_every = spec.eval_every or max(1, spec.steps // 10)
     checkpoint_every = spec.checkpoint_every or max(1, spec.steps // 5)
     log_every = max(1, spec.steps // LOGGED_STEPS)
@@ -99,7 +106,7 @@ def _train(run: _Run, stop_if_asked: Callable[[], bool]) -> None:
             metric = training.evaluate(run.arm.task.validation)
             run.selection.look(step, metric, lambda: on_cpu(training.model.state_dict()))
             run.reporter.metric(step, "validation", {run.arm.task.metric: metric})
-        published = stop_if_asked()
+        published = run.stop_if_asked()
         due = step % checkpoint_every == 0 or last
         if due and step > resumed_at and not published:
             run.publish()
@@ -114,8 +121,9 @@ def _train(run: _Run, stop_if_asked: Callable[[], bool]) -> None:
         )
 
 
-def _measure(run: _Run) -> TrialResult:
-    training, selection, task = run.training, run.selection, run.arm.task
+def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
+    training, selection, task = run.arm.training, run.selection, run.arm.task
+    transfer = run.arm.transfer
     assert selection.newest is not None
     assert selection.best is not None
     assert selection.weights is not None
@@ -134,12 +142,12 @@ def _measure(run: _Run) -> TrialResult:
         cost=ArmCost(
             step_seconds=statistics.median(training.step_seconds),
             train_seconds=training.seconds,
-            extra_seconds=training.extra_seconds,
+            extra_seconds=training.extra_seconds + (teacher.seconds if teacher is not None else 0.0),
         ),
         parameters=parameters(training.model),
-        adapter_parameters=run.arm.adapter_parameters,
-        transferred_parameters=run.arm.transferred_parameters,
+        adapter_parameters=transfer.parameters_count if transfer is not None else 0,
+        transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,
         versions=environment(),
         data=dict(task.facts),
-        teacher=run.arm.teacher_metrics(),
+        teacher={"test": teacher.test} if teacher is not None else {},
     )
