@@ -11,6 +11,7 @@ import time
 from redis.exceptions import RedisError
 
 from mergenet_core.settings import Settings
+from workers import host, warm
 from workers.worker import TrialWorker
 
 _log = logging.getLogger("workers")
@@ -20,9 +21,20 @@ def main() -> None:
     """Wait for Redis, then work until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
-    _wait_for_redis(settings)
+    os.environ.update(_environment(settings))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    TrialWorker(settings, name).work(logging_level="WARNING")
+    me = host.describe(name)
+    if me.device.startswith("cpu"):
+        warm.warm_up()
+    _wait_for_redis(settings)
+    TrialWorker(settings, me).work(logging_level="WARNING")
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What training libraries read when they are imported."""
+    threads = str(settings.threads or host.cpus())
+    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return offline | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _wait_for_redis(settings: Settings) -> None:

@@ -1,28 +1,46 @@
-"""Processes of an attempt: tied to their parent, found by a mark in their environment, ended as a whole tree."""
+"""Processes of an attempt: tied to their parent, known by a mark that their children inherit, ended as a whole tree."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psutil
 
 MARK = "MERGENET_ATTEMPT"
-"""Environment variable of every process of an attempt; children inherit it even when their parent is gone."""
-_PR_SET_PDEATHSIG = 1
-_OOM_SCORE = "500"
+"""Environment variable of the processes of an attempt."""
+HELD = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that a new process keeps waiting until it has its handlers (see `start`)."""
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mark(job_id: str, trial_id: str, attempt: int, worker: str) -> str:
-    """The value of `MARK` for an attempt."""
+    """The mark of an attempt."""
     return f"{job_id}/{trial_id}/{attempt}/{worker}"
+
+
+def marked(prefix: str) -> list[psutil.Process]:
+    """Processes on this host whose mark begins so: `JOB/TRIAL/` for any attempt, or a whole `mark` for one.
+
+    The mark stands in the environment, and, where a process was forked and runs no new program, as hashes in its name.
+    """
+    name = _name(prefix)
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            comm = Path(f"/proc/{process.pid}/comm").read_text().strip()
+            if comm.startswith(name) or process.environ().get(MARK, "").startswith(prefix):
+                found.append(process)
+    return found
 
 
 def die_with(parent: int) -> None:
@@ -32,51 +50,77 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def start(
-    module: str, arguments: Iterable[str], *, environment: Mapping[str, str], log: Path, fd: int
-) -> subprocess.Popen[bytes]:
-    """Start `python -m module` in a process group of its own, which dies with this process.
+class Child:
+    """A child process, until it was waited for."""
 
-    It writes to `log` and inherits the descriptor `fd`. In need of memory the kernel takes it before anything else.
-    """
-    parent = os.getpid()
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        """Exit status, negative for the signal that ended it; None while it runs."""
 
-    def tie() -> None:
-        die_with(parent)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write(_OOM_SCORE)
+    def poll(self) -> int | None:
+        """The exit status, if there is one by now."""
+        if self.status is None and (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.status = os.waitstatus_to_exitcode(found[1])
+        return self.status
 
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(fd,),
-            process_group=0,
-            preexec_fn=tie,  # safe here: a work-horse has one thread
-        )
+    def wait(self, seconds: float) -> int | None:
+        """The exit status, if there is one within that time."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.status
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
-def marked(prefix: str) -> list[psutil.Process]:
-    """Processes on this host whose mark begins so: `JOB/TRIAL/` for any attempt, or a whole `mark` for one."""
-    found = []
-    for process in psutil.process_iter():
+    def tree(self) -> list[psutil.Process]:
+        """It and everything it started, as far as that still hangs together."""
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK, "").startswith(prefix):
-                found.append(process)
-    return found
+            if self.poll() is None:
+                process = psutil.Process(self.pid)
+                return [process, *process.children(recursive=True)]
+        return []
 
 
-def descendants(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """A child of this process and everything it started, as far as it still hangs together."""
-    with contextlib.suppress(psutil.Error):
-        if child.returncode is None:  # else its id may be someone else's by now
-            process = psutil.Process(child.pid)
-            return [process, *process.children(recursive=True)]
-    return []
+def start(
+    run: Callable[[], None] | None, command: list[str], *, environment: Mapping[str, str], log: Path, fd: int
+) -> Child:
+    """Fork a process in a group of its own that dies with this one: call `run` in it, or without one exec `command`.
+
+    It prints to `log`, inherits the descriptor `fd`, and begins with the signals `HELD` blocked, so that none is lost
+    before it has its handlers. In need of memory the kernel takes it before anything else.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    pid = os.fork()
+    if pid:
+        os.close(output)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return Child(pid)
+    try:
+        die_with(parent)
+        os.setpgid(0, 0)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.environ.update(environment)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("500")
+        if run is None:
+            os.set_inheritable(fd, True)
+            os.execv(command[0], command)
+        _libc.prctl(_PR_SET_NAME, _name(environment[MARK]).encode())
+        run()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -95,6 +139,16 @@ def memory_kills() -> int:
                 if name == "oom_kill":
                     return int(value)
     return 0
+
+
+def _name(prefix: str) -> str:
+    """A process name of 15 characters, all that Linux keeps; that of `JOB/TRIAL/` is the start of its attempts'."""
+    trial = prefix[: prefix.index("/", prefix.index("/") + 1) + 1]
+    return f"mn{_hash(trial, 6)}" + (_hash(prefix, 7) if prefix != trial else "")
+
+
+def _hash(text: str, characters: int) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()[:characters]
 
 
 def _group_counters() -> list[Path]:

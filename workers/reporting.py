@@ -25,6 +25,7 @@ from mergenet_core.errors import NotFound, StaleAttempt
 from mergenet_core.jobs import state, streams
 from mergenet_core.jobs.records import Checkpoint, Metric, Progress, now
 from mergenet_core.jobs.store import Store
+from workers.processes import HELD
 
 FLUSH_SECONDS = 1.0
 _METRICS_HELD, _EVENTS_HELD = 50_000, 1_000
@@ -166,6 +167,7 @@ class SignalControl:
         signal.signal(signal.SIGTERM, self._heard)
         signal.signal(signal.SIGUSR1, self._heard)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
     def requested(self) -> Literal["stop", "checkpoint"] | None:
         """What the outside wants; a checkpoint is asked for once."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
-import subprocess
+import sys
 import time
 from types import FrameType
 
@@ -21,15 +22,17 @@ from redis.exceptions import RedisError
 from mergenet_core.jobs import artifacts, queue, state
 from mergenet_core.jobs.records import Job, Trial
 from mergenet_core.settings import Settings
-from workers import host, processes
+from workers import processes, warm
 from workers.attempt import Attempt
 from workers.outcome import Outcome, receive
 from workers.retention import drop_trials
-from workers.trial import OUTCOME_FD
+from workers.trial import OUTCOME_FD, report
 
 _TICK_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 """How often the record is read at least, for what a user asks."""
+_REAP_SECONDS = 10.0
+"""A killed process is gone within this, unless the kernel itself holds it."""
 _log = logging.getLogger("workers.supervisor")
 
 
@@ -66,11 +69,12 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     _sweep(settings, job, trial)
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
+    arguments = (job.id, trial.id, mine.number)
     try:
         child = processes.start(
-            "workers.trial",
-            [job.id, trial.id, str(mine.number)],
-            environment=_environment(settings, mine, writer),
+            functools.partial(report, writer, *arguments) if warm.is_warm() else None,
+            [sys.executable, "-m", "workers.trial", *map(str, arguments)],
+            environment={processes.MARK: mine.mark, OUTCOME_FD: str(writer)},
             log=settings.job_folder(job.id).log(trial.id, mine.number),
             fd=writer,
         )
@@ -79,13 +83,13 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     try:
         stopped = _watch(mine, child, drain)
     finally:
-        processes.kill([*processes.descendants(child), *processes.marked(mine.mark)])
-        child.wait()
+        processes.kill([*child.tree(), *processes.marked(mine.mark)])
+        status = child.wait(_REAP_SECONDS)
     memory_ran_out = processes.memory_kills() > kills_before
-    return receive(reader) or _silent(child.returncode, stopped=stopped, memory_ran_out=memory_ran_out)
+    return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
 
 
-def _watch(mine: Attempt, child: subprocess.Popen[bytes], drain: _Flag) -> bool:
+def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:
     """Stay until the child has ended, or the lease has; returns whether it was asked to stop."""
     settings = mine.settings
     beat_seconds = settings.lease_seconds / 5
@@ -102,14 +106,13 @@ def _watch(mine: Attempt, child: subprocess.Popen[bytes], drain: _Flag) -> bool:
             job = mine.look()
             request = job.request if job else before
             if request == "checkpoint" != before:
-                child.send_signal(signal.SIGUSR1)
+                child.send(signal.SIGUSR1)
         if stop_at is None and (drain.up or request in ("cancel", "pause")):
-            child.terminate()
+            child.send(signal.SIGTERM)
             stop_at = moment
         if stop_at is not None and moment > stop_at + settings.grace_seconds:
             break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_TICK_SECONDS)
+        child.wait(_TICK_SECONDS)
     return stop_at is not None
 
 
@@ -121,29 +124,17 @@ def _conclude(job: Job, trial: Trial, attempt: int, outcome: Outcome) -> Job:
     return state.fail(job, trial.id, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
 
 
-def _silent(status: int, *, stopped: bool, memory_ran_out: bool) -> Outcome:
+def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outcome:
     """What to make of a training process that ended without telling an outcome."""
     if stopped:
         return Outcome(ended="interrupted", message="stopped on request; it goes on from its newest checkpoint")
     if status == -signal.SIGKILL and memory_ran_out:
         message = "the system ran out of memory and killed the training; take a smaller batch_size or model"
         return Outcome(ended="failed", code="out-of-memory", message=message)
-    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    by_signal = status is not None and status < 0
+    how = f"by signal {signal.Signals(abs(status or 0)).name}" if by_signal else f"with exit status {status}"
     message = f"the training process ended {how} and left no word; its log may say more"
     return Outcome(ended="failed", code="worker-lost", message=message, retryable=True)
-
-
-def _environment(settings: Settings, mine: Attempt, writer: int) -> dict[str, str]:
-    threads = str(settings.threads or host.cpus())
-    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return offline | {
-        processes.MARK: mine.mark,
-        OUTCOME_FD: str(writer),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _sweep(settings: Settings, job: Job, trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""The training process of one attempt: `python -m workers.trial JOB TRIAL ATTEMPT`, started by the supervisor."""
+"""The training process of one attempt: forked by the supervisor, or `python -m workers.trial JOB TRIAL ATTEMPT`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _run(
 
         reporter.begin()
         return Outcome(ended="finished", artifact=finalize(spec, job, folder, settings.roots, attempt))
-    import torch  # only here: until now a wrong document or a missing job costs no import
+    import torch  # not at the top: the supervisor imports this module and never torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from mergenet_core.training.trial import Interrupted, run_trial
@@ -95,7 +95,12 @@ def _failed(code: str, message: str, *, retryable: bool = False) -> Outcome:
     return Outcome(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
 
 
-if __name__ == "__main__":
+def report(descriptor: int, job_id: str, trial_id: str, attempt: int) -> None:
+    """Run the attempt and send its outcome: all that the training process does."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    descriptor = int(os.environ[OUTCOME_FD])
-    send(descriptor, main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log is read while it is written
+    send(descriptor, main(job_id, trial_id, attempt))
+
+
+if __name__ == "__main__":
+    report(int(os.environ[OUTCOME_FD]), sys.argv[1], sys.argv[2], int(sys.argv[3]))

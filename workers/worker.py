@@ -25,10 +25,10 @@ from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import MergeNetError
 from mergenet_core.jobs import queue, registry, state
-from mergenet_core.jobs.records import Job, now
+from mergenet_core.jobs.records import Job, WorkerInfo, now
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
-from workers import host, processes, supervisor
+from workers import processes, supervisor
 
 _WORKER_TTL_SECONDS = 30
 _LISTEN_SECONDS = 1
@@ -64,14 +64,14 @@ class TrialWorker(Worker):  # type: ignore[misc]
     job_class = Message
     max_connection_wait_time = 2.0
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, me: WorkerInfo) -> None:
         self._settings = settings
         self._records = settings.redis(timeout_seconds=2, retries=0)
-        self._me = host.describe(name)
+        self._me = me
         raw = settings.redis(decode=False)
         super().__init__(
             [Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
-            name=name,
+            name=me.name,
             connection=raw,
             serializer=JSONSerializer,
             worker_ttl=_WORKER_TTL_SECONDS,
