@@ -1,0 +1,177 @@
+"""The anchored operator beside a plain reference in float64, written from its equations with loops."""
+
+import numpy
+import pytest
+import torch
+
+from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.transfer.methods.anchored import Anchored, attention_map, mixed, rms_normalised
+from tests.transfer.tiny import batch, bert, cnn, logits, mlp, paired, transfer
+
+ANCHORED = TransferSpec(method="anchored")
+
+
+def normal(X):
+    return X / numpy.sqrt((X**2).mean(1, keepdims=True))
+
+
+def softmax(Z):
+    E = numpy.exp(Z - Z.max(1, keepdims=True))
+    return E / E.sum(1, keepdims=True)
+
+
+def reference_map(X, Y, Wq, Wk):
+    Z = 16 * (normal(X) @ Wq) @ (normal(Y) @ Wk).T / X.shape[1]
+    K = numpy.exp(Z - Z.max())
+    for _ in range(5):
+        K = K / K.sum(1, keepdims=True)
+        K = K / K.sum(0, keepdims=True)
+    return K / K.sum(1, keepdims=True)
+
+
+def reference_mixed(X, Y, P, Wv, gate):
+    Yn = normal(Y)
+    M = normal(P @ (Yn + Yn @ Wv))
+    size = numpy.sqrt((X**2).mean(1, keepdims=True))
+    moved = X + numpy.tanh(gate) * (size * M - X)
+    return moved * size / numpy.sqrt((moved**2).mean(1, keepdims=True))
+
+
+@pytest.mark.parametrize(("t", "s", "d"), [(7, 12, 9), (5, 3, 11), (4, 4, 4)])
+def test_the_operator_is_its_equations(t, s, d):
+    generator = torch.Generator().manual_seed(t)
+    X, Y = (torch.randn(n, d, generator=generator, dtype=torch.float64) for n in (t, s))
+    Wq, Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(3))
+    P = attention_map(X, Y, Wq, Wk, None)
+    expected = reference_map(X.numpy(), Y.numpy(), Wq.numpy(), Wk.numpy())
+    numpy.testing.assert_allclose(P.numpy(), expected, atol=1e-6)
+    Yn = rms_normalised(Y)
+    moved = mixed(X, P @ (Yn + Yn @ Wv), torch.tensor(0.4, dtype=torch.float64))
+    expected = reference_mixed(X.numpy(), Y.numpy(), expected, Wv.numpy(), 0.4)
+    numpy.testing.assert_allclose(moved.numpy(), expected, atol=1e-6)
+
+
+def test_heads_move_whole():
+    X, Y = torch.randn(6, 5), torch.randn(9, 5)
+    P = attention_map(X, Y, torch.eye(5), torch.eye(5), (2, 3))
+    blocks = P.view(2, 3, 3, 3).transpose(1, 2)
+    for block in blocks.flatten(0, 1):
+        torch.testing.assert_close(block, block[0, 0] * torch.eye(3))
+    torch.testing.assert_close(P.sum(1), torch.ones(6))
+
+
+def truncated(W, rank):
+    U, S, V = numpy.linalg.svd(W, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ V[:rank]
+
+
+def test_a_chain_is_walked_with_each_map_carried_into_the_next_layer():
+    source, target = mlp((9, 11), seed=0).double(), mlp((7, 5), seed=1).double()
+    pairing = paired(source, target, ANCHORED)
+    ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
+    theirs = {name: W.numpy() for name, W in source.state_dict().items()}
+    ranks = {pair.target: pair.rank for pair in pairing.pairs}
+    Anchored(source.state_dict(), target.state_dict(keep_vars=True), pairing, ANCHORED, 0).write()
+    P = None
+    for name in ("layers.0.weight", "layers.1.weight"):
+        Y = truncated(theirs[name], ranks[name])
+        Y = Y if P is None else Y @ P.T
+        eye = numpy.eye(Y.shape[1])
+        P = reference_map(ours[name], Y, eye, eye)
+        expected = reference_mixed(ours[name], Y, P, 0 * eye, numpy.arctanh(0.3))
+        numpy.testing.assert_allclose(target.state_dict()[name].numpy(), expected, atol=1e-6)
+    Y = truncated(theirs["head.weight"], ranks["head.weight"]) @ P.T  # labels are shared: their rows stay
+    expected = reference_mixed(ours["head.weight"], Y, numpy.eye(3), numpy.zeros((5, 5)), numpy.arctanh(0.3))
+    numpy.testing.assert_allclose(target.state_dict()["head.weight"].numpy(), expected, atol=1e-6)
+
+
+def test_one_map_serves_the_whole_residual_stream():
+    source, target = bert(16, 1).double(), bert(8, 1, heads=2, inner=6, seed=1).double()
+    pairing = paired(source, target, ANCHORED)
+    method = Anchored(source.state_dict(), target.state_dict(keep_vars=True), pairing, ANCHORED, 0)
+    start = {name: W.double().numpy() for name, W in method.start.items()}
+    ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
+    ranks = {pair.target: pair.rank for pair in pairing.pairs}
+    with torch.no_grad():  # learned a little: a key that is no longer the identity
+        method.parameters["stream.key"].add_(0.1 * torch.randn(4, 4, dtype=torch.float64))
+        key = method.parameters["stream.key"].numpy().copy()
+    method.write()
+    word = "bert.embeddings.word_embeddings.weight"
+    rank = ranks[word]
+    B = numpy.linalg.svd(start[word], full_matrices=False)[0][:, :rank]
+    signs = numpy.sign((B.T @ method.factors[f"{word}.B"].numpy()).diagonal())
+    B = B * signs
+    X, Y = (B.T @ ours[word]).T, (B.T @ start[word]).T
+    P = reference_map(X, Y, numpy.eye(rank), key)
+    moved = reference_mixed(X, Y, P, numpy.zeros((rank, rank)), numpy.arctanh(0.3))
+    numpy.testing.assert_allclose(target.state_dict()[word].numpy(), ours[word] + B @ (moved - X).T, atol=1e-6)
+    up = "bert.encoder.layer.0.intermediate.dense.weight"
+    Y = truncated(start[up], ranks[up]) @ P.T
+    ffn = reference_map(ours[up], Y, numpy.eye(8), numpy.eye(8))
+    expected = reference_mixed(ours[up], Y, ffn, numpy.zeros((8, 8)), numpy.arctanh(0.3))
+    numpy.testing.assert_allclose(target.state_dict()[up].numpy(), expected, atol=1e-6)
+    down = "bert.encoder.layer.0.output.dense.weight"
+    Y = truncated(start[down], ranks[down]) @ ffn.T
+    expected = reference_mixed(ours[down], Y, P, numpy.zeros((6, 6)), numpy.arctanh(0.3))
+    numpy.testing.assert_allclose(target.state_dict()[down].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [bert, mlp, cnn])
+def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
+    """A small step along the gradients lowers the loss of the written weights by what they say, in float64."""
+    source, target = build(seed=0).double(), build(seed=1).double()
+    source.load_state_dict({name: W * 1.3 if W.is_floating_point() else W for name, W in source.state_dict().items()})
+    spec = TransferSpec(method="anchored", gate=0.3)
+    weights = target.state_dict(keep_vars=True)
+    method = Anchored(source.state_dict(), weights, paired(source, target, spec), spec, 0)
+    target.eval()
+    inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
+    answers = torch.arange(8) % 3
+    kept = {name: W.detach().clone() for name, W in target.state_dict().items()}
+
+    def loss_at():
+        method.write()
+        loss = torch.nn.functional.cross_entropy(target(**inputs).logits, answers)
+        return loss
+
+    target.zero_grad()
+    loss_at().backward()
+    method.backward()
+    parameters = dict(target.named_parameters()) | {f"M.{k}": v for k, v in method.parameters.items()}
+    gradients = {name: W.grad.clone() for name, W in parameters.items() if W.grad is not None}
+    assert {f"M.{name}" for name in method.parameters} - gradients.keys() <= {"M.stream.query", "M.stream.key"}
+    generator = torch.Generator().manual_seed(5)
+    direction = {name: torch.randn(G.shape, generator=generator, dtype=torch.float64) for name, G in gradients.items()}
+    slope = sum(float((G * direction[name]).sum()) for name, G in gradients.items())
+    values, adapter = [], {name: value.detach().clone() for name, value in method.parameters.items()}
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            for name, W in target.state_dict().items():
+                W.copy_(kept[name] + step * direction[name] if name in direction else kept[name])
+            for name, value in method.parameters.items():
+                value.copy_(adapter[name] + step * direction[f"M.{name}"])
+            values.append(float(loss_at()))
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("build", [bert, mlp, cnn])
+def test_a_gate_of_zero_changes_nothing(build):
+    source, target = build(seed=0), build(seed=1)
+    moving = transfer(source, target, TransferSpec(method="anchored", gate=0.0))
+    moving.start()
+    before = logits(target)
+    moving.before(0)
+    torch.testing.assert_close(logits(target), before, atol=1e-6, rtol=1e-5)
+    moved = transfer(source, target, ANCHORED)
+    moved.before(0)
+    assert (logits(target) - before).abs().max() > 1e-4
+
+
+def test_a_chain_starts_from_its_own_weights_and_a_stream_from_the_projection():
+    target = mlp(seed=1)
+    before = logits(target)
+    transfer(mlp(seed=0), target, ANCHORED).start()
+    assert torch.equal(logits(target), before)
+    source, target = bert(seed=0), bert(seed=1)
+    transfer(source, target, ANCHORED).start()
+    torch.testing.assert_close(logits(target), logits(source), atol=1e-6, rtol=1e-5)

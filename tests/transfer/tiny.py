@@ -1,0 +1,76 @@
+"""Real models, small enough to build in a test, and what pairing knows of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.pairing import Pairing, pair
+from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
+from mergenet_core.transfer.cycle import Transfer
+
+LABELS = ("ant", "bee", "cat")
+
+
+def bert(
+    width: int = 16, layers: int = 2, heads: int = 2, inner: int = 24, seed: int = 0, scale: float = 1.0
+) -> nn.Module:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner,
+        max_position_embeddings=20, num_labels=3, initializer_range=0.1 * scale,
+    )  # fmt: skip
+    return _moved(BertForSequenceClassification(config), seed)
+
+
+def mlp(sizes: tuple[int, ...] = (9, 7), seed: int = 0, labels: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return _moved(
+        MergeNetMlp(MergeNetMlpConfig(image_size=4, num_channels=1, hidden_sizes=sizes, num_labels=labels)), seed
+    )
+
+
+def cnn(channels: tuple[int, ...] = (6, 8, 7), seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return _moved(MergeNetCnn(MergeNetCnnConfig(num_channels=1, channels=channels, num_labels=3)), seed)
+
+
+def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: str | None = "words") -> ModelFacts:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return ModelFacts(model.config.to_dict(), shapes, vocabulary, labels)  # type: ignore[union-attr, operator]
+
+
+def paired(source: nn.Module, target: nn.Module, spec: TransferSpec) -> Pairing:
+    return pair(facts(source), facts(target), spec)
+
+
+def transfer(source: nn.Module, target: nn.Module, spec: TransferSpec, steps: int = 40, seed: int = 3) -> Transfer:
+    config = source.config.to_dict()  # type: ignore[union-attr, operator]
+    return Transfer(source.state_dict(), config, target, paired(source, target, spec), spec, steps=steps, seed=seed)
+
+
+def batch(model: nn.Module, seed: int = 0, size: int = 8) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(model, BertForSequenceClassification):
+        return {"input_ids": torch.randint(1, 50, (size, 12), generator=generator)}
+    return {"pixel_values": torch.randn(size, 1, 4, 4, generator=generator)}
+
+
+def logits(model: nn.Module) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        result: Tensor = model(**batch(model)).logits
+    return result
+
+
+def _moved(model: nn.Module, seed: int) -> nn.Module:
+    """Biases, norms and statistics that are not the initial zeros and ones, so that a test sees where they go."""
+    generator = torch.Generator().manual_seed(11 + seed)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.ndim == 1:
+                tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator))
+    return model
