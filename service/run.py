@@ -123,4 +123,3 @@ def _read(home: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found
-

@@ -79,7 +79,12 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
         "data-refused",
         "has no column 'image'; it has picture, label",
     ),
-    ("pickled weights", put("source.model.path", "pickled"), "model-refused", "can run code when it is read"),
+    (
+        "pickled weights",
+        put("source.model.path", "pickled"),
+        "model-refused",
+        "pickled weights only (pytorch_mod",
+    ),
     ("torn weights", put("source.model.path", "torn"), "model-refused", "not a whole safetensors file"),
     ("giant header", put("source.model.path", "giant"), "model-refused", "not a whole safetensors file"),
     ("code in config", put("source.model.path", "coded"), "model-refused", "brings code of its own (auto_map)"),

@@ -1,0 +1,200 @@
+"""The process itself: what it imports, how fast it answers, what it says when Redis is away or full."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis.exceptions
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
+
+from mergenet_core.jobs.store import Store
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.conftest import RedisServer
+from tests.service.conftest import KEY, job_document, roots, start_server
+
+
+def test_the_service_is_imported_without_torch_or_workers() -> None:
+    heavy = "torch|transformers|datasets|numpy|workers|mergenet_core.training|mergenet_core.transfer"
+    code = f"import sys, service.app, service.cli; print([m for m in sys.modules if m in {heavy.split('|')!r}])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_client_and_the_command_line_need_no_server_packages() -> None:
+    code = "import sys, service.cli; print([m for m in ('fastapi', 'redis', 'rq', 'uvicorn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_health_is_answered_within_a_second_and_a_half_of_the_start(settings: ServiceSettings) -> None:
+    times = [math.inf]
+    while min(times) >= 1.5 and len(times) < 8:  # the best of several: the machine may be busy with other things
+        began = time.monotonic()
+        process, url = start_server(settings)
+        try:
+            assert httpx2.get(f"{url}/healthz", timeout=10).json()["status"] == "ok"
+            times.append(time.monotonic() - began)
+        finally:
+            process.terminate()
+            process.wait(10)
+    assert min(times) < 1.5, times
+
+
+def test_a_stop_ends_open_streams_and_the_process(settings: ServiceSettings) -> None:
+    process, url = start_server(settings)
+    with httpx2.Client(base_url=url, headers={"X-API-Key": KEY}, timeout=10) as http:
+        job_id = http.post("/jobs", json=job_document()).json()["id"]
+        with http.sse(f"/jobs/{job_id}/events/stream") as source:
+            next(iter(source))
+            process.terminate()
+            assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_readiness_wants_a_redis_that_appends_to_disk(client: TestClient, redis_server: RedisServer) -> None:
+    assert client.get("/readyz").json()["status"] == "ok"
+    redis_server.client().config_set("appendonly", "no")
+    try:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert "start it with --appendonly yes" in answer.json()["detail"]
+    finally:
+        redis_server.client().config_set("appendonly", "yes")
+
+
+@pytest.fixture
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that a test may kill."""
+    folder = Path(f"/tmp/mn-{tmp_path_factory.mktemp('r').parent.name}-{time.monotonic_ns()}")
+    folder.mkdir()
+    server = RedisServer(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def shaky(own_redis: RedisServer, tmp_path: Path) -> Iterator[TestClient]:
+    """The API over that Redis."""
+    with TestClient(create_app(roots(tmp_path, own_redis.url)), headers={"X-API-Key": KEY}) as client:
+        yield client
+
+
+def test_when_redis_is_away_the_answer_is_503_and_then_all_is_as_before(
+    shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path
+) -> None:
+    kept = shaky.post("/jobs", json=document).json()
+    own_redis.kill()
+    for method, path in (("GET", "/jobs"), ("GET", f"/jobs/{kept['id']}"), ("GET", "/readyz"), ("GET", "/metrics")):
+        answer = shaky.request(method, path)
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json"), path
+        assert answer.headers["retry-after"] == "5"
+    refused = shaky.post("/jobs", json=document)
+    assert refused.status_code == 503
+    assert shaky.get("/healthz").status_code == 200
+    own_redis.start()
+    assert shaky.get(f"/jobs/{kept['id']}").json() == kept
+    assert [folder.name for folder in (tmp_path / "home" / "jobs").iterdir()] == [kept["id"]]
+
+
+def test_when_redis_is_full_nothing_half_made_stays(
+    shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path
+) -> None:
+    own_redis.client().config_set("maxmemory", "1")
+    answer = shaky.post("/jobs", json=document)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:mergenet:problem:unavailable"), answer.text
+    assert list((tmp_path / "home" / "jobs").iterdir()) == []
+    own_redis.client().config_set("maxmemory", "0")
+    assert shaky.get("/jobs").json()["items"] == []
+    assert shaky.post("/jobs", json=document).status_code == 202
+
+
+def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_but_never_half_made(
+    shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Store.create
+
+    def written_but_reply_lost(*arguments: Any, **named: Any) -> Any:
+        create(*arguments, **named)
+        raise redis.exceptions.ConnectionError("the reply was lost")
+
+    monkeypatch.setattr(Store, "create", written_but_reply_lost)
+    answer = shaky.post("/jobs", json=document)
+    assert answer.status_code == 202
+
+    def never_written_and_redis_gone(*arguments: Any, **named: Any) -> Any:
+        own_redis.kill()
+        raise redis.exceptions.ConnectionError("gone")
+
+    monkeypatch.setattr(Store, "create", never_written_and_redis_gone)
+    assert shaky.post("/jobs", json=document).status_code == 503
+    assert len(list((tmp_path / "home" / "jobs").iterdir())) == 2  # not known yet which
+    own_redis.start()
+    deadline = time.monotonic() + 20
+    while len(list((tmp_path / "home" / "jobs").iterdir())) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [folder.name for folder in (tmp_path / "home" / "jobs").iterdir()] == [answer.json()["id"]]
+
+
+def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSettings) -> None:
+    app = create_app(settings)
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("a secret of the implementation")
+
+    client = TestClient(app, headers={"X-API-Key": KEY}, raise_server_exceptions=False)
+    for method, path, status, code in (
+        ("GET", "/nothing", 404, "not-found"),
+        ("GET", "/jobs/nothing", 404, "not-found"),
+        ("PUT", "/jobs", 405, "method-not-allowed"),
+        ("GET", "/broken", 500, "internal"),
+    ):
+        answer = client.request(method, path)
+        problem = answer.json()
+        assert (answer.status_code, problem["status"]) == (status, status)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert problem["type"] == f"urn:mergenet:problem:{code}"
+        assert problem["instance"] == path
+        assert "secret" not in answer.text
+    assert client.put("/jobs").headers["allow"]
+
+
+def test_the_schema_accepts_the_job_and_refuses_a_wrong_one(client: TestClient, document: dict[str, Any]) -> None:
+    schema = client.get("/schema/job").json()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid(document)
+    assert not validator.is_valid(document | {"trian": {}})
+
+
+def test_the_openapi_document_describes_every_route_and_its_problems(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    known = {tag["name"] for tag in document["tags"]}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation["summary"], (method, path)
+            assert set(operation["tags"]) <= known
+            if path not in ("/healthz", "/readyz", "/schema/job"):
+                assert operation["security"], (method, path)
+                assert {"401", "403"} <= set(operation["responses"]), (method, path)
+    references = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
+    assert references <= set(document["components"]["schemas"])
+
+
+def test_prometheus_is_told_of_jobs_and_workers(client: TestClient, post: Callable[..., str]) -> None:
+    post()
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'mergenet_jobs{state="queued"} 1.0' in answer.text
+    assert "mergenet_trials_waiting 2.0" in answer.text
+    assert 'mergenet_workers{state="busy"} 0.0' in answer.text
