@@ -51,13 +51,14 @@ def measure(client: Client, document: dict[str, Any], jobs: int, readers: int, r
     print(f"submitted {jobs} jobs, {1000 * (time.perf_counter() - begun) / jobs:.1f} ms each")
     idle = timings(client, ids, requests)
     seen = asyncio.run(under_readers(client, ids[:readers], lambda: timings(client, ids, requests)))
-    for name in idle:
-        print(f"{name}: median {idle[name][0]:.1f} ms alone; with {readers} readers median {seen['times'][name][0]:.1f} ms, "
-              f"95th percentile {seen['times'][name][1]:.1f} ms")  # fmt: skip
+    for name, (median, _) in idle.items():
+        busy_median, busy_tail = seen["times"][name]
+        busy = f"with {readers} readers median {busy_median:.1f} ms, 95th percentile {busy_tail:.1f} ms"
+        print(f"{name}: median {median:.1f} ms alone; {busy}")
     listed = set()
     cursor = None
     while True:
-        page = client.list(limit=200, after=cursor)
+        page = client.jobs(limit=200, after=cursor)
         listed |= {job.id for job in page.items}
         cursor = page.next
         if cursor is None:
@@ -74,7 +75,7 @@ def timings(client: Client, ids: list[str], requests: int) -> dict[str, tuple[fl
     """Median and 95th percentile in milliseconds of the two requests that watchers make most."""
     found = {}
     for name, ask in (
-        ("list", lambda number: client.list(limit=50)),
+        ("list", lambda number: client.jobs(limit=50)),
         ("status", lambda number: client.get(ids[number])),
     ):
         times = []
