@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["matrix", "convolution", "embedding", "vector", "gain"]
+Kind = Literal["encoder", "vit", "mlp", "cnn"]
 
 ANCHORS = {
     "vocabulary": "the same tokenizer",
     "positions": "positions counted alike",
-    "segments": "segments counted alike",
+    "specials": "segments and class tokens, which all models have alike",
     "pixels": "the same image size and channels",
     "channels-in": "the same image channels",
+    "patches": "the same patch size and image channels",
     "labels": "labels of the same names",
 }
 """Axes that can mean the same in two models, and what makes them do so."""
+BASES = ("embeddings.word", "embeddings.patch")
+"""Roles whose weight speaks of the data on one axis and of the residual stream on the other."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Part:
 class Anatomy:
     """A model as its parts, in the order that data passes through them."""
 
-    kind: Literal["encoder", "mlp", "cnn"]
+    kind: Kind
     parts: tuple[Part, ...]
     layers: int
 
@@ -70,7 +74,7 @@ def _embeddings(norm: str) -> list[_Row]:
     return [
         (r"embeddings\.word_embeddings\.weight", "embeddings.word", "embedding", "vocabulary", "stream"),
         (r"embeddings\.position_embeddings\.weight", "embeddings.position", "embedding", "positions", "stream"),
-        (r"embeddings\.token_type_embeddings\.weight", "embeddings.segment", "embedding", "segments", "stream"),
+        (r"embeddings\.token_type_embeddings\.weight", "embeddings.segment", "embedding", "specials", "stream"),
         *_norm(norm, "embeddings.norm"),
     ]
 
@@ -109,6 +113,30 @@ _DISTILBERT = [
     *_linear(r"pre_classifier", "pooler", "pooled", "stream"),
     *_linear(r"classifier", "head", "labels", "pooled"),
 ]  # fmt: skip
+_VIT_EMBEDDINGS: list[_Row] = [
+    (r"embeddings\.patch_embeddings\.projection\.weight", "embeddings.patch", "convolution", "stream", "patches"),
+    (r"embeddings\.patch_embeddings\.projection\.bias", "embeddings.patch.bias", "vector", "stream", None),
+    (r"embeddings\.cls_token", "embeddings.class", "embedding", "specials", "stream"),
+    (r"embeddings\.position_embeddings", "embeddings.position", "embedding", "positions", "stream"),
+]
+_VIT_END = [*_norm(r"layernorm", "norm"), *_linear(r"classifier", "head", "labels", "stream")]
+_VIT = [
+    *_VIT_EMBEDDINGS,
+    *_block(
+        r"layers\.(\d+)\.", r"attention\.q_proj", r"attention\.k_proj", r"attention\.v_proj", r"attention\.o_proj",
+        r"layernorm_before", r"mlp\.fc1", r"mlp\.fc2", r"layernorm_after",
+    ),
+    *_VIT_END,
+]  # fmt: skip
+_VIT_AS_PUBLISHED = [
+    *_VIT_EMBEDDINGS,
+    *_block(
+        r"encoder\.layer\.(\d+)\.", r"attention\.attention\.query", r"attention\.attention\.key",
+        r"attention\.attention\.value", r"attention\.output\.dense", r"layernorm_before", r"intermediate\.dense",
+        r"output\.dense", r"layernorm_after",
+    ),
+    *_VIT_END,
+]  # fmt: skip
 _MLP = [
     *_linear(r"layers\.(\d+)", "layer", "units.{n}", "units.{p}"),
     *_linear(r"head", "head", "labels", "units.last"),
@@ -121,13 +149,15 @@ _CNN: list[_Row] = [
     (r"blocks\.(\d+)\.norm\.running_var", "norm.variance", "vector", "channels.{n}", None),
     *_linear(r"head", "head", "labels", "channels.last"),
 ]
-_TABLES: list[tuple[Literal["encoder", "mlp", "cnn"], list[_Row]]] = [
+_TABLES: list[tuple[Kind, list[_Row]]] = [
     ("encoder", _BERT),
     ("encoder", _DISTILBERT),
+    ("vit", _VIT),
+    ("vit", _VIT_AS_PUBLISHED),
     ("mlp", _MLP),
     ("cnn", _CNN),
 ]
-KNOWN = "BERT-like encoders (bert, roberta, distilbert), mergenet-mlp and mergenet-cnn"
+KNOWN = "BERT-like encoders (bert, roberta, distilbert), vit, mergenet-mlp and mergenet-cnn"
 
 
 def read_anatomy(shapes: Mapping[str, tuple[int, ...]]) -> Anatomy | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairing import Pairing
+from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
 
@@ -40,7 +40,7 @@ class Transfer:
     ) -> None:
         self.pairing = pairing
         self._spec = spec
-        self._last = spec.stop_at * steps
+        self._last = round(spec.stop_at * steps, 6)
         self._weights = target.state_dict(keep_vars=True)
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, self._weights, pairing, spec, seed) if name in LEARNED else None

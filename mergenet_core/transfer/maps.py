@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergenet_core.jobs.anatomy import Form
-from mergenet_core.jobs.pairing import AxisPair
+from mergenet_core.jobs.pairs import AxisPair
 
 
 @dataclass(frozen=True)

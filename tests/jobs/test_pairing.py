@@ -34,6 +34,18 @@ def cnn(channels=(8, 12), kernel_size=3, num_channels=1, labels=LABELS):
     return ModelFacts(config, shapes_from_config(config), None, labels)
 
 
+def vit(patch_size=2, published=False):
+    width, block = 8, "vit.encoder.layer.0." if published else "vit.layers.0."
+    attention = ("attention.query", "attention.key", "attention.value", "output.dense")
+    attention = attention if published else ("q_proj", "k_proj", "v_proj", "o_proj")
+    shapes = {"vit.embeddings.cls_token": (1, 1, width), "vit.embeddings.position_embeddings": (1, 5, width)}
+    shapes["vit.embeddings.patch_embeddings.projection.weight"] = (width, 1, patch_size, patch_size)
+    shapes |= {f"{block}attention.{part}.weight": (width, width) for part in attention}
+    shapes[block + ("intermediate.dense.weight" if published else "mlp.fc1.weight")] = (4 * width, width)
+    config = {"model_type": "vit", "image_size": 2 * patch_size, "patch_size": patch_size, "num_channels": 1}
+    return ModelFacts(config | {"num_attention_heads": 2}, shapes)
+
+
 def sources(pairing: Pairing) -> dict[str, str]:
     return {entry.target: entry.source for entry in pairing.pairs}
 
@@ -71,7 +83,7 @@ def test_what_does_not_pair_says_why():
 
 
 def test_axes_are_anchored_where_they_mean_the_same():
-    assert pair(bert(), bert(16, 2), TransferSpec()).anchored_axes == ("vocabulary", "positions", "segments")
+    assert pair(bert(), bert(16, 2), TransferSpec()).anchored_axes == ("vocabulary", "positions", "specials")
     pairing = pair(bert(labels=LABELS), bert(16, 2, labels=("cat", "ant")), TransferSpec())
     assert pairing.axes["labels"].order == (2, 0)
     assert pair(mlp(), mlp((8, 8)), TransferSpec()).anchored_axes == ("pixels", "labels")
@@ -109,6 +121,18 @@ def test_distilbert_pairs_with_bert():
     pairing = pair(bert(), distilbert, TransferSpec())
     assert set(pairing.unpaired) == {"classifier.weight", "classifier.bias"}
     assert pairing.axes["queries.0"].heads == (4, 4)
+
+
+def test_vision_transformers_pair_by_patches_whichever_way_their_layers_are_spelt():
+    pairing = pair(vit(published=True), vit(), TransferSpec())
+    assert pairing.unpaired == {}
+    assert (
+        sources(pairing)["vit.layers.0.attention.o_proj.weight"] == "vit.encoder.layer.0.attention.output.dense.weight"
+    )
+    assert pairing.anchored_axes == ("patches", "specials", "positions")
+    assert pairing.basis == "vit.embeddings.patch_embeddings.projection.weight"
+    with pytest.raises(PairingRefused, match="the same patch size and image channels"):
+        pair(vit(4), vit(), TransferSpec())
 
 
 def test_kernels_of_another_size_do_not_pair_and_end_the_chain():

@@ -6,7 +6,7 @@ import torch
 
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored, attention_map, mixed, rms_normalised
-from tests.transfer.tiny import batch, bert, cnn, logits, mlp, paired, transfer
+from tests.transfer.tiny import batch, bert, cnn, logits, mlp, paired, transfer, vit
 
 ANCHORED = TransferSpec(method="anchored")
 
@@ -116,7 +116,7 @@ def test_one_map_serves_the_whole_residual_stream():
     numpy.testing.assert_allclose(target.state_dict()[down].numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", [bert, mlp, cnn])
+@pytest.mark.parametrize("build", [bert, vit, mlp, cnn])
 def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     """A small step along the gradients lowers the loss of the written weights by what they say, in float64."""
     source, target = build(seed=0).double(), build(seed=1).double()
@@ -154,7 +154,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("build", [bert, mlp, cnn])
+@pytest.mark.parametrize("build", [bert, vit, mlp, cnn])
 def test_a_gate_of_zero_changes_nothing(build):
     source, target = build(seed=0), build(seed=1)
     moving = transfer(source, target, TransferSpec(method="anchored", gate=0.0))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mergenet_core.jobs.spec import TransferSpec
-from tests.transfer.tiny import batch, bert, cnn, mlp, transfer
+from tests.transfer.tiny import batch, bert, cnn, mlp, transfer, vit
 
 SMALL = {"cycle": 3, "width": 8, "heads": 2}
 LEARNED = pytest.mark.parametrize(
@@ -11,7 +11,7 @@ LEARNED = pytest.mark.parametrize(
     [{"method": "anchored"}, {"method": "lpka"}, {"method": "lpka", "update": "hypernetwork"}, {"method": "project"}],
     ids=lambda settings: "-".join(settings.values()),
 )
-BUILDS = pytest.mark.parametrize("build", [bert, mlp, cnn])
+BUILDS = pytest.mark.parametrize("build", [bert, vit, mlp, cnn])
 
 
 def step(model, optimizer, moving, at):

@@ -7,13 +7,13 @@ from mergenet_core.jobs.pairing import pair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.methods.project import projected
-from tests.transfer.tiny import LABELS, bert, cnn, facts, logits, mlp, paired, transfer
+from tests.transfer.tiny import LABELS, bert, cnn, facts, logits, mlp, paired, transfer, vit
 
 PROJECT = TransferSpec(method="project")
 FAMILIES = pytest.mark.parametrize("build", [bert, mlp, cnn])
 
 
-@FAMILIES
+@pytest.mark.parametrize("build", [bert, vit, mlp, cnn])
 def test_a_target_of_the_source_s_architecture_becomes_the_source(build):
     source, target = build(seed=0), build(seed=1)
     assert not torch.allclose(logits(source), logits(target))
@@ -111,6 +111,22 @@ def test_the_residual_stream_is_projected_as_the_equations_say():
             value[rows] @ P,
             atol=1e-6,
         )
+
+
+def test_a_vision_transformer_s_stream_is_mapped_by_its_patches():
+    source, target = vit(12, 2), vit(4, 1, heads=1, inner=7, seed=1)
+    weights = {name: W.double().numpy() for name, W in source.state_dict().items()}
+    written = projected(source.state_dict(), target.state_dict(), paired(source, target, PROJECT))
+    E = weights["vit.embeddings.patch_embeddings.projection.weight"].reshape(12, -1).T
+    centred = E - E.mean(0)
+    values, vectors = numpy.linalg.eigh(centred.T @ centred)
+    P = vectors[:, ::-1][:, :4]
+    assert values[-3:].min() > 1e-6  # four pixels a patch, centred: three axes that the patches tell of
+    mine = written["vit.embeddings.patch_embeddings.projection.weight"].reshape(4, -1).numpy()
+    numpy.testing.assert_allclose(abs(mine[:3]), abs(P[:, :3].T @ E.T), atol=1e-6)
+    for name in ("vit.embeddings.position_embeddings", "vit.embeddings.cls_token"):
+        expected = abs(weights[name] @ P)[..., :3]
+        numpy.testing.assert_allclose(abs(written[name].numpy())[..., :3], expected, atol=1e-6)
 
 
 def test_attention_scores_keep_their_size_where_heads_are_of_another_width():

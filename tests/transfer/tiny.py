@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.pairing import Pairing, pair
@@ -21,9 +21,18 @@ def bert(
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner,
-        max_position_embeddings=20, num_labels=3, initializer_range=0.1 * scale,
+        max_position_embeddings=20, num_labels=3, initializer_range=0.1,
     )  # fmt: skip
     return _moved(BertForSequenceClassification(config), seed)
+
+
+def vit(width: int = 12, layers: int = 2, heads: int = 2, inner: int = 20, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=4, patch_size=2, num_channels=1, hidden_size=width, num_hidden_layers=layers, num_labels=3,
+        num_attention_heads=heads, intermediate_size=inner, initializer_range=0.1,
+    )  # fmt: skip
+    return _moved(ViTForImageClassification(config), seed)
 
 
 def mlp(sizes: tuple[int, ...] = (9, 7), seed: int = 0, labels: int = 3) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairing import Pairing
+from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored
 from mergenet_core.transfer.methods.copy import copied

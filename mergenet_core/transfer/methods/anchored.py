@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairing import Pairing, WeightPair
+from mergenet_core.jobs.anatomy import BASES
+from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import anchored_map, as_oip
 from mergenet_core.transfer.methods.project import projected
@@ -82,7 +83,7 @@ class Anchored:
         self._pairs = [pair for pair in pairing.pairs if pair.rank is not None]
         self._views = {pair.target: WeightView(target[pair.target], pair.form) for pair in self._pairs}
         # a residual stream starts from the projection, and its source speaks the target's coordinates from then on
-        self.start = projected(source, target, pairing) if pairing.kind == "encoder" else {}
+        self.start = projected(source, target, pairing) if pairing.basis is not None else {}
         self.factors: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         for pair in self._pairs:
@@ -124,7 +125,7 @@ class Anchored:
         if axis.startswith("values."):  # heads move as they do for queries and keys
             return f"queries.{axis.rpartition('.')[2]}.query" not in self.parameters
         if axis == "stream":
-            return pair.role == "embeddings.word"
+            return pair.role in BASES
         return not self._pairing.axes[axis].anchored
 
     def write(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.pairing import Pairing
+from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.transfer.maps import as_oip, place_, selection
 
 

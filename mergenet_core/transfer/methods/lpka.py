@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairing import Pairing
+from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.anchored import rms, rms_normalised
 from mergenet_core.transfer.reencode import factorize
@@ -102,7 +102,7 @@ class Lpka:
         self._views: dict[str, WeightView] = {}
         self._adapters: dict[str, PairAdapter] = {}
         with torch.random.fork_rng(devices=[]):  # the target's own random numbers stay those of the control
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             for pair in pairing.pairs:
                 assert pair.rank is not None
                 theirs = WeightView(source[pair.source].detach().to(target[pair.target]), pair.form)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.pairing import AxisPair, Pairing, WeightPair
+from mergenet_core.jobs.pairs import AxisPair, Pairing, WeightPair
 from mergenet_core.transfer.maps import AxisMap, anchored_map, as_oip, place_, selection
 
 
@@ -58,7 +58,8 @@ def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mappi
         return anchored_map(axis)
     if name == "stream":
         assert pairing.basis is not None
-        return stream_map(source[pairing.basis], axis.target_size)
+        W = source[pairing.basis]
+        return stream_map(W if W.ndim == 2 else W.flatten(1).T, axis.target_size)
     if axis.heads is not None:
         return _head_map(name, source, pairing)
     return selection(unit_scores(name, source, pairing, maps), axis.target_size)
