@@ -118,7 +118,8 @@ def test_a_reader_that_goes_away_holds_nothing(http: httpx2.Client, store: Store
         return int(store.redis.info("clients")["blocked_clients"])
 
     with http.sse(f"/jobs/{job_id}/events/stream") as source:
-        next(iter(source))
+        events = iter(source)
+        next(events)
         wait(lambda: blocked() == 1)
     quiet = 0
     deadline = time.monotonic() + 10
