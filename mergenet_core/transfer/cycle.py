@@ -68,6 +68,7 @@ class Transfer:
         with torch.no_grad():
             for name, W in self._start.items():
                 self._weights[name].copy_(W)
+        self._start.clear()  # as large as the target, and never needed again
 
     def transfers_at(self, step: int) -> bool:
         """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""

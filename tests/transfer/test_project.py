@@ -1,6 +1,14 @@
 import numpy
 import pytest
 import torch
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.pairing import pair
@@ -127,6 +135,20 @@ def test_a_vision_transformer_s_stream_is_mapped_by_its_patches():
     for name in ("vit.embeddings.position_embeddings", "vit.embeddings.cls_token"):
         expected = abs(weights[name] @ P)[..., :3]
         numpy.testing.assert_allclose(abs(written[name].numpy())[..., :3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "auto"),
+    [
+        (BertConfig, AutoModelForSequenceClassification),
+        (RobertaConfig, AutoModelForSequenceClassification),
+        (DistilBertConfig, AutoModelForSequenceClassification),
+        (ViTConfig, AutoModelForImageClassification),
+    ],
+)
+def test_every_weight_of_a_known_family_has_a_role(config, auto):
+    model = auto.from_config(config(num_hidden_layers=2, n_layers=2, vocab_size=20, num_labels=3))
+    assert paired(model, model, PROJECT).unpaired == {}
 
 
 def test_attention_scores_keep_their_size_where_heads_are_of_another_width():

@@ -84,6 +84,7 @@ class Anchored:
         self._views = {pair.target: WeightView(target[pair.target], pair.form) for pair in self._pairs}
         # a residual stream starts from the projection, and its source speaks the target's coordinates from then on
         self.start = projected(source, target, pairing) if pairing.basis is not None else {}
+        self._projected = frozenset(self.start)
         self.factors: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         for pair in self._pairs:
@@ -183,11 +184,11 @@ class Anchored:
             return self.factors[f"{pair.target}.A"].T
         Y = self.factors[f"{pair.target}.B"] @ self.factors[f"{pair.target}.A"]
         if pair.inp is not None and pair.inp in maps:
-            Y_oip = as_oip(Y.view(pair.source_shape) if pair.target not in self.start else Y, pair.form)
+            Y_oip = as_oip(Y.view(pair.source_shape) if pair.target not in self._projected else Y, pair.form)
             Y = torch.einsum("oip,ti->otp", Y_oip, maps[pair.inp]).flatten(1)
         assert pair.out is not None
         out = self._pairing.axes[pair.out]
-        return anchored_map(out).apply(Y, 0) if out.anchored and pair.target not in self.start else Y
+        return anchored_map(out).apply(Y, 0) if out.anchored and pair.target not in self._projected else Y
 
     def _map(self, pair: WeightPair, X_td: Tensor, Y_ld: Tensor, maps: dict[str, Tensor]) -> Tensor | None:
         axis = pair.inp if pair.form == "embedding" else pair.out
