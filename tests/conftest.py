@@ -9,10 +9,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
+
+if TYPE_CHECKING:
+    from tests import harness
 
 
 class RedisServer:
@@ -76,3 +80,27 @@ def redis_server(_redis_server: RedisServer) -> RedisServer:
 def redis(redis_server: RedisServer) -> Redis:
     """A decoding connection to an empty Redis."""
     return redis_server.client()
+
+
+@pytest.fixture(scope="session")
+def lab_redis() -> Iterator[RedisServer]:
+    """The lab's own Redis, which the tests of faults kill."""
+    with tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_lab(lab_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Lab]:
+    from tests import harness  # imports what only the tests of workers need
+
+    with harness.lab(lab_redis, tmp_path_factory.mktemp("lab") / "lab") as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(shared_lab: harness.Lab) -> harness.Lab:
+    """A service with one real worker, kept from test to test because it takes seconds to start."""
+    shared_lab.want_workers(1)
+    return shared_lab

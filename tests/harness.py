@@ -1,7 +1,7 @@
 """What the tests of workers and faults share: tiny jobs, real worker processes, and waiting without sleeping blindly.
 
 A `Lab` is a service's home with its Redis and the folders that jobs may name. Its jobs train a small MLP on images of
-two classes; `solo` leaves one arm of a job, so that a fault costs two starts of a training process and no more.
+two classes; `SOLO` jobs keep one arm, whose steps leave a fault the time to strike.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from typing import Any, TypeVar
 import psutil
 from PIL import Image
 
-from mergenet_core.jobs import artifacts, queue, state, streams
+from mergenet_core.jobs import queue, registry, state, streams
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.jobs.records import TERMINAL, Event, Job, Request, Trial, TrialResult, now
-from mergenet_core.jobs.spec import JobSpec, parse
+from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
 from tests.conftest import RedisServer
-from workers.processes import MARK
+from workers import processes
 
 Found = TypeVar("Found")
+SOLO = "control-0"
 LEASE_SECONDS = 3.0
 _SIZE = 8
 
@@ -68,6 +69,19 @@ class Lab:
         names = {name.removeprefix("MERGENET_").lower(): value for name, value in self.environment.items()}
         return Settings.model_validate(names)
 
+    def alive(self) -> list[subprocess.Popen[bytes]]:
+        """Workers that still run."""
+        return [worker for worker in self.workers if worker.poll() is None]
+
+    def want_workers(self, count: int = 1) -> None:
+        """See to it that so many workers listen: a test before may have ended some or left one too many."""
+        for worker in self.alive()[count:]:
+            worker.terminate()
+            worker.wait(30)
+        for _ in range(count - len(self.alive())):
+            self.start_worker()
+        wait(lambda: len(registry.workers(self.store.redis)) >= count, "the workers listening", self.explain)
+
     @property
     def store(self) -> Store:
         return Store(self.redis_server.client())
@@ -85,23 +99,23 @@ class Lab:
         self.workers.append(worker)
         return worker
 
-    def submit(self, document: dict[str, Any], *, solo: str | None = None) -> Job:
-        """Record and queue a job as the service does; `solo` keeps only the trial of that name."""
+    def submit(
+        self, document: dict[str, Any], *, solo: bool = True, before: Callable[[Job], None] | None = None
+    ) -> Job:
+        """Record and queue a job as the service does; a `solo` one has the trial `SOLO` alone."""
         spec = parse(document)
         trials = make_plan(spec, self.settings.roots, self.settings.home, []).trials
-        if solo is not None:
-            trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == solo)
-        job = self.record(spec, trials)
-        queue.enqueue(self.redis_server.client(decode=False), job)
-        return job
-
-    def record(self, spec: JobSpec, trials: tuple[Trial, ...]) -> Job:
-        """Write the record of a job that has just been accepted."""
+        if solo:
+            trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == SOLO)
         job = new_job(trials, max_attempts=spec.resources.attempts)
         folder = self.settings.job_folder(job.id)
         folder.path.mkdir(parents=True)
+        if before is not None:
+            before(job)
         folder.spec.write_text(spec.model_dump_json())
-        return self.store.create(state.submit(job), spec, {})[0]
+        job, _ = self.store.create(state.submit(job), spec, {})
+        queue.enqueue(self.redis_server.client(decode=False), job)
+        return job
 
     def ask(self, job: Job, what: Request) -> None:
         """A user's request."""
@@ -129,25 +143,23 @@ class Lab:
 
         return wait(reached, f"the job being {wanted}", self.explain, seconds)
 
-    def checkpoints(self, job: Job, trial: str) -> list[Path]:
-        """The trial's checkpoints that verify, oldest first."""
-        folder = self.settings.job_folder(job.id).trial(trial) / "checkpoints"
-        return [path for path in sorted(folder.glob("step-*")) if artifacts.verify(path)]
+    def checkpoints(self, job: Job) -> list[Path]:
+        """The trial's checkpoint folders, oldest first."""
+        return sorted((self.settings.job_folder(job.id).trial(SOLO) / "checkpoints").glob("step-*"))
 
     def processes(self, job: Job) -> list[psutil.Process]:
-        """Training processes of a job that run, by the mark in their environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK, "").startswith(job.id) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        """Training processes of a job's trial that run."""
+        found = processes.marked(f"{job.id}/{SOLO}/")
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
-    def training(self, job: Job) -> psutil.Process:
-        """The training process of a job that has one."""
-        return wait(lambda: next(iter(self.processes(job)), None), "a training process", self.explain)
+    def chain(self, job: Job) -> tuple[psutil.Process, psutil.Process, psutil.Process]:
+        """The training process of a job that has one, the work-horse above it, and the worker above that."""
+        training = wait(lambda: next(iter(self.processes(job)), None), "a training process", self.explain)
+        horse = training.parent()
+        assert horse is not None
+        worker = horse.parent()
+        assert worker is not None
+        return training, horse, worker
 
     def explain(self) -> str:
         """What the processes printed, for the message of a failed test."""
@@ -181,8 +193,8 @@ def wait(condition: Callable[[], Found | None], what: str, explain: Callable[[],
     return found
 
 
-def document(*, steps: int = 40, checkpoint_every: int = 10, **train: Any) -> dict[str, Any]:
-    """A job between two MLPs, the source trained first; more steps give a fault more time to strike."""
+def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) -> dict[str, Any]:
+    """A job between two MLPs, the source trained first; a step takes a few milliseconds."""
     model = {"model_type": "mergenet-mlp", "image_size": _SIZE, "num_channels": 1}
     data = {"train": "train", "test": "test", "image_size": _SIZE}
     recipe = {"batch_size": 16, "learning_rate": 1e-3} | train
@@ -234,9 +246,9 @@ def make_images(folder: Path, *, count: int, seed: int) -> None:
         image.save(folder / label / f"{index:04d}.png")
 
 
-def result_of(job: Job, trial: str) -> TrialResult:
-    """A trial's committed result."""
-    found = job.trial(trial).result
+def result_of(job: Job) -> TrialResult:
+    """The trial's committed result."""
+    found = job.trial(SOLO).result
     assert found is not None, json.dumps(job.model_dump(mode="json"), indent=1)
     return found
 

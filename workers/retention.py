@@ -10,10 +10,13 @@ from mergenet_core.jobs.spec import JobSpec
 
 
 def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
-    """Remove checkpoints and exports of a succeeded job's trials, and the source trained for it, unless kept."""
+    """Remove all folders of a succeeded job's trials, and the source trained for it, unless they are to be kept.
+
+    Logs, metrics and events are files, and stay.
+    """
     if spec.retention.keep_trials:
         return
     for trial in job.trials:
-        for name in ("checkpoints", "model"):
-            shutil.rmtree(folder.trial(trial.id) / name, ignore_errors=True)
+        for path in folder.trial(trial.id).glob("*/"):
+            shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(folder.source, ignore_errors=True)

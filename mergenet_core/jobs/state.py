@@ -17,6 +17,7 @@ ACTIVE: frozenset[TrialState] = frozenset({"starting", "running"})
 BACKOFF_SECONDS = 1.0
 """Pause before a trial's second attempt; it doubles with every failure, up to a minute."""
 _OPEN: frozenset[TrialState] = frozenset({"waiting", "queued", "starting", "running", "paused"})
+_UNDER_WAY = ACTIVE | {"queued"}
 _CURABLE = frozenset({"storage-full"})
 """Not worth another try by itself, but worth one when the operator has acted."""
 
@@ -154,7 +155,7 @@ def _settled(job: Job, code: str | None = None, reason: str | None = None) -> Jo
     job = _map_trials(job, lambda trial: _moved(job, trial))
     states = [trial.state for trial in job.trials]
     active = any(state in ACTIVE for state in states)
-    finalize = job.trials[-1]
+    finalizing = any(trial.kind == "finalize" and trial.state in _UNDER_WAY for trial in job.trials)
     update: dict[str, Any]
     if "failed" in states:
         update = {"state": "failed"}
@@ -166,7 +167,7 @@ def _settled(job: Job, code: str | None = None, reason: str | None = None) -> Jo
     elif job.request == "pause":
         ending = "the running trial writes a checkpoint and stops" if active else "paused on request; resume goes on"
         update = {"state": "pausing" if active else "paused", "code": "requested", "reason": ending}
-    elif finalize.state in ("queued", "starting", "running"):
+    elif finalizing:
         update = {"state": "finalizing", "code": "finalizing", "reason": "the report and the artifact are being made"}
     elif "running" in states:
         done = sum(trial.state == "succeeded" for trial in job.trials)

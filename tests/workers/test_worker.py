@@ -1,0 +1,210 @@
+"""A real worker process and a real Redis: what it takes, what it refuses, and how it does what users ask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq import Callback, Queue
+from rq.serializers import JSONSerializer, PickleSerializer
+
+from mergenet_core.jobs import artifacts, queue, registry
+from tests.harness import SOLO, Lab, document, result_of, wait
+
+
+@pytest.fixture(scope="module")
+def final_loss(shared_lab: Lab) -> float:
+    """What `document()` comes to when nothing disturbs it."""
+    shared_lab.want_workers(1)
+    return result_of(shared_lab.wait_for_state(shared_lab.submit(document()), "succeeded")).final_loss
+
+
+def test_a_whole_job_ends_in_a_verified_artifact(lab: Lab) -> None:
+    job = lab.submit(document(steps=20, checkpoint_every=5), solo=False)
+    job = lab.wait_for_state(job, "succeeded")
+    assert [trial.state for trial in job.trials] == ["succeeded"] * 4
+    assert job.artifact == "artifact"
+    folder = lab.settings.job_folder(job.id)
+    manifest = artifacts.verify(folder.artifact)
+    assert {"model/model.safetensors", "report.json", "README.md", "job.json"} <= {file.path for file in manifest.files}
+    wait(lambda: not folder.source.exists(), "all that the artifact makes superfluous to be dropped", lab.explain)
+    kept = {path.name for path in folder.trial("transfer-0").iterdir()}
+    assert kept == {"metrics.jsonl", "events.jsonl", "attempt-1.log"}
+
+
+def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
+    from mergenet_core.jobs import streams
+
+    job = lab.wait_for_state(lab.submit(document(steps=20, checkpoint_every=5)), "succeeded")
+    losses = streams.metrics(lab.store.redis, job.id, name="loss")
+    assert [metric.step for metric in losses] == list(range(1, 21))
+    assert losses[-1].value == pytest.approx(result_of(job).final_loss)
+    assert streams.progress(lab.store.redis, job.id)[SOLO].step == 20
+    states = [event.data["state"] for event in lab.events(job, "trial.state")]
+    assert states == ["starting", "running", "succeeded"]
+    mirror = lab.settings.job_folder(job.id).trial(SOLO) / "metrics.jsonl"
+    assert len(mirror.read_text().splitlines()) >= 20
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "options"),
+    [
+        ("os.system", ["touch {witness}"], {}),
+        ("subprocess.getoutput", ["touch {witness}"], {}),
+        (queue.ENTRY_POINT, ["touch {witness}"], {}),
+        (queue.ENTRY_POINT, [["touch {witness}"], "b", 1], {}),
+        ("os.system", ["touch {witness}"], {"serializer": PickleSerializer}),
+    ],
+)
+def test_a_message_that_names_anything_else_is_refused(
+    lab: Lab, tmp_path: Path, function: str, arguments: list[Any], options: dict[str, Any]
+) -> None:
+    witness = tmp_path / "witness"
+    arguments = [text.format(witness=witness) if isinstance(text, str) else text for text in arguments]
+    raw = lab.redis_server.client(decode=False)
+    serializer = options.pop("serializer", JSONSerializer)
+    hostile = Queue(queue.QUEUE, connection=raw, serializer=serializer).enqueue(function, *arguments, **options)
+    job = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
+    assert not witness.exists()
+    assert hostile.id not in Queue(queue.QUEUE, connection=raw).get_job_ids(), "the worker took it and lived on"
+    assert job.trial(SOLO).attempt == 1
+
+
+def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
+    raw = lab.redis_server.client(decode=False)
+    calls = {"on_success": Callback("builtins.print"), "on_failure": Callback("builtins.print")}
+    hostile = Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(
+        queue.ENTRY_POINT, "a", "b", 1, **calls
+    )
+    lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
+    printed = (lab.folder / f"worker-{len(lab.workers) - 1}.log").read_text()
+    assert "there is no job a" in printed
+    assert hostile.id not in printed
+
+
+def test_a_message_that_cannot_be_read_is_passed_over(lab: Lab) -> None:
+    raw = lab.redis_server.client(decode=False)
+    raw.hset("rq:job:broken", mapping={"data": b"\xff", "status": "no such status"})
+    raw.rpush(f"rq:queue:{queue.QUEUE}", "broken")
+    lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
+
+
+def test_a_second_delivery_of_a_claimed_trial_changes_nothing(lab: Lab) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    raw = lab.redis_server.client(decode=False)
+    Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(queue.ENTRY_POINT, job.id, SOLO, 1)
+    lab.wait_for_state(job, "succeeded")
+    other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
+    assert lab.store.get(job.id).trial(SOLO).attempt == 1
+    assert other.trial(SOLO).attempt == 1
+
+
+def test_a_paused_job_resumes_to_the_same_loss(lab: Lab, final_loss: float) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    lab.ask(job, "pause")
+    paused = lab.wait_for_state(job, "paused")
+    assert paused.trial(SOLO).result is None
+    assert lab.processes(job) == []
+    lab.resume(job)
+    job = lab.wait_for_state(job, "succeeded")
+    assert job.trial(SOLO).attempt == 2
+    assert job.trial(SOLO).failures == 0
+    assert len(lab.events(job, "trial.resumed")) == 1
+    assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
+
+
+def test_a_cancelled_job_keeps_a_checkpoint(lab: Lab) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    lab.ask(job, "cancel")
+    job = lab.wait_for_state(job, "cancelled")
+    pointer = job.trial(SOLO).checkpoint
+    assert pointer is not None
+    assert artifacts.verify(lab.settings.job_folder(job.id).path / pointer.path).step == pointer.step
+    assert lab.processes(job) == []
+
+
+def test_a_checkpoint_is_written_when_a_user_asks(lab: Lab) -> None:
+    job = lab.submit(document(checkpoint_every=1500))
+    wait(lambda: lab.store.get(job.id).state == "running", "the job running", lab.explain)
+    lab.ask(job, "checkpoint")
+    lab.wait_for_checkpoint(job)
+    step = lab.events(job, "checkpoint.published")[0].data["step"]
+    assert 0 <= step < 1500
+    assert lab.store.get(job.id).request is None
+    lab.ask(job, "cancel")
+    lab.wait_for_state(job, "cancelled")
+
+
+def test_a_loss_that_is_not_a_number_fails_once_and_commits_nothing(lab: Lab) -> None:
+    poisoned = document(steps=200, optimizer="sgd", learning_rate=100.0, clip_norm=None)
+    job = lab.wait_for_state(lab.submit(poisoned), "failed")
+    assert job.code == "training-diverged"
+    assert "step" in job.reason
+    assert job.trial(SOLO).attempt == 1
+    assert job.trial(SOLO).result is None
+
+
+def test_a_trial_that_always_crashes_is_tried_so_often_and_no_more(lab: Lab) -> None:
+    job = lab.submit(document(checkpoint_every=1500) | {"resources": {"attempts": 2}})
+    for attempt in (1, 2):
+        wait(lambda n=attempt: lab.store.get(job.id).trial(SOLO).attempt == n, "the attempt", lab.explain)  # type: ignore[misc]
+        training, _, _ = lab.chain(job)
+        training.kill()
+    job = lab.wait_for_state(job, "failed")
+    assert (job.code, job.trial(SOLO).attempt) == ("worker-lost", 2)
+    assert "SIGKILL" in job.reason
+    assert "2 attempts" in job.reason
+
+
+def test_a_job_that_was_deleted_under_its_worker_leaves_no_process(lab: Lab) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    lab.store.redis.delete(f"mergenet:job:{job.id}")
+    wait(lambda: not lab.processes(job), "the training to end", lab.explain)
+
+
+def test_sigterm_drains_the_worker(lab: Lab, final_loss: float) -> None:
+    lab.want_workers(2)
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    _, _, worker = lab.chain(job)
+    drained = next(process for process in lab.workers if process.pid == worker.pid)
+    drained.send_signal(signal.SIGTERM)
+    assert drained.wait(20) == 0
+    job = lab.wait_for_state(job, "succeeded")
+    assert (job.trial(SOLO).attempt, job.trial(SOLO).failures) == (2, 0)
+    assert len(lab.events(job, "trial.resumed")) == 1
+    assert drained.pid not in [int(info.name.split("-")[-2]) for info in registry.workers(lab.store.redis)]
+    assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
+
+
+def test_where_there_is_a_gpu_the_worker_never_imports_torch(lab: Lab, tmp_path: Path, final_loss: float) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho Imagined GPU, 1024\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    lab.want_workers(0)
+    worker = lab.start_worker(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+    training, _, _ = lab.chain(job)
+    assert training.cmdline()[1:] == ["-m", "workers.trial", job.id, SOLO, "1"]
+    assert registry.workers(lab.store.redis)[0].device == "cuda: Imagined GPU"
+    job = lab.wait_for_state(job, "succeeded")
+    assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
+    worker.terminate()
+    assert worker.wait(20) == 0
+
+
+def test_the_modules_of_a_worker_leave_torch_alone() -> None:
+    check = "import sys, workers.worker, workers.supervisor, workers.trial; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
