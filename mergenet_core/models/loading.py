@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -98,7 +99,7 @@ def build(
         )
         torch.manual_seed(seed)
         model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelRefused(f"{where}: {config['model_type']} cannot be built from these values: {reason}") from error
     return model
@@ -112,13 +113,19 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     facts = inspect_model(folder, task)
     _refuse_swapped(facts.config, folder.name)
     names = dict(enumerate(labels))
-    config = AutoConfig.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        id2label=names,
-        label2id={name: row for row, name in names.items()},
-    )
+    try:
+        config = AutoConfig.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            id2label=names,
+            label2id={name: row for row, name in names.items()},
+        )
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelRefused(
+            f"{folder.name}: config.json does not describe a {facts.config['model_type']}: {reason}"
+        ) from error
     torch.manual_seed(seed)
     fresh = AUTO[task].from_config(config, dtype=torch.float32)
     model: nn.Module = AUTO[task].from_pretrained(

@@ -6,7 +6,7 @@ Legend: b examples of a batch, n examples of a split, c channels, h height, w wi
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from mergenet_core.tasks.task import Classification, Task
 
 STATISTICS_IMAGES = 2000
 """Images of the training split, evenly spaced, that mean and deviation are taken from; the same in every trial."""
+READ_ROWS = 1000
+"""Rows that are held in memory while they are decoded."""
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -125,20 +127,18 @@ def _bytes(table: Table, data: DataSpec, rows: Tensor, channels: int, resample: 
     return pixels
 
 
-def _images(table: Table, data: DataSpec, rows: Tensor, channels: int) -> list[Image.Image]:
-    column = table.rows
+def _images(table: Table, data: DataSpec, rows: Tensor, channels: int) -> Iterator[Image.Image]:
+    column = table.rows.select_columns([data.image])
     if isinstance(column.features[data.image], datasets.Image):
         column = column.cast_column(data.image, datasets.Image(decode=False))
-    found = []
-    for row in rows.tolist():
-        value = column[row][data.image]
-        content = _content(value, table, row)
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                found.append(image.convert(MODES[channels]))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataRefused(f"{table.field}: row {row} is not an image that can be read: {error}") from None
-    return found
+    for part in torch.split(rows, READ_ROWS):
+        for row, value in zip(part.tolist(), column.select(part.tolist())[data.image][:], strict=True):
+            content = _content(value, table, row)
+            try:
+                with Image.open(io.BytesIO(content)) as image:
+                    yield image.convert(MODES[channels])
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise DataRefused(f"{table.field}: row {row} is not an image that can be read: {error}") from None
 
 
 def _content(value: Mapping[str, Any] | bytes | str | None, table: Table, row: int) -> bytes:

@@ -68,17 +68,19 @@ def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: 
     a seed sees the same ones. Raises: `DataRefused`, `PathRefused`.
     """
     train = read(data, "train", column, roots, field)
-    labels, numbers_n = _label_space(train, data.label)
+    names_n = _names(train, data.label)
+    labels = _label_space(names_n, train, data.label)
+    numbers_n = _numbers(names_n, labels, train.field)
     test = read(data, "test", column, roots, field)
     order = torch.randperm(len(numbers_n), generator=torch.Generator().manual_seed(seed))
     if data.validation is not None:
         validation, held_out = read(data, "validation", column, roots, field), 0
-        validation_numbers_n = _numbers(validation, data.label, labels)
+        validation_numbers_n = _numbers(_names(validation, data.label), labels, validation.field)
         validation_rows = torch.arange(len(validation_numbers_n))
     else:
         if len(order) < LEAST_TRAIN:
             raise DataRefused(
-                f"{train.field} has {len(order)} examples; at least {LEAST_TRAIN} are needed to hold some out for "
+                f"{train.field}: {data.train} has {len(order)} examples; at least {LEAST_TRAIN} are needed to hold some out for "
                 f"validation. Add examples, or give {field}.validation"
             )
         held_out = min(data.validation_limit, len(order) // 5)
@@ -91,7 +93,7 @@ def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: 
         labels=labels,
         train_labels_n=numbers_n,
         validation_labels_n=validation_numbers_n,
-        test_labels_n=_numbers(test, data.label, labels),
+        test_labels_n=_numbers(_names(test, data.label), labels, test.field),
         train_rows=order[: min(wanted, len(order) - held_out)],
         validation_rows=validation_rows,
     )
@@ -126,6 +128,8 @@ def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
     try:
         rows = datasets.load_dataset(kind, data_files={"split": files}, split="split")
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError, TypeError) as error:
+        if "corresponds to no data" in str(error):  # a table of columns without rows
+            raise DataRefused(f"{where}: {paths[0].name} has no examples; give a file with at least one row") from None
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
         raise DataRefused(f"{where}: {paths[0].name} cannot be read as {kind}: {reason}") from error
@@ -166,46 +170,39 @@ def _hash(paths: Iterable[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _label_space(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
-    values = _values(table, column)
-    feature = table.rows.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(feature.names)
-    else:
-        names = tuple(str(value) for value in sorted(set(values)))
-    present = {_name(table, column, value) for value in values}
+def _label_space(names_n: list[str], table: Table, column: str) -> tuple[str, ...]:
+    present = set(names_n)
     if len(present) < 2:
         raise DataRefused(f"{table.field}: every example is labelled {present.pop()!r}; at least two labels are needed")
-    return names, _numbers(table, column, names)
+    feature = table.rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    whole = all(name.removeprefix("-").isdecimal() for name in present)
+    return tuple(sorted(present, key=int) if whole else sorted(present))
 
 
-def _numbers(table: Table, column: str, names: tuple[str, ...]) -> Tensor:
-    rows = {name: row for row, name in enumerate(names)}
-    found = [_name(table, column, value) for value in _values(table, column)]
-    unknown = sorted({name for name in found if name not in rows})
+def _numbers(names_n: list[str], labels: tuple[str, ...], field: str) -> Tensor:
+    rows = {name: row for row, name in enumerate(labels)}
+    unknown = sorted(set(names_n) - set(labels))
     if unknown:
         raise DataRefused(
-            f"{table.field}: label {unknown[0]!r} does not occur in the training split, whose labels are "
-            f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}; give splits with the same labels"
+            f"{field}: label {unknown[0]!r} does not occur in the training split, whose labels are "
+            f"{', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}; give splits with the same labels"
         )
-    return torch.tensor([rows[name] for name in found])
+    return torch.tensor([rows[name] for name in names_n])
 
 
-def _name(table: Table, column: str, value: str | int) -> str:
+def _names(table: Table, column: str) -> list[str]:
     feature = table.rows.features[column]
-    return feature.names[value] if isinstance(feature, datasets.ClassLabel) and isinstance(value, int) else str(value)
-
-
-def _values(table: Table, column: str) -> list[str | int]:
-    values = list(table.rows[column])
-    feature = table.rows.features[column]
-    for row, value in enumerate(values):
+    classes = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    names = []
+    for row, value in enumerate(table.rows[column][:]):
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise DataRefused(f"{table.field}: row {row} has no label ({value}); remove the row or label it")
-        if isinstance(value, float) and value.is_integer():
-            values[row] = int(value)
-        elif not isinstance(value, (str, int)):
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        if not isinstance(whole, (str, int)):
             raise DataRefused(f"{table.field}: row {row} has label {value!r}; a label is a string or a whole number")
-        elif isinstance(feature, datasets.ClassLabel) and not 0 <= int(value) < len(feature.names):
+        if classes is not None and not 0 <= int(whole) < len(classes):
             raise DataRefused(f"{table.field}: row {row} is unlabelled ({value}); give a split with labels")
-    return values
+        names.append(classes[int(whole)] if classes is not None else str(whole))
+    return names

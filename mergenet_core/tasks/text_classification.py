@@ -61,7 +61,7 @@ def load_text(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field:
 
 
 def _texts(table: Table, column: str, rows: Tensor) -> list[str]:
-    texts = list(table.rows[column])
+    texts = table.rows[column][:]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataRefused(f"{table.field}: row {row} has {text!r} in column {column!r}; every text is a string")

@@ -82,6 +82,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
             job.transfer,
         )
         weights, config = load_source_weights(source)
+        weights = {name: weight.to(accelerator.device) for name, weight in weights.items()}
         transfer = Transfer(
             shuffled(weights, seed) if trial.arm == "sham" else weights,
             config,

@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import datasets
+from transformers.utils import logging as transformers_logging
+
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import ArmCost, Checkpoint, Trial, TrialResult
 from mergenet_core.jobs.spec import JobSpec
@@ -49,6 +52,8 @@ def run_trial(
     Raises: `Interrupted` after a checkpoint when asked to stop; `TrainingDiverged`, `OutOfMemory`, `StorageFull`,
     `ModelRefused`, `DataRefused`, `PairingRefused`.
     """
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     arm = prepare_source(job, roots) if trial.kind == "source" else prepare_arm(job, trial, folder, roots)
     trial_folder = folder.trial(trial.id)
     training, selection = arm.training, Selection()

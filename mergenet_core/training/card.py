@@ -1,0 +1,75 @@
+"""The model card: what the artifact is, what it reached, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from mergenet_core.jobs.records import Trial
+from mergenet_core.jobs.report import Report, markdown
+from mergenet_core.jobs.spec import JobSpec, ModelSpec
+
+_AUTO = {
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+}
+
+
+def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
+    """README.md of the artifact, with the front matter that the hub reads."""
+    assert trial.result is not None
+    result, task = trial.result, job.target.task
+    front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": task, "tags": ["mergenet"]}).strip()
+    model, processor = _AUTO[task]
+    built_in = str((job.target.model.config or {}).get("model_type", "")).startswith("mergenet-")
+    loading = [
+        *(["import mergenet_core.models  # registers the built-in architectures"] if built_in else []),
+        f"from transformers import {model}, {processor}",
+        "",
+        f'model = {model}.from_pretrained("model")',
+        f'processor = {processor}.from_pretrained("model")',
+    ]
+    data = result.data.get("train", {})
+    test = result.last["test"]
+    return f"""---
+{front}
+---
+# {job.name}
+
+A model for {task.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
+{result.steps} steps on {data.get("examples", "?")} examples, with knowledge moved into its weights from
+{_named(job.source.model)}. Its architecture and speed are the plain target's; nothing of the adapter is in it.
+
+These are the weights of trial `{trial.id}` after its last step; of its arm's seeds it was best on validation. On the
+test split its {result.metric} is **{100 * test:.2f} %**.
+
+## The same training with and without the transfer
+
+{markdown(report)}
+
+Each seed fixes the examples, their order, the initial weights and the dropout in all arms alike. The first column is
+the mean over the seeds after the last step; selection never looked at the test split.
+
+## Use
+
+```python
+{chr(10).join(loading)}
+```
+
+`adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
+`job.json` repeats the job, `manifest.json` lists every file with its SHA-256.
+
+## Made from
+
+```json
+{json.dumps(about, indent=1, ensure_ascii=False)}
+```
+"""
+
+
+def _named(model: ModelSpec) -> str:
+    if model.config is not None:
+        return f"a {model.config['model_type']} from scratch"
+    return f"`{model.path or model.hub}`"

@@ -1,0 +1,84 @@
+"""The end of a job: its report, and the artifact with the chosen trial's model in it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mergenet_core
+from mergenet_core.errors import NotFound
+from mergenet_core.jobs.artifacts import MANIFEST, publishing, sha256, verify
+from mergenet_core.jobs.inspect import weight_files
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import Job, Trial
+from mergenet_core.jobs.report import build_report
+from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.models.loading import folder_of
+from mergenet_core.training.arms import source_folder
+from mergenet_core.training.card import model_card
+from mergenet_core.training.export import ROLES, environment
+
+
+def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt: int) -> str:
+    """Write the report and publish the artifact; return its folder below the job's.
+
+    It holds `model/` (the chosen trial's target as it was after its last step, chosen on validation), the adapter, the
+    pairing, report.json, README.md, job.json and the manifest. Raises: `CheckpointInvalid`, `StorageFull`.
+    """
+    report = build_report(record.id, record.name, record.trials)
+    trial = record.trial(report.chosen)
+    trial_folder = folder.trial(trial.id)
+    for part in ("model", "adapter"):
+        verify(trial_folder / part)
+    about = _about(job, record, trial, folder, roots)
+    step = trial.result.steps if trial.result is not None else 0
+    with publishing(folder.artifact, kind="artifact", step=step, attempt=attempt, roles=ROLES, about=about) as draft:
+        _copy(trial_folder / "model", draft / "model")
+        _copy(trial_folder / "adapter", draft)
+        (draft / "report.json").write_text(report.model_dump_json(indent=1))
+        (draft / "job.json").write_text(job.model_dump_json(indent=1))
+        (draft / "README.md").write_text(model_card(job, report, trial, about))
+    return folder.artifact.relative_to(folder.path).as_posix()
+
+
+def drop_trials(job: JobSpec, record: Job, folder: JobFolder) -> None:
+    """Free what only served the training, once the artifact is committed; metrics, events and logs stay."""
+    if job.retention.keep_trials:
+        return
+    for trial in record.trials:
+        for part in ("checkpoints", "model", "adapter", "teacher"):
+            shutil.rmtree(folder.trial(trial.id) / part, ignore_errors=True)
+    shutil.rmtree(folder.source, ignore_errors=True)
+
+
+def _about(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> dict[str, Any]:
+    if trial.result is None:
+        raise NotFound(f"trial {trial.id} has no result; the job cannot be finalized before its trials have succeeded")
+    models = {"source": source_folder(job, folder, roots), "target": folder_of(job.target.model, roots, "target.model")}
+    weights = {
+        side: {path.name: sha256(path) for path in weight_files(place)}
+        for side, place in models.items()
+        if place is not None
+    }
+    return {
+        "job": record.id,
+        "trial": trial.id,
+        "seeds": job.seeds,
+        "spec_sha256": hashlib.sha256(job.model_dump_json().encode()).hexdigest(),
+        "inputs": {"data": trial.result.data, **weights},
+        "code": {"version": mergenet_core.__version__, "sha256": code_sha256()},
+        "environment": trial.result.versions or environment(),
+    }
+
+
+def code_sha256() -> str:
+    """A hash over the source files that trained the model: a version number alone may be that of a changed copy."""
+    root = Path(mergenet_core.__file__).parent
+    lines = (f"{path.relative_to(root).as_posix()} {sha256(path)}\n" for path in sorted(root.rglob("*.py")))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _copy(published: Path, folder: Path) -> None:
+    shutil.copytree(published, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))

@@ -1,0 +1,70 @@
+"""The artifact: the chosen trial's model, the proof beside it, every file in the manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mergenet_core.errors import CheckpointInvalid
+from mergenet_core.jobs.artifacts import verify
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import Job, Trial, now
+from mergenet_core.training.finalize import drop_trials, finalize
+from tests.training.tiny import run, text_job
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, roots: Roots) -> tuple[Path, Job]:
+    folder = tmp_path_factory.mktemp("job")
+    trials = []
+    for name in ("transfer-0", "control-0", "transfer-1", "control-1"):
+        arm, seed = name.split("-")
+        result = run(text_job(seeds=[0, 1]), name, folder, roots)
+        validation = {"transfer-1": 0.9}.get(name, 0.5)
+        result = result.model_copy(update={"last": {"test": result.last["test"], "validation": validation}})
+        trials.append(Trial(id=name, kind="arm", arm=arm, seed=int(seed), state="succeeded", result=result))
+    job = Job(
+        id="j1", name="tiny", owner="me", state="finalizing", code="x", reason="x", trials=tuple(trials),
+        created_at=now(), updated_at=now(),
+    )  # fmt: skip
+    return folder, job
+
+
+def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path, Job], roots: Roots) -> None:
+    path, record = finished
+    folder = JobFolder(path)
+    assert finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=1) == "artifact"
+    manifest = verify(folder.artifact)
+    roles = {entry.path: entry.role for entry in manifest.files}
+    assert roles["model/model.safetensors"] == "model"
+    assert roles["model/config.json"] == "model"
+    assert roles["model/tokenizer.json"] == "tokenizer"
+    assert roles["adapter.safetensors"] == roles["adapter.json"] == roles["pairing.json"] == "adapter"
+    assert (roles["report.json"], roles["README.md"], roles["job.json"]) == ("report", "card", "spec")
+    assert manifest.about["trial"] == "transfer-1", "the seed that is best on validation"
+    assert set(manifest.about["inputs"]) == {"data", "source"}
+    assert len(manifest.about["inputs"]["source"]["model.safetensors"]) == 64
+    assert len(manifest.about["code"]["sha256"]) == 64
+    chosen = load_file(path / "trials" / "transfer-1" / "model" / "model.safetensors")
+    assert load_file(folder.artifact / "model" / "model.safetensors").keys() == chosen.keys()
+    assert json.loads((folder.artifact / "report.json").read_text())["chosen"] == "transfer-1"
+    card = (folder.artifact / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card
+    assert "| control |" in card
+
+
+def test_dropping_the_trials_leaves_the_artifact(finished: tuple[Path, Job], roots: Roots) -> None:
+    path, record = finished
+    folder = JobFolder(path)
+    finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=2)
+    drop_trials(text_job(retention__keep_trials=True), record, folder)
+    assert (path / "trials" / "control-0" / "checkpoints").exists()
+    drop_trials(text_job(), record, folder)
+    assert [entry for entry in (path / "trials").rglob("*") if entry.is_file()] == []
+    verify(folder.artifact)
+    with pytest.raises(CheckpointInvalid):
+        finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=3)
+    verify(folder.artifact)
