@@ -31,6 +31,8 @@ app.add_typer(keys_app, name="keys")
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
+LINE_WIDTH = 200
+"""Off a terminal, where nothing says how wide a line may be."""
 
 Document = Annotated[Path, typer.Argument(help="The job document, YAML or JSON; - reads standard input.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
@@ -248,7 +250,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-console = Console(soft_wrap=not sys.stdout.isatty())
+console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH)
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

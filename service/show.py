@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -122,8 +120,7 @@ def duration(seconds: float | None) -> str:
 
 def table(console: Console, *columns: str) -> Table:
     """An empty table: with lines on a terminal, Markdown elsewhere."""
-    style: dict[str, Any] = {"box": box.SIMPLE_HEAD} if console.is_terminal else {"box": box.MARKDOWN}
-    made = Table(**style)
+    made = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
     for column in columns:
         made.add_column(column, no_wrap=not console.is_terminal)
     return made

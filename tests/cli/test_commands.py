@@ -1,0 +1,156 @@
+"""Every command against a real `mergenet up`: what it prints, what it exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from service.profile import Profile, find_profile, read_profile
+from tests.cli.conftest import Shell
+
+
+def submitted(up: Shell) -> str:
+    answer = up.run("submit", up.write())
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def test_up_leaves_address_and_key_for_its_owner_only(up: Shell) -> None:
+    path = up.folder / "mergenet-home" / "client.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    profile = read_profile(path.parent)
+    assert profile is not None
+    assert profile.url.startswith("http://127.0.0.1:")
+    assert len(profile.api_key) > 30
+
+
+def test_no_secret_stands_in_a_command_line(up: Shell) -> None:
+    profile = read_profile(up.folder / "mergenet-home")
+    assert profile is not None
+    lines = up.processes().values()
+    assert any("redis-server" in line for line in lines)
+    assert any("-m service" in line for line in lines)
+    assert not any("requirepass" in line or profile.api_key in line or "redis://" in line for line in lines)
+
+
+def test_submit_prints_the_id_and_status_shows_the_job(up: Shell) -> None:
+    job_id = submitted(up)
+    shown = up.call("status", job_id)
+    assert shown.exit_code == 0
+    assert f"digits ({job_id}) is queued: waits for a free worker" in shown.stdout
+    assert "in line; no worker is up" in shown.stdout
+    assert "| transfer-0 | queued" in shown.stdout
+    assert job_id in up.call("status", "--label", "team=vision").stdout
+    assert job_id not in up.call("status", "--state", "failed").stdout
+
+
+def test_arms_and_seeds_from_the_command_line(up: Shell) -> None:
+    job_id = up.call("submit", up.write(), "--arms", "transfer,control,sham", "--seeds", "3,4").stdout.strip()
+    shown = up.call("status", job_id).stdout
+    assert all(f"{arm}-{seed}" in shown for arm in ("transfer", "control", "sham") for seed in (3, 4))
+    everything = up.call("status", up.call("submit", up.write(), "--arms", "all").stdout.strip()).stdout
+    assert all(f"| {arm}-0" in everything for arm in ("transfer", "control", "sham", "distill", "copy"))
+    wrong = up.call("submit", up.write(), "--seeds", "a")
+    assert (wrong.exit_code, "--seeds 'a' is not a list of whole numbers" in wrong.stderr) == (2, True)
+
+
+def test_steering_and_a_watched_end(up: Shell) -> None:
+    job_id = submitted(up)
+    assert f"{job_id} is paused" in up.call("pause", job_id).stdout
+    assert f"{job_id} is queued" in up.call("resume", job_id).stdout
+    assert f"{job_id} is cancelled" in up.call("cancel", job_id).stdout
+    watched = up.call("watch", job_id)
+    assert watched.exit_code == 1  # it did not succeed
+    assert "cancelled: cancelled on request" in watched.stdout
+    again = up.call("pause", job_id)
+    assert (again.exit_code, "the job is cancelled; there is nothing left to pause" in again.stderr) == (2, True)
+    assert up.call("delete", job_id).exit_code == 0
+    assert up.call("status", job_id).exit_code == 2
+
+
+def test_what_is_not_there_yet_is_said(up: Shell, tmp_path: Path) -> None:
+    job_id = submitted(up)
+    for command in (("report", job_id), ("logs", job_id), ("download", job_id, str(tmp_path))):
+        answer = up.call(*command)
+        assert answer.exit_code == 2
+        assert "yet: the job is queued" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell) -> None:
+    for one in (up, shell):  # with a service, and without one
+        answer = one.call("validate", one.write())
+        assert answer.exit_code == 0, answer.stderr
+        assert "target parameters can be written by method" in answer.stdout
+        assert "| layers.0.weight | → | layers.0.weight | 32×144 → 16×144 | 2,304" in answer.stdout
+        assert "memory of a trial 0.6 GB" in answer.stdout
+
+
+def test_keys_are_made_used_and_revoked(up: Shell) -> None:
+    key = up.call("keys", "create", "ci", "--scopes", "read").stdout.strip()
+    assert key.startswith("mn_")
+    assert "ci\tread" in up.call("keys", "list").stdout
+    assert up.call("keys", "revoke", "ci").exit_code == 0
+    assert "ci" not in up.call("keys", "list").stdout
+    unknown = up.call("keys", "revoke", "ci")
+    assert (unknown.exit_code, "there is no API key named ci" in unknown.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"trian": {}}, ["trian is not a known key; did you mean train?"]),
+        ({"train": {"steps": 0, "batch": 4}}, ["has 2 faults", "/train/steps: ", "/train/batch: train.batch is not"]),
+        ({"source": {"model": {"path": "../data"}}}, ["'../data' lies outside the model roots"]),
+        ({"source": {"model": {"path": "nothing"}}}, ["'nothing' does not exist below the model roots"]),
+    ],
+)
+def test_a_bad_document_gets_sentences_and_exit_status_2(
+    up: Shell, shell: Shell, changes: dict[str, object], sentences: list[str]
+) -> None:
+    for one in (up, shell):
+        for command in ("validate", "submit"):
+            if one is shell and command == "submit":
+                continue
+            answer = one.call(command, one.write(**changes))
+            assert (answer.exit_code, answer.stdout) == (2, "")
+            assert all(sentence in answer.stderr for sentence in sentences), answer.stderr
+            assert "Traceback" not in answer.stderr
+
+
+def test_a_document_that_cannot_be_read(shell: Shell) -> None:
+    missing = shell.call("validate", "nothing.yaml")
+    assert (missing.exit_code, "nothing.yaml cannot be read" in missing.stderr) == (2, True)
+    (shell.folder / "broken.yaml").write_text("a: [")
+    assert "neither YAML nor JSON" in shell.call("validate", "broken.yaml").stderr
+
+
+def test_without_a_service_it_says_where_to_find_one(shell: Shell) -> None:
+    answer = shell.call("status")
+    assert answer.exit_code == 1
+    assert "no service is known: set MERGENET_URL and MERGENET_API_KEY" in answer.stderr
+
+
+def test_a_second_up_in_the_same_folder_or_on_the_same_port_is_refused(up: Shell, shell: Shell) -> None:
+    second = up.run("up", "--port", "0")
+    assert (second.returncode, "is in use by another `mergenet up`" in second.stderr) == (2, True)
+    profile = read_profile(up.folder / "mergenet-home")
+    assert profile is not None
+    port = profile.url.rpartition(":")[2]
+    taken = shell.run("up", "--port", port)
+    assert (taken.returncode, f"127.0.0.1:{port} cannot be listened on" in taken.stderr) == (2, True)
+
+
+def test_the_environment_wins_over_the_home_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client.json").write_text(json.dumps({"url": "http://home", "api_key": "of-home"}))
+    monkeypatch.setenv("MERGENET_URL", "http://elsewhere")
+    monkeypatch.setenv("MERGENET_API_KEY", "of-elsewhere")
+    assert find_profile(None) == Profile(url="http://elsewhere", api_key="of-elsewhere")
+    assert find_profile(tmp_path) == Profile(url="http://home", api_key="of-home")
+    monkeypatch.delenv("MERGENET_URL")
+    monkeypatch.setenv("MERGENET_HOME", os.fspath(tmp_path))
+    assert find_profile(None) == Profile(url="http://home", api_key="of-elsewhere")
