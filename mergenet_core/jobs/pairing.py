@@ -13,7 +13,7 @@ from typing import Literal
 from mergenet_core.errors import PairingRefused
 from mergenet_core.jobs.anatomy import ANCHORS, BASES, KNOWN, Anatomy, Form, Kind, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.matching import Anchors, axis_sizes, by_name, by_role
+from mergenet_core.jobs.matching import Anchors, by_name, by_role
 from mergenet_core.jobs.pairs import AxisPair, PairedMethod, Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 
@@ -22,14 +22,6 @@ __all__ = ["Pairing", "pair"]
 _ENTRANCE: dict[Kind, str] = {"encoder": "vocabulary", "vit": "patches", "mlp": "pixels", "cnn": "channels-in"}
 """The axis that data comes in by: if it means something else in the source, nothing behind it means the same."""
 _AUTO: dict[Kind, PairedMethod] = {"encoder": "project", "vit": "project", "mlp": "anchored", "cnn": "project"}
-_CONFIGURED = {
-    "positions": ("image_size", "patch_size"),
-    "specials": (),
-    "pixels": ("image_size", "num_channels"),
-    "channels-in": ("num_channels",),
-    "patches": ("patch_size", "num_channels"),
-}
-"""Axes that mean the same where these fields of both configs are equal; a text model has none of them."""
 
 
 def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pairing:
@@ -72,24 +64,41 @@ def _anchors(source: ModelFacts, target: ModelFacts, theirs: Anatomy, ours: Anat
     shared: dict[str, tuple[int, ...] | None] = {}
     if source.vocabulary is not None and source.vocabulary == target.vocabulary:
         shared["vocabulary"] = None
-    for axis, fields in _CONFIGURED.items():
-        sizes = {tuple(facts.config.get(field) for field in fields) for facts in (source, target)}
-        if len(sizes) == 1:
-            shared[axis] = None
-    if len({"roberta" in str(facts.config.get("model_type")) for facts in (source, target)}) > 1:
-        shared.pop("positions", None)  # RoBERTa's start behind its padding token's
+    if not _differ(source, target, "image_size", "patch_size") and not _only_one_is_roberta(source, target):
+        shared["positions"] = None
+    shared["specials"] = None
     for axis in ("pixels", "channels-in", "patches"):
-        if len({axis_sizes(anatomy.parts).get(axis) for anatomy in (theirs, ours)}) > 1:
-            shared.pop(axis, None)
+        mine, other = (_entry_shapes(anatomy, axis) for anatomy in (ours, theirs))
+        if mine and mine == other and not _differ(source, target, "image_size" if axis == "pixels" else "num_channels"):
+            shared[axis] = None
     if source.labels and target.labels and set(target.labels) <= set(source.labels):
         same = source.labels == target.labels
         shared["labels"] = None if same else tuple(source.labels.index(label) for label in target.labels)
     return shared
 
 
+def _differ(source: ModelFacts, target: ModelFacts, *fields: str) -> bool:
+    """Whether both configs say what they are, and not the same; a config from scratch may leave a default out."""
+    said = [(source.config.get(field), target.config.get(field)) for field in fields]
+    return any(None not in both and both[0] != both[1] for both in said)
+
+
+def _only_one_is_roberta(source: ModelFacts, target: ModelFacts) -> bool:
+    """RoBERTa's positions start behind its padding token's, so that they do not go with another's."""
+    return len({"roberta" in str(facts.config.get("model_type")) for facts in (source, target)}) > 1
+
+
+def _entry_shapes(anatomy: Anatomy, axis: str) -> set[tuple[int, ...]]:
+    """What a weight reads from an axis; a filter's kernel may differ, a patch is read whole."""
+    return {part.shape[1:2] if axis == "channels-in" else part.shape[1:] for part in anatomy.parts if part.inp == axis}
+
+
 def _heads(source: ModelFacts, target: ModelFacts) -> tuple[int, int]:
-    counts = [facts.config.get("num_attention_heads", facts.config.get("n_heads", 1)) for facts in (source, target)]
-    return counts[0], counts[1]
+    default = 12  # as in every transformers config of these families
+    mine, other = (
+        facts.config.get("num_attention_heads", facts.config.get("n_heads", default)) for facts in (target, source)
+    )
+    return other, mine
 
 
 def _included(pairs: list[WeightPair], transfer: TransferSpec) -> tuple[list[WeightPair], dict[str, str]]:
@@ -137,8 +146,9 @@ def _checked(
         for entry in pairs
     ]
     taking_part = {entry.target for entry in pairs}
-    rest = {
-        name: "not known to this anatomy" for name in target.shapes if name not in taking_part and name not in unpaired
+    reason = "not named in transfer.pairs" if kind == "named" else "not known to this anatomy"
+    rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
+        name: reason for name, shape in target.shapes.items() if shape and name not in {*taking_part, *unpaired}
     }
     return Pairing(
         method=method,

@@ -80,6 +80,9 @@ def test_what_does_not_pair_says_why():
     assert pairing.unpaired["bert.encoder.layer.0.output.dense.weight"] == "the source has only 1 layers"
     pairing = pair(mlp((16, 16, 16)), mlp((8, 8)), TransferSpec())
     assert "a layer between has no counterpart" in pairing.unpaired["head.weight"]
+    named = TransferSpec(method="lpka", pairs=[{"source": "head.weight", "target": "head.weight"}])
+    assert pair(mlp(), mlp(), named).unpaired["head.bias"] == "not named in transfer.pairs"
+    assert pair(cnn(), cnn(), TransferSpec()).unpaired == {}
 
 
 def test_axes_are_anchored_where_they_mean_the_same():
@@ -88,6 +91,14 @@ def test_axes_are_anchored_where_they_mean_the_same():
     assert pairing.axes["labels"].order == (2, 0)
     assert pair(mlp(), mlp((8, 8)), TransferSpec()).anchored_axes == ("pixels", "labels")
     assert pair(cnn(), cnn((4, 6)), TransferSpec()).anchored_axes == ("channels-in", "labels")
+
+
+def test_a_config_from_scratch_may_leave_defaults_out():
+    target = ModelFacts({"model_type": "mergenet-cnn", "channels": [4, 6]}, cnn((4, 6)).shapes)
+    assert pair(cnn(), target, TransferSpec()).anchored_axes == ("channels-in",)
+    listed = vit()
+    listed = ModelFacts(dict(listed.config) | {"image_size": [4, 4]}, listed.shapes)
+    assert pair(listed, listed, TransferSpec()).anchored_axes == ("patches", "specials", "positions")
 
 
 def test_auto_takes_the_method_that_measures_best_for_the_anatomy():

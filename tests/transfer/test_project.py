@@ -196,6 +196,9 @@ def test_head_rows_follow_the_names_of_the_labels():
 
 def test_filters_are_chosen_by_what_they_do_and_carried_with_their_statistics():
     source, target = cnn((6, 8)), cnn((3, 5), seed=1)
+    source.state_dict()["blocks.0.conv.weight"][3] *= 0.3
+    source.state_dict()["blocks.0.norm.weight"][3:5] *= -8.0
+    source.state_dict()["blocks.0.norm.running_var"][4] = 900.0
     transfer(source, target, PROJECT).start()
     weights, mine = source.state_dict(), target.state_dict()
     W, after = weights["blocks.0.conv.weight"], weights["blocks.1.conv.weight"]
@@ -205,6 +208,8 @@ def test_filters_are_chosen_by_what_they_do_and_carried_with_their_statistics():
     )
     kept = score.argsort(descending=True)[:3].sort().values
     assert torch.equal(mine["blocks.0.conv.weight"], W[kept])
+    assert 3 in kept, "a small filter with a large gain does much"
+    assert 4 not in kept, "one with a large gain and a larger deviation does little"
     for name in ("weight", "bias", "running_mean", "running_var"):
         assert torch.equal(mine[f"blocks.0.norm.{name}"], weights[f"blocks.0.norm.{name}"][kept])
     score = after[:, kept].flatten(1).norm(dim=1) * weights["blocks.1.norm.weight"].abs()
