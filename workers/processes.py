@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def start(
         os.close(output)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return Child(pid)
+    status = 1
     try:
         die_with(parent)
         os.setpgid(0, 0)
@@ -117,10 +119,13 @@ def start(
             os.execv(command[0], command)
         _libc.prctl(_PR_SET_NAME, _name(environment[MARK]).encode())
         run()
+        status = 0
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        # whatever was raised, even by a log on a full disk, must not climb into the code that forked
+        with contextlib.suppress(Exception):
+            traceback.print_exc() if status else None
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -42,7 +43,8 @@ def main(job_id: str, trial_id: str, attempt: int) -> Outcome:
     except RedisError as error:
         return _failed("unavailable", f"Redis could not be reached when the attempt began: {error}", retryable=True)
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
+            traceback.print_exc()
         return _unexpected(error, f"see the log of attempt {attempt}")
     finally:
         if reporter is not None:

@@ -17,6 +17,8 @@ from mergenet_core.errors import CheckpointInvalid, StorageFull
 from mergenet_core.jobs.records import Artifact, Manifest
 
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE_BYTES = 65536
 
 
 @contextmanager
@@ -48,9 +50,10 @@ def publishing(
             shutil.rmtree(final)
         os.rename(draft, final)
         _sync(final.parent)
-    except OSError as error:
+    except Exception as error:
+        full = _disk_is_full(error, draft)
         shutil.rmtree(draft, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if full:
             raise StorageFull(
                 f"no space left while writing {final.name}; what was published before is kept. Free disk, then resume"
             ) from error
@@ -95,6 +98,18 @@ def sha256(path: Path) -> str:
     """The file's SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Whether that is what went wrong; safetensors and torch tell it in words or not at all."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(os.strerror(number) in str(error) for number in _FULL):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < _NO_SPACE_BYTES
+    except OSError:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

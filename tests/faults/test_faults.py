@@ -161,7 +161,7 @@ def test_a_full_disk_fails_with_a_sentence_keeps_the_older_step_and_can_be_resum
     filler = small_disks[0] / "filler"
     fill(filler)
     job = lab.wait_for_state(job, "failed")
-    assert (job.code, job.trial(SOLO).attempt) == ("storage-full", 1)
+    assert (job.code, job.trial(SOLO).attempt) == ("storage-full", 1), lab.explain() + job.reason
     assert "Free disk" in job.reason
     assert artifacts.verify(lab.checkpoints(job)[-1]).step > 0
     assert not list(small_disks[0].rglob("*.attempt-*")), "nothing half-made is left"
