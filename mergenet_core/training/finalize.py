@@ -43,16 +43,6 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     return folder.artifact.relative_to(folder.path).as_posix()
 
 
-def drop_trials(job: JobSpec, record: Job, folder: JobFolder) -> None:
-    """Free what only served the training, once the artifact is committed; metrics, events and logs stay."""
-    if job.retention.keep_trials:
-        return
-    for trial in record.trials:
-        for part in ("checkpoints", "model", "adapter", "teacher"):
-            shutil.rmtree(folder.trial(trial.id) / part, ignore_errors=True)
-    shutil.rmtree(folder.source, ignore_errors=True)
-
-
 def _about(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> dict[str, Any]:
     if trial.result is None:
         raise NotFound(f"trial {trial.id} has no result; the job cannot be finalized before its trials have succeeded")

@@ -79,6 +79,7 @@ def run_trial(
 
     teacher = None
     if trial.arm in DISTILLS:
+        reporter.event("teacher.preparing", "the teacher is made ready; steps are counted after that")
         teacher = prepare_teacher(
             job, trial, folder, roots, arm.task.labels, attempt=attempt, stop_if_asked=stop_if_asked
         )

@@ -66,7 +66,7 @@ def test_pixels_are_normalised_by_the_whole_training_split(roots: Roots) -> None
 def test_a_processor_is_used_at_the_size_that_was_asked_for(roots: Roots) -> None:
     task = load(roots, plain_image_processor(28, [0.5], [0.25]))
     assert (task.processor.size.height, task.processor.size.width) == (6, 6)
-    assert task.processor.image_mean == [0.5]
+    assert task.processor.image_mean == (0.5,)
     assert task.test.batch(torch.tensor([0]))["pixel_values"].shape == (1, 1, 6, 6)
     assert len(load(roots, plain_image_processor(28, [0.5], [0.25]), channels=3).processor.image_mean) == 3
 

@@ -12,7 +12,7 @@ from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.jobs.artifacts import verify
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Job, Trial, now
-from mergenet_core.training.finalize import drop_trials, finalize
+from mergenet_core.training.finalize import finalize
 from tests.training.tiny import run, text_job
 
 
@@ -56,15 +56,13 @@ def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path,
     assert "| control |" in card
 
 
-def test_dropping_the_trials_leaves_the_artifact(finished: tuple[Path, Job], roots: Roots) -> None:
+def test_a_model_that_is_not_whole_makes_no_artifact(finished: tuple[Path, Job], roots: Roots) -> None:
     path, record = finished
     folder = JobFolder(path)
     finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=2)
-    drop_trials(text_job(retention__keep_trials=True), record, folder)
-    assert (path / "trials" / "control-0" / "checkpoints").exists()
-    drop_trials(text_job(), record, folder)
-    assert [entry for entry in (path / "trials").rglob("*") if entry.is_file()] == []
-    verify(folder.artifact)
-    with pytest.raises(CheckpointInvalid):
+    with (path / "trials" / "transfer-1" / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"flip")
+    with pytest.raises(CheckpointInvalid, match=r"model\.safetensors does not match its hash"):
         finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=3)
     verify(folder.artifact)
