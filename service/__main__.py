@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 import uvicorn
 
@@ -19,12 +20,14 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="serve on this listening socket instead of MERGENET_HOST and _PORT")
     arguments = parser.parse_args()
     settings = ServiceSettings()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         fd=arguments.fd,
-        log_level="warning",
+        log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=OPEN_STREAMS_SECONDS,
         server_header=False,
     )

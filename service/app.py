@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.jobs import queue
 from service import problems, submission
+from service.access import AccessLog
 from service.context import Context, connect
 from service.problems import Problem
 from service.routes import artifacts, events, jobs, system
@@ -42,6 +43,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )
     app.state.context = context
     problems.install(app)
+    app.add_middleware(AccessLog)
     for part in (jobs, events, artifacts, system):
         app.include_router(part.router)
     _describe_problems(app)

@@ -51,7 +51,9 @@ class Client:
         key = api_key or os.environ.get("MERGENET_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx2.Timeout(_READ_SECONDS, connect=5.0)
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
+        # without TLS there is nothing to verify, and loading the certificates takes a tenth of a second
+        secure = self.url.startswith("https:")
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=secure)
 
     def __enter__(self) -> Self:
         return self

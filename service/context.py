@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import redis.asyncio
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
+from pydantic import AfterValidator
 from redis import Redis
 
+from mergenet_core.errors import NotFound
 from mergenet_core.jobs.store import Store
 from service.settings import ServiceSettings
 
@@ -48,6 +51,16 @@ def connect(settings: ServiceSettings) -> Context:
             socket_timeout=10,
         ),
     )
+
+
+def _known_shape(job_id: str) -> str:
+    if not re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", job_id, re.ASCII):
+        raise NotFound(f"there is no job {job_id[:40]}; GET /jobs lists those there are")
+    return job_id
+
+
+JobId = Annotated[str, AfterValidator(_known_shape), Path(description="A job's id, as `POST /jobs` gave it.")]
+"""A ULID; what has another form never reaches Redis or the disk."""
 
 
 def _context(request: Request) -> Context:

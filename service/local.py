@@ -196,10 +196,12 @@ def _redis_config(port: int, password: str) -> bytes:
 
 def _redis_answers(port: int, password: str) -> bool:
     from redis import Redis
+    from redis.backoff import NoBackoff
     from redis.exceptions import RedisError
+    from redis.retry import Retry
 
     try:
-        with Redis(port=port, password=password, socket_timeout=1) as client:
+        with Redis(port=port, password=password, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except RedisError:
         return False

@@ -11,7 +11,7 @@ from mergenet_core.errors import CheckpointInvalid, NotFound
 from mergenet_core.jobs.artifacts import MANIFEST, read_manifest, sha256
 from mergenet_core.jobs.records import Artifact, Job, Manifest
 from service.auth import needs
-from service.context import Context, Ctx
+from service.context import Context, Ctx, JobId
 from service.files import file_response
 from service.problems import responses
 from service.views import ArtifactFile, ArtifactList
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/jobs/{job_id}/artifacts", tags=["result"])
 
 
 @router.get("", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="List the files")
-def list_artifacts(context: Ctx, job_id: str) -> ArtifactList:
+def list_artifacts(context: Ctx, job_id: JobId) -> ArtifactList:
     """Every file of the result with its size, hash and role; the manifest itself comes last."""
     folder, manifest = _result(context, context.store.get(job_id))
     files = [*manifest.files, _manifest_file(folder)]
@@ -45,7 +45,7 @@ def list_artifacts(context: Ctx, job_id: str) -> ArtifactList:
     },
     summary="Download a file",
 )
-def get_artifact(context: Ctx, job_id: str, path: str, request: Request) -> Response:
+def get_artifact(context: Ctx, job_id: JobId, path: str, request: Request) -> Response:
     """A file of the result. Its ETag is its SHA-256; ranges make a broken download go on."""
     folder, manifest = _result(context, context.store.get(job_id))
     entry = next((file for file in manifest.files if file.path == path), None)

@@ -15,7 +15,7 @@ from mergenet_core.jobs import streams
 from mergenet_core.jobs.records import Job
 from service import follow
 from service.auth import needs
-from service.context import Ctx
+from service.context import Ctx, JobId
 from service.files import file_response
 from service.problems import responses
 from service.views import EventPage, MetricSeries
@@ -29,7 +29,7 @@ TAIL_BYTES = 64 << 10
 @router.get("/events", dependencies=[needs("read")], responses={**responses(401, 403, 404, 422, 503)}, summary="Events")
 def get_events(
     context: Ctx,
-    job_id: str,
+    job_id: JobId,
     after: Annotated[str | None, Query(pattern=EVENT_ID, description="The `next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> EventPage:
@@ -39,7 +39,7 @@ def get_events(
     return EventPage(items=found, next=found[-1].id if found else after)
 
 
-def _exists(context: Ctx, job_id: str) -> None:
+def _exists(context: Ctx, job_id: JobId) -> None:
     context.store.get(job_id)
 
 
@@ -53,7 +53,7 @@ def _exists(context: Ctx, job_id: str) -> None:
 )
 async def stream_events(
     context: Ctx,
-    job_id: str,
+    job_id: JobId,
     last_event_id: Annotated[str | None, Header(pattern=EVENT_ID, description="Go on after this event.")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: every event of the job under its type, then new ones; `progress` at most once a second.
@@ -69,7 +69,7 @@ async def stream_events(
 )
 def get_job_metrics(
     context: Ctx,
-    job_id: str,
+    job_id: JobId,
     name: Annotated[str | None, Query(max_length=100, description="Such as `loss` or `accuracy`.")] = None,
     trial: Annotated[str | None, Query(max_length=200)] = None,
     step_from: Annotated[int, Query(ge=0)] = 0,
@@ -101,7 +101,7 @@ def get_job_metrics(
 )
 def get_logs(
     context: Ctx,
-    job_id: str,
+    job_id: JobId,
     request: Request,
     trial: Annotated[str | None, Query(max_length=200, description="Default: the trial that began last.")] = None,
     attempt: Annotated[int | None, Query(ge=1, description="Default: the newest.")] = None,

@@ -15,13 +15,12 @@ from mergenet_core.jobs.registry import ApiKey, workers
 from service import submission
 from service.auth import needs
 from service.bodies import JOB_BODY, Document
-from service.context import Context, Ctx
+from service.context import Context, Ctx, JobId
 from service.problems import responses
 from service.views import CheckpointList, JobPage, JobSummary, JobView, TrialCheckpoint, Validation
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 _PARTS = ("events", "metrics", "logs", "report", "plan", "checkpoints", "artifacts")
-JobId = Annotated[str, "A job's id, as `POST /jobs` gave it."]
 
 
 @router.post(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import pytest
@@ -144,7 +145,7 @@ def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_but_never_half
     assert [folder.name for folder in (tmp_path / "home" / "jobs").iterdir()] == [answer.json()["id"]]
 
 
-def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSettings) -> None:
+def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSettings, document: dict[str, Any]) -> None:
     app = create_app(settings)
 
     @app.get("/broken")
@@ -152,9 +153,12 @@ def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSett
         raise RuntimeError("a secret of the implementation")
 
     client = TestClient(app, headers={"X-API-Key": KEY}, raise_server_exceptions=False)
+    posted = client.post("/jobs", json=document).json()["id"]
     for method, path, status, code in (
         ("GET", "/nothing", 404, "not-found"),
         ("GET", "/jobs/nothing", 404, "not-found"),
+        ("GET", f"/jobs/{posted}:spec", 404, "not-found"),  # another key of the same job in Redis
+        ("GET", "/jobs/..%2F..%2Fetc/report", 404, "not-found"),
         ("PUT", "/jobs", 405, "method-not-allowed"),
         ("GET", "/broken", 500, "internal"),
     ):
@@ -163,7 +167,7 @@ def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSett
         assert (answer.status_code, problem["status"]) == (status, status)
         assert answer.headers["content-type"] == "application/problem+json"
         assert problem["type"] == f"urn:mergenet:problem:{code}"
-        assert problem["instance"] == path
+        assert problem["instance"] == unquote(path)
         assert "secret" not in answer.text
     assert client.put("/jobs").headers["allow"]
 
@@ -197,3 +201,16 @@ def test_prometheus_is_told_of_jobs_and_workers(client: TestClient, post: Callab
     assert 'mergenet_jobs{state="queued"} 1.0' in answer.text
     assert "mergenet_trials_waiting 2.0" in answer.text
     assert 'mergenet_workers{state="busy"} 0.0' in answer.text
+
+
+def test_every_request_is_logged_with_who_asked(
+    client: TestClient, document: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mergenet.access")
+    client.post("/jobs", json=document)
+    client.get("/jobs", headers={"Authorization": "Bearer wrong"})
+    client.get("/healthz")
+    posted, refused = (record.getMessage() for record in caplog.records if record.name == "mergenet.access")
+    assert re.fullmatch(r"POST '/jobs' 202 \d+\.\d ms operator", posted)
+    assert re.fullmatch(r"GET '/jobs' 401 \d+\.\d ms -", refused)
+    assert KEY not in caplog.text
