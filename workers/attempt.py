@@ -56,16 +56,17 @@ class Attempt:
             _log.info("not claimed: %s", refusal)
             return None
 
-    def renew(self) -> None:
-        """Prolong the lease; does nothing while Redis is away."""
+    def renew(self) -> bool:
+        """Prolong the lease; false while Redis is away, and when the lease is gone."""
         asked_at = time.monotonic()
         try:
             held = leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, self.settings.lease_seconds)
         except RedisError as error:
             _log.warning("the lease could not be renewed: %s", error)
-            return
+            return False
         self.lost = not held
         self._held_since = asked_at
+        return held
 
     def look(self) -> Job | None:
         """The record, None while Redis is away; notes when the trial is no longer this attempt's."""

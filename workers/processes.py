@@ -123,8 +123,8 @@ def start(
     finally:
         # whatever was raised, even by a log on a full disk, must not climb into the code that forked
         with contextlib.suppress(Exception):
-            traceback.print_exc() if status else None
             sys.stdout.flush()
+            os.write(2, traceback.format_exc().encode() if status else b"")
         os._exit(status)
 
 

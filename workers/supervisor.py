@@ -29,8 +29,8 @@ from workers.retention import drop_trials
 from workers.trial import OUTCOME_FD, report
 
 _TICK_SECONDS = 0.1
-_LOOK_SECONDS = 1.0
-"""How often the record is read at least, for what a user asks."""
+_BEAT_SECONDS = 1.0
+"""How often the lease is renewed and the record read at least, for what a user asks."""
 _REAP_SECONDS = 10.0
 """A killed process is gone within this, unless the kernel itself holds it."""
 _log = logging.getLogger("workers.supervisor")
@@ -92,18 +92,16 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
 def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:
     """Stay until the child has ended, or the lease has; returns whether it was asked to stop."""
     settings = mine.settings
-    beat_seconds = settings.lease_seconds / 5
-    renewed_at = looked_at = time.monotonic()
+    beat_seconds = min(_BEAT_SECONDS, settings.lease_seconds / 5)
+    beat_at = time.monotonic()
     stop_at: float | None = None
     request = None
     while child.poll() is None and not mine.over:
         moment = time.monotonic()
-        if moment >= renewed_at + beat_seconds:
-            renewed_at = moment
-            mine.renew()
-        if moment >= looked_at + min(_LOOK_SECONDS, beat_seconds):
-            looked_at, before = moment, request
-            job = mine.look()
+        if moment >= beat_at + beat_seconds:
+            # one call that hangs fits in what `over` leaves of the lease, two do not
+            beat_at, before = moment, request
+            job = mine.look() if mine.renew() else None
             request = job.request if job else before
             if request == "checkpoint" != before:
                 child.send(signal.SIGUSR1)

@@ -7,9 +7,11 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer, PickleSerializer
@@ -185,6 +187,31 @@ def test_sigterm_drains_the_worker(lab: Lab, final_loss: float) -> None:
     assert len(lab.events(job, "trial.resumed")) == 1
     assert drained.pid not in [int(info.name.split("-")[-2]) for info in registry.workers(lab.store.redis)]
     assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
+
+
+def test_a_second_sigterm_ends_a_training_that_does_not_answer(lab: Lab) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    training, horse, worker = lab.chain(job)
+    training.suspend()
+    worker.send_signal(signal.SIGTERM)
+    asked_at = time.monotonic()
+    wait(lambda: time.monotonic() > asked_at + 1.1, "more than the second in which RQ ignores a repetition", str)
+    worker.send_signal(signal.SIGTERM)
+    psutil.wait_procs([worker, horse, training], timeout=15)
+    assert not any(process.is_running() for process in (horse, training))
+    record = lab.store.get(job.id)
+    assert (record.trial(SOLO).state, record.code) == ("queued", "worker-lost")
+    lab.ask(job, "cancel")
+
+
+def test_the_redis_address_stands_in_no_command_line(lab: Lab) -> None:
+    job = lab.submit(document())
+    lab.wait_for_checkpoint(job)
+    for process in lab.chain(job):
+        assert lab.redis_server.url not in " ".join(process.cmdline())
+    lab.ask(job, "cancel")
+    lab.wait_for_state(job, "cancelled")
 
 
 def test_where_there_is_a_gpu_the_worker_never_imports_torch(lab: Lab, tmp_path: Path, final_loss: float) -> None:
