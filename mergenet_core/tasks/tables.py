@@ -80,8 +80,8 @@ def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: 
     else:
         if len(order) < LEAST_TRAIN:
             raise DataRefused(
-                f"{train.field}: {data.train} has {len(order)} examples; at least {LEAST_TRAIN} are needed to hold some "
-                f"out for validation. Add examples, or give {field}.validation"
+                f"{train.field}: {data.train} has {len(order)} examples; at least {LEAST_TRAIN} are needed to "
+                f"hold some out for validation. Add examples, or give {field}.validation"
             )
         held_out = min(data.validation_limit, len(order) // 5)
         validation, validation_numbers_n, validation_rows = train, numbers_n, order[len(order) - held_out :]

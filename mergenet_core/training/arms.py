@@ -81,11 +81,10 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
             facts(model, vocabulary=learner.vocabulary, labels=learner.task.labels),
             job.transfer,
         )
-        weights, config = load_source_weights(source)
+        weights, _ = load_source_weights(source)
         weights = {name: weight.to(accelerator.device) for name, weight in weights.items()}
         transfer = Transfer(
             shuffled(weights, seed) if trial.arm == "sham" else weights,
-            config,
             model,
             pairing,
             job.transfer,

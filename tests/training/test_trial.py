@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from mergenet_core.errors import ModelRefused, TrainingDiverged
+from mergenet_core.errors import ModelRefused, OutOfMemory, TrainingDiverged
 from mergenet_core.jobs.artifacts import verify
 from mergenet_core.jobs.inspect import vocabulary_hash
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.training.arms import prepare_arm
-from mergenet_core.training.loop import batch_index
+from mergenet_core.training.loop import batch_index, raise_if_out_of_memory
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import CNN, MLP, Recorder, image_job, run, text_job, write_bert
 
@@ -178,6 +178,21 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path, roots: Roots) -> None:
     assert kept == ["step-00000004", "step-00000006"]
     assert recorder.checkpoints[-1].path == "trials/control-0/checkpoints/step-00000006"
     verify(tmp_path / recorder.checkpoints[-1].path)
+
+
+def test_the_export_holds_the_last_steps_weights_not_the_best(tmp_path: Path, roots: Roots) -> None:
+    result = run(text_job(train__eval_every=1), "control-0", tmp_path, roots)
+    assert result.best["step"] < 6, "else this says nothing"
+    last = load_file(tmp_path / "trials" / "control-0" / "checkpoints" / "step-00000006" / "model.safetensors")
+    assert_same(weights(tmp_path, "control-0"), last)
+
+
+def test_memory_that_runs_out_is_told_with_what_to_change() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**55, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory, match=r"memory ran out at step 4 with train.batch_size 8; halve it"):
+        raise_if_out_of_memory(raised.value, 4, 8)
+    raise_if_out_of_memory(RuntimeError("shapes do not match"), 4, 8)
 
 
 def test_training_learns(tmp_path: Path, roots: Roots) -> None:
