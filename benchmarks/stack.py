@@ -21,6 +21,7 @@ def running_service(home: Path, *, workers: int, folder: Path) -> Iterator[Clien
     """`mergenet up` below `home`, with models and data below `folder`; ends with everything it started."""
     words = ["up", "--home", str(home), "--port", "0", "--workers", str(workers)]
     words += ["--models", str(folder / "models"), "--data", str(folder / "data")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` also comes after a kill
     home.mkdir(parents=True, exist_ok=True)
     (home / "client.json").unlink(missing_ok=True)
     with (home / "up.log").open("wb") as log:
