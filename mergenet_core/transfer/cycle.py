@@ -29,7 +29,6 @@ class Transfer:
     def __init__(
         self,
         source_weights: Mapping[str, Tensor],
-        source_config: Mapping[str, Any],
         target: nn.Module,
         pairing: Pairing,
         spec: TransferSpec,

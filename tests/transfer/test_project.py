@@ -190,7 +190,7 @@ def test_head_rows_follow_the_names_of_the_labels():
     source, target = mlp(seed=0), mlp(seed=1, labels=2)
     target_facts = facts(target, ("cat", "ant"))
     pairing = pair(facts(source, LABELS), target_facts, PROJECT)
-    Transfer(source.state_dict(), {}, target, pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(source.state_dict(), target, pairing, PROJECT, steps=1, seed=0).start()
     torch.testing.assert_close(logits(target), logits(source)[:, [2, 0]], atol=1e-6, rtol=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_what_is_not_paired_stays_as_it_was():
     source, target = bert(16, 2), bert(10, 3, heads=1, inner=7, seed=1)
     before = {name: W.clone() for name, W in target.state_dict().items()}
     pairing = pair(facts(source), facts(target, ("other", "names", "here")), PROJECT)
-    Transfer(source.state_dict(), {}, target, pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(source.state_dict(), target, pairing, PROJECT, steps=1, seed=0).start()
     for name, W in target.state_dict().items():
         assert torch.equal(W, before[name]) == (name in pairing.unpaired), name
     assert {"classifier.weight", "classifier.bias"} < pairing.unpaired.keys()
@@ -236,7 +236,7 @@ def test_position_rows_that_only_the_target_has_stay():
     before = target.state_dict()["bert.embeddings.position_embeddings.weight"].clone()
     shapes = {name: tuple(W.shape) for name, W in shorter.items()}
     pairing = pair(ModelFacts(bert(16).config.to_dict(), shapes, "words", LABELS), facts(target), PROJECT)
-    Transfer(shorter, {}, target, pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(shorter, target, pairing, PROJECT, steps=1, seed=0).start()
     after = target.state_dict()["bert.embeddings.position_embeddings.weight"]
     assert torch.equal(after[12:], before[12:])
     assert torch.equal(after[:12], shorter["bert.embeddings.position_embeddings.weight"])

@@ -57,8 +57,7 @@ def paired(source: nn.Module, target: nn.Module, spec: TransferSpec) -> Pairing:
 
 
 def transfer(source: nn.Module, target: nn.Module, spec: TransferSpec, steps: int = 40, seed: int = 3) -> Transfer:
-    config = source.config.to_dict()  # type: ignore[union-attr, operator]
-    return Transfer(source.state_dict(), config, target, paired(source, target, spec), spec, steps=steps, seed=seed)
+    return Transfer(source.state_dict(), target, paired(source, target, spec), spec, steps=steps, seed=seed)
 
 
 def batch(model: nn.Module, seed: int = 0, size: int = 8) -> dict[str, Tensor]:
