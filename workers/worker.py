@@ -169,6 +169,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         """End the work-horse with everything it started: a word of warning, a moment, then for good."""
         if not self.horse_pid:  # 0 would mean this process's own group
             return
+        signal.alarm(0)  # RQ's monitor sets one, and its handler would raise out of the wait below
         with contextlib.suppress(psutil.Error):
             horse = psutil.Process(self.horse_pid)
             tree = horse.children(recursive=True)

@@ -199,7 +199,7 @@ def test_a_second_sigterm_ends_a_training_that_does_not_answer(lab: Lab) -> None
     wait(lambda: time.monotonic() > asked_at + 1.1, "more than the second in which RQ ignores a repetition", str)
     worker.send_signal(signal.SIGTERM)
     psutil.wait_procs([worker, horse, training], timeout=15)
-    assert not any(process.is_running() for process in (horse, training))
+    assert not [process for process in (horse, training) if process.is_running()], lab.explain()
     record = lab.store.get(job.id)
     assert (record.trial(SOLO).state, record.code) == ("queued", "worker-lost")
     lab.ask(job, "cancel")
