@@ -10,7 +10,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+)
 from starlette.exceptions import HTTPException
 
 from mergenet_core.errors import FieldError, MergeNetError, Unavailable
@@ -44,8 +51,7 @@ _OF_STATUS = {
     415: "unsupported-media-type",
     416: "range-not-satisfiable",
 }
-# what Redis answers when it cannot write just now: full, disk full, a replica, loading, paused
-_REDIS_TRANSIENT = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "NOREPLICAS", "MASTERDOWN", "TRYAGAIN")
+_TRANSIENT = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, MasterDownError)
 
 
 class ProblemError(BaseModel):
@@ -87,16 +93,8 @@ def install(app: FastAPI) -> None:
 
 def is_transient(error: RedisError) -> bool:
     """Whether Redis may well take the same command a moment later."""
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
-    text = str(error)
-    # inside a transaction redis-py puts "Command # n (…) of pipeline caused error: " before Redis's own words
-    return isinstance(error, ResponseError) and (
-        any(text.startswith(word) or f"error: {word}" in text for word in _REDIS_TRANSIENT)
-        or "out of memory" in text.lower()
-        or "maxmemory" in text
-        or "EXECABORT" in text
-    )
+    # redis-py has no class for these two: its disk is full, its replicas are away
+    return isinstance(error, _TRANSIENT) or any(word in str(error) for word in ("MISCONF", "NOREPLICAS"))
 
 
 def _mergenet(request: Request, error: Exception) -> JSONResponse:

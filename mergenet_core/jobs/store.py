@@ -139,6 +139,10 @@ class Store:
         members = cast("list[str]", self.redis.zrange(_QUEUED, 0, -1))
         return [cast("tuple[str, str]", tuple(member.split("/", 1))) for member in members]
 
+    def place(self, job_id: str, trial_id: str) -> int | None:
+        """How many trials were queued before this one; None when it does not wait."""
+        return cast("int | None", self.redis.zrank(_QUEUED, f"{job_id}/{trial_id}"))
+
     def delete(self, job_id: str) -> None:
         """Forget a job whose state is terminal; its folder is the caller's.
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mergenet_core.errors import NotFound, SpecInvalid
 from mergenet_core.jobs import state, streams
-from mergenet_core.jobs.records import TERMINAL, Job, JobState, Request
+from mergenet_core.jobs.records import Job, JobState, Request
 from mergenet_core.jobs.registry import ApiKey, workers
 from service import submission
 from service.auth import needs
@@ -185,19 +185,18 @@ def view(context: Context, job: Job) -> JobView:
 
 def _waiting(context: Context, job: Job) -> str | None:
     """Why nothing of a job runs: its place among all that waits, and what the workers do."""
-    if job.state in TERMINAL or not any(trial.state == "queued" for trial in job.trials):
-        return None
     if any(trial.state in state.ACTIVE for trial in job.trials):
         return None
-    places = [place for place, (job_id, _) in enumerate(context.store.queued(), start=1) if job_id == job.id]
-    if not places:
+    before = [context.store.place(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
+    place = min((count for count in before if count is not None), default=None)
+    if place is None:
         return None
     alive = workers(context.redis)
     if not alive:
-        return f"number {places[0]} in line; no worker is up, start one with `python -m workers`"
+        return f"number {place + 1} in line; no worker is up, start one with `python -m workers`"
     busy = sum(worker.state == "busy" for worker in alive)
     count = f"{len(alive)} worker{'s' if len(alive) > 1 else ''}"
-    return f"number {places[0]} in line; {count}, {busy} busy"
+    return f"number {place + 1} in line; {count}, {busy} busy"
 
 
 def _summary(job: Job) -> JobSummary:

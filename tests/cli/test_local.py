@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -52,6 +53,8 @@ def test_ctrl_c_at_any_moment_leaves_no_process(shell: Shell, seconds: float, tw
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         if twice:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
             process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=100)
     assert process.returncode in (130, -signal.SIGINT, -signal.SIGTERM), out + err

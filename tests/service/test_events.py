@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from mergenet_core.jobs import streams
 from mergenet_core.jobs.records import Metric, Progress, now
 from mergenet_core.jobs.store import Store
+from service.follow import PAGE
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.service import finishing
@@ -87,6 +88,16 @@ def test_a_reader_goes_on_after_its_last_event(http: httpx2.Client, store: Store
     assert len(everything) > 8
     assert [event.id for event in listen(http, job_id, last=everything[4])] == everything[5:]
     assert list(listen(http, job_id, last=everything[-1])) == []
+
+
+def test_a_long_history_is_told_to_its_end(http: httpx2.Client, store: Store) -> None:
+    job_id = http.post("/jobs", json=job_document()).json()["id"]
+    for number in range(2 * PAGE):
+        streams.add_event(store.redis, job_id, "note", f"number {number}")
+    http.post(f"/jobs/{job_id}/cancel")
+    told = list(listen(http, job_id))
+    assert len(told) == 1 + 2 * PAGE + 4  # queued, the notes, three trials and the job cancelled
+    assert told[-1].json()["data"]["state"] == "cancelled"  # type: ignore[index]
 
 
 def test_a_failed_job_ends_the_stream_and_a_resumed_one_has_its_whole_history(

@@ -21,6 +21,7 @@ from jsonschema import Draft202012Validator
 
 from mergenet_core.jobs.store import Store
 from service.app import create_app
+from service.problems import is_transient
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.service.conftest import KEY, job_document, roots, start_server
@@ -115,6 +116,11 @@ def test_when_redis_is_full_nothing_half_made_stays(
     own_redis.client().config_set("maxmemory", "0")
     assert shaky.get("/jobs").json()["items"] == []
     assert shaky.post("/jobs", json=document).status_code == 202
+
+
+def test_only_what_may_pass_counts_as_redis_being_away() -> None:
+    assert is_transient(redis.exceptions.ResponseError("MISCONF Errors writing to the AOF file"))
+    assert not is_transient(redis.exceptions.ResponseError("WRONGTYPE Operation against a key"))
 
 
 def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_but_never_half_made(
