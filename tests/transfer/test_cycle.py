@@ -5,7 +5,7 @@ from torch import nn
 from mergenet_core.jobs.spec import TransferSpec
 from tests.transfer.tiny import batch, bert, cnn, mlp, transfer, vit
 
-SMALL = {"cycle": 3, "width": 8, "heads": 2}
+SMALL = {"cycle": 3, "stop_at": 1.0, "width": 8, "heads": 2}
 LEARNED = pytest.mark.parametrize(
     "settings",
     [{"method": "anchored"}, {"method": "lpka"}, {"method": "lpka", "update": "hypernetwork"}, {"method": "project"}],
