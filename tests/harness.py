@@ -150,7 +150,7 @@ class Lab:
     def processes(self, job: Job) -> list[psutil.Process]:
         """Training processes of a job's trial that run."""
         found = processes.marked(f"{job.id}/{SOLO}/")
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found if not ended(process)]
 
     def chain(self, job: Job) -> tuple[psutil.Process, psutil.Process, psutil.Process]:
         """The training process of a job that has one, the work-horse above it, and the worker above that."""
@@ -191,6 +191,14 @@ def wait(condition: Callable[[], Found | None], what: str, explain: Callable[[],
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{explain()}"
         time.sleep(0.05)
     return found
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; a zombie only waits for its parent to notice."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) -> dict[str, Any]:

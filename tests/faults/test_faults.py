@@ -13,7 +13,7 @@ import pytest
 from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.jobs import artifacts
 from mergenet_core.jobs.records import Job
-from tests.harness import SOLO, Lab, document, result_of, wait
+from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 pytestmark = pytest.mark.faults
 
@@ -54,11 +54,10 @@ def test_a_killed_training_process_resumes(lab: Lab, final_loss: float) -> None:
 
 def test_a_killed_work_horse_takes_its_training_along_and_resumes(lab: Lab, final_loss: float) -> None:
     job = started(lab)
-    training, horse, worker = lab.chain(job)
+    _, horse, worker = lab.chain(job)
     horse.kill()
-    training.wait(5)
     check(lab, job, final_loss, attempts=2)
-    assert worker.is_running()
+    assert not ended(worker)
 
 
 def test_a_killed_worker_takes_everything_along_and_another_goes_on(lab: Lab, final_loss: float) -> None:
@@ -66,9 +65,7 @@ def test_a_killed_worker_takes_everything_along_and_another_goes_on(lab: Lab, fi
     job = started(lab)
     training, horse, worker = lab.chain(job)
     worker.kill()
-    psutil.wait_procs([training, horse], timeout=5)
-    assert not training.is_running()
-    assert not horse.is_running()
+    wait(lambda: ended(training) and ended(horse), "both to end with the worker", lab.explain, lab.lease_seconds / 2)
     job = check(lab, job, final_loss, attempts=2)
     assert any("within the lease" in event.message for event in lab.events(job, "trial.state"))
 
@@ -81,8 +78,8 @@ def test_a_paused_worker_finds_its_late_commit_refused(lab: Lab, final_loss: flo
     worker.suspend()
     horse.suspend()
     # the training goes on to its end: when the work-horse wakes, it holds a whole result of an attempt that is over
-    wait(lambda: training.status() == psutil.STATUS_ZOMBIE, "the training's end", lab.explain)
-    job = check_late(lab, job)
+    wait(lambda: ended(training), "the training's end", lab.explain)
+    job = lab.wait_for_state(job, "succeeded")
     committed = job.trial(SOLO).result
     horse.resume()
     worker.resume()
@@ -93,20 +90,13 @@ def test_a_paused_worker_finds_its_late_commit_refused(lab: Lab, final_loss: flo
     check(lab, job, final_loss, attempts=2)
 
 
-def check_late(lab: Lab, job: Job) -> Job:
-    """The other worker's attempt has committed."""
-    job = lab.wait_for_state(job, "succeeded")
-    assert job.trial(SOLO).attempt == 2
-    return job
-
-
 def test_redis_killed_for_a_moment_does_not_disturb_the_training(lab: Lab, final_loss: float) -> None:
     job = started(lab)
     training, _, _ = lab.chain(job)
     lab.redis_server.kill()
     lab.redis_server.start()
     check(lab, job, final_loss, attempts=1)
-    assert not training.is_running()
+    assert ended(training)
 
 
 @pytest.mark.parametrize("how", ["killed", "silent"])
@@ -114,17 +104,17 @@ def test_redis_away_for_longer_than_the_lease_ends_the_attempt_and_a_second_one_
     lab: Lab, final_loss: float, how: str
 ) -> None:
     job = started(lab)
-    training, horse, worker = lab.chain(job)
+    _, horse, worker = lab.chain(job)
     server = psutil.Process(lab.redis_server.process.pid)
     lab.redis_server.kill() if how == "killed" else server.suspend()
     try:
-        training.wait(lab.lease_seconds)  # before anyone else may think that the lease is over
-        assert lab.processes(job) == []
-        horse.wait(5)
+        # before anyone else may think that the lease is over
+        wait(lambda: not lab.processes(job), "the training's end", lab.explain, lab.lease_seconds)
     finally:
         lab.redis_server.start() if how == "killed" else server.resume()
     check(lab, job, final_loss, attempts=2)
-    assert worker.is_running()
+    assert ended(horse)
+    assert not ended(worker)
 
 
 def test_a_torn_tail_of_the_append_only_file_loses_no_job(lab: Lab, final_loss: float) -> None:
@@ -141,13 +131,15 @@ def test_a_torn_tail_of_the_append_only_file_loses_no_job(lab: Lab, final_loss: 
 def test_a_flipped_bit_in_the_newest_checkpoint_makes_the_one_before_it_count(lab: Lab, final_loss: float) -> None:
     job = lab.submit(document())
     lab.wait_for_checkpoint(job, count=3)
-    training, horse, _ = lab.chain(job)
+    _, horse, worker = lab.chain(job)
+    worker.suspend()  # so that the next attempt begins after the flip
     horse.kill()
-    training.wait(5)
+    wait(lambda: not lab.processes(job), "the training's end", lab.explain)
     older, newest = lab.checkpoints(job)[-2:]
     flip_bit(newest / "model.safetensors")
     with pytest.raises(CheckpointInvalid, match="does not match its hash"):
         artifacts.verify(newest)
+    worker.resume()
     job = check(lab, job, final_loss, attempts=2)
     assert f"{newest.name}: model.safetensors" in lab.events(job, "checkpoint.refused")[0].message
     assert lab.events(job, "trial.resumed")[0].data["step"] == int(older.name.removeprefix("step-"))

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer, PickleSerializer
 
 from mergenet_core.jobs import artifacts, queue, registry
-from tests.harness import SOLO, Lab, document, result_of, wait
+from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +197,7 @@ def test_a_second_sigterm_ends_a_training_that_does_not_answer(lab: Lab) -> None
     asked_at = time.monotonic()
     wait(lambda: time.monotonic() > asked_at + 1.1, "more than the second in which RQ ignores a repetition", str)
     worker.send_signal(signal.SIGTERM)
-    psutil.wait_procs([worker, horse, training], timeout=15)
-    assert not [process for process in (horse, training) if process.is_running()], lab.explain()
+    wait(lambda: all(map(ended, (worker, horse, training))), "all three to end", lab.explain, 15)
     record = lab.store.get(job.id)
     assert (record.trial(SOLO).state, record.code) == ("queued", "worker-lost")
     lab.ask(job, "cancel")
