@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     shell = Shell(tmp_path)
     yield shell
     left = shell.processes()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
     assert not left, left
 
 
