@@ -24,6 +24,15 @@ def plan(console: Console, plan: Plan) -> None:
             f"{len(found.pairs)} pairs of weights; {found.transferable_parameters:,}{share} target parameters "
             f"can be written by method {found.method}"
         )
+        shared = [f"{name} ({axis.source_size})" for name, axis in found.axes.items() if axis.anchored]
+        carried = [
+            f"{name} ({axis.source_size} → {axis.target_size})"
+            for name, axis in found.axes.items()
+            if not axis.anchored
+        ]
+        console.print(f"axes that mean the same in both: {', '.join(shared) or 'none'}", markup=False)
+        if carried:
+            console.print(f"axes with a map from one to the other: {', '.join(carried)}", markup=False)
         pairs = table(console, "source", "", "target", "shape", "parameters")
         for pair in found.pairs[:PAIRS_SHOWN]:
             shapes = f"{_shape(pair.source_shape)} → {_shape(pair.target_shape)}"

@@ -87,6 +87,8 @@ def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell) -> None:
         assert answer.exit_code == 0, answer.stderr
         assert "target parameters can be written by method" in answer.stdout
         assert "| layers.0.weight | → | layers.0.weight | 32×144 → 16×144 | 2,304" in answer.stdout
+        assert "axes that mean the same in both: pixels (144)" in answer.stdout
+        assert "axes with a map from one to the other: units.0 (32 → 16)" in answer.stdout
         assert "memory of a trial 0.6 GB" in answer.stdout
 
 
