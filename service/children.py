@@ -120,10 +120,11 @@ def adopt_orphans() -> None:
 
 def reap_orphans(known: set[int]) -> None:
     """Bury adopted processes that have ended; `known` ones are left to who started them."""
-    for pid in _children_of(os.getpid()):
-        if pid not in known:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in known:
+                return  # its own turn comes first
+            os.waitpid(ended.si_pid, 0)
 
 
 def end_all_descendants() -> None:

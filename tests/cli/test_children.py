@@ -38,6 +38,26 @@ def test_what_ignores_every_request_and_left_its_session_is_ended_too(shell: She
     assert shell.processes() == {}
 
 
+def test_an_adopted_orphan_is_buried_and_an_own_child_left_to_its_parent(shell: Shell) -> None:
+    program = """
+import os, time
+from pathlib import Path
+from service import children
+children.adopt_orphans()
+own = children.Child("own", ["sh", "-c", "sleep 0.1 & exit 5"], Path("log"), dict(os.environ))
+own.start()
+while children._children_of(os.getpid()):
+    own.alive()
+    children.reap_orphans({own.pid})
+    time.sleep(0.01)
+assert own._process.returncode == 5
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=shell.folder, env=environment, timeout=30, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_child_is_started_again_later_each_time_and_given_up_in_the_end(tmp_path: Path) -> None:
     child = Child("brief", ["sh", "-c", "echo once more; exit 7"], tmp_path / "log", {"PATH": "/usr/bin:/bin"})
     child.start()
