@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -31,6 +32,19 @@ SETTINGS = HERE / "settings"
 EVIDENCE = ROOT / "docs" / "evidence"
 
 
+INTRODUCTION = """\
+Written by `benchmarks/evidence.py` from jobs of the service. Test accuracy of the last step's weights: the control's
+mean, then each arm's paired gain over the control of the same seed, in points, with its 95 % t interval. A page has the
+values of every seed, the validation-selected ones, versions and a plot; the JSON beside it has the hashes of the data."""
+NOTES = """\
+`sham` is the same transfer from a source with shuffled weights: what it gains, the weights' scale alone gains. `copy`
+takes the top-norm units of each source weight without carrying their places to the next. A `distill` trial computes its
+teacher's outputs once, before the first step, so its steps cost what the control's do; what came first is in its
+training time. Two trials ran at a time on two cores: the step times of these pages do not compare between arms,
+`benchmarks/step_cost.py` compares the methods within one process. Steps are equal in all arms; compute is not, where a
+teacher had to be fine-tuned first."""
+
+
 def main() -> None:
     """Run what was asked for, one setting after the other."""
     known = sorted(path.stem for path in SETTINGS.glob("*.yaml"))
@@ -43,6 +57,7 @@ def main() -> None:
             text = (SETTINGS / f"{name}.yaml").read_text()
             job = run(client, text)
             write(name, text, job, client.report(job.id))
+            index()
 
 
 def run(client: Client, text: str) -> JobView:
@@ -70,7 +85,7 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
     numbers = {
         "report": report.model_dump(mode="json", exclude={"job"}),
         "trials": {trial_id: result.model_dump(mode="json") for trial_id, result in results.items()},
-        "machine": {"cpu": platform.machine(), "python": platform.python_version()},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
     }
     (EVIDENCE / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     plot(report, EVIDENCE / f"{name}.png")
@@ -83,9 +98,10 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
         f"`benchmarks/settings/{name}.yaml`, {report.steps} steps an arm and seed.",
         "",
     ]
-    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_between(report), *_cost(report)]
+    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_between(report)]
     lines += ["## Every seed", "", "Test accuracy of the last step's weights.", "", *_seeds(report), ""]
-    if teachers := [result.teacher["test"] for result in results.values() if result.teacher]:
+    teachers = [result.teacher["test"] for result in results.values() if result.teacher]
+    if teachers and "source" not in results:
         lines += [f"The distillation's teachers reach {100 * sum(teachers) / len(teachers):.2f} on the test split.", ""]
     if "source" in results:
         lines += [f"The source reaches {100 * results['source'].last['test']:.2f} on the test split.", ""]
@@ -93,6 +109,23 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
     lines += [f"Versions: {versions}. Adapter parameters: "]
     lines[-1] += f"{max(result.adapter_parameters for result in results.values()):,}; target: {first.parameters:,}."
     (EVIDENCE / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def index() -> None:
+    """One page for all settings: the gain of each arm over the control of the same seed."""
+    arms = ["transfer", "sham", "copy", "distill", "transfer+distill"]
+    lines = ["# Evidence", "", INTRODUCTION, ""]
+    lines += ["| setting | seeds | control | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
+    for path in sorted(EVIDENCE.glob("*.json")):
+        report = Report.model_validate({"job": "", **json.loads(path.read_text())["report"]})
+        control = report.arm("control")
+        assert control is not None
+        cells = [f"[{report.name}]({path.stem}.md)", str(len(control.seeds)), f"{100 * control.mean:.2f}"]
+        for name in arms:
+            arm = report.arm(name)
+            cells.append("–" if arm is None or arm.difference is None else _points(arm.difference))
+        lines.append("| " + " | ".join(cells) + " |")
+    (EVIDENCE / "README.md").write_text("\n".join([*lines, "", NOTES]) + "\n")
 
 
 def plot(report: Report, path: Path) -> None:
@@ -124,13 +157,6 @@ def _between(report: Report) -> list[str]:
             gained = difference(_by_seed(arm), _by_seed(against), other)
             lines += [f"{name} against {other}: {_points(gained)} points.", ""]
     return lines
-
-
-def _cost(report: Report) -> list[str]:
-    control = report.arm("control")
-    assert control is not None
-    ratios = [f"{arm.arm} {arm.seconds / control.seconds:.2f}" for arm in report.arms if arm.arm != "control"]
-    return [f"Training time over the control's, what comes first included: {', '.join(ratios)}.", ""]
 
 
 def _seeds(report: Report) -> list[str]:
