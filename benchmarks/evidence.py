@@ -35,7 +35,7 @@ EVIDENCE = ROOT / "docs" / "evidence"
 INTRODUCTION = """\
 Written by `benchmarks/evidence.py` from jobs of the service. Test accuracy of the last step's weights: the control's
 mean, then each arm's paired gain over the control of the same seed, in points, with its 95 % t interval. A page has the
-values of every seed, the validation-selected ones, versions and a plot; the JSON beside it has the hashes of the data."""
+values of every seed, the validation-selected ones, versions and a plot, the JSON beside it the hashes of the data."""
 NOTES = """\
 `sham` is the same transfer from a source with shuffled weights: what it gains, the weights' scale alone gains. `copy`
 takes the top-norm units of each source weight without carrying their places to the next. A `distill` trial computes its

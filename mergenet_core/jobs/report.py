@@ -147,9 +147,7 @@ def _sentence(
         return f"{said}; no sham arm was run, so where it comes from is open."
     sham = difference(_test(arms[asked]), _test(arms["sham"]), "sham")
     if sham.low is not None and sham.low > 0:
-        return (
-            f"{said}; a source with shuffled weights falls {_interval(sham)} points behind it, so the source matters."
-        )
+        return f"{said}; it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
     return f"{said}; a source with shuffled weights does as well, so it is not the source's knowledge."
 
 
