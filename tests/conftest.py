@@ -104,3 +104,13 @@ def lab(shared_lab: harness.Lab) -> harness.Lab:
     """A service with one real worker, kept from test to test because it takes seconds to start."""
     shared_lab.want_workers(1)
     return shared_lab
+
+
+@pytest.fixture(scope="session")
+def final_loss(shared_lab: harness.Lab) -> float:
+    """What `harness.document()` comes to when nothing disturbs it."""
+    from tests import harness
+
+    shared_lab.want_workers(1)
+    job = shared_lab.wait_for_state(shared_lab.submit(harness.document()), "succeeded")
+    return harness.result_of(job).final_loss

@@ -78,9 +78,14 @@ class Lab:
         for worker in self.alive()[count:]:
             worker.terminate()
             worker.wait(30)
-        for _ in range(count - len(self.alive())):
-            self.start_worker()
-        wait(lambda: len(registry.workers(self.store.redis)) >= count, "the workers listening", self.explain)
+
+        def listening() -> bool:
+            for _ in range(count - len(self.alive())):
+                self.start_worker()
+            known = {int(worker.name.split("-")[-2]) for worker in registry.workers(self.store.redis)}
+            return {worker.pid for worker in self.alive()} <= known
+
+        wait(listening, f"{count} workers to listen", self.explain)
 
     @property
     def store(self) -> Store:

@@ -18,13 +18,6 @@ from tests.harness import SOLO, Lab, document, ended, result_of, wait
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def final_loss(shared_lab: Lab) -> float:
-    """What `document()` comes to when nothing disturbs it."""
-    shared_lab.want_workers(1)
-    return result_of(shared_lab.wait_for_state(shared_lab.submit(document()), "succeeded")).final_loss
-
-
 def check(lab: Lab, job: Job, final_loss: float, *, attempts: int) -> Job:
     """One committed result, no process left, and the same loss: what must hold after every fault."""
     job = lab.wait_for_state(job, "succeeded")

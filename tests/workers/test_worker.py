@@ -19,13 +19,6 @@ from mergenet_core.jobs import artifacts, queue, registry
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 
-@pytest.fixture(scope="module")
-def final_loss(shared_lab: Lab) -> float:
-    """What `document()` comes to when nothing disturbs it."""
-    shared_lab.want_workers(1)
-    return result_of(shared_lab.wait_for_state(shared_lab.submit(document()), "succeeded")).final_loss
-
-
 def test_a_whole_job_ends_in_a_verified_artifact(lab: Lab) -> None:
     job = lab.submit(document(steps=20, checkpoint_every=5), solo=False)
     job = lab.wait_for_state(job, "succeeded")
