@@ -10,17 +10,21 @@ import difflib
 import hashlib
 import json
 import re
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mergenet_core.errors import FieldError, SpecInvalid
+from mergenet_core.jobs.plain import check_plain
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka"]
 TaskName = Literal["text-classification", "image-classification"]
 NameText = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
+_FAULTS_TOLD = 20
+"""Nobody corrects thousands of faults at once; looking for each one's nearest key would take minutes."""
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 
 
@@ -69,6 +73,7 @@ class ModelSpec(Strict):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
+        check_plain(self.config)
         return self
 
 
@@ -278,7 +283,7 @@ class JobSpec(Strict):
     """How knowledge moves."""
     train: TrainSpec
     """How the target learns, in every arm."""
-    arms: Annotated[list[Arm], Field(min_length=1)] = ["transfer", "control"]
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=6)] = ["transfer", "control"]
     """The experiment's arms; `control` is the same training without the transfer."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100)] = [0]
     """Each arm is trained once a seed; the report pairs them."""
@@ -317,8 +322,8 @@ def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
-        faults = tuple(_fault(details, data) for details in error.errors(include_url=False))
-        count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+        count = f"{error.error_count()} faults" if error.error_count() > 1 else "a fault"
+        faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_TOLD])
         raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
 
 
@@ -333,12 +338,11 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "MergeNet job, version 1"} | schema
 
 
-def _fault(details: Any, document: dict[str, Any]) -> FieldError:
-    location = [str(part) for part in details["loc"]]
+def _fault(details: Any) -> FieldError:
+    location = [_shown(str(part), 100) for part in details["loc"]]
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
     where = ".".join(location) or "the document"
-    given = json.dumps(details.get("input"), default=repr, ensure_ascii=True)
-    given = given if len(given) <= 80 else given[:77] + "..."
+    given = _given(details.get("input"))
     if details["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -352,13 +356,29 @@ def _fault(details: Any, document: dict[str, Any]) -> FieldError:
     return FieldError(pointer, f"{where}: {message[:1].lower()}{message[1:]} (given: {given})")
 
 
+def _given(value: object) -> str:
+    try:
+        return _shown(json.dumps(value, default=repr, ensure_ascii=True), 80)
+    except (TypeError, RecursionError):  # YAML has keys that JSON has not, and deep nesting is written less deep than read
+        return type(value).__name__
+
+
+def _shown(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def _fields_at(location: list[str]) -> list[str]:
-    schema = JobSpec.model_json_schema()
+    schema = _schema()
     node: dict[str, Any] = schema
     for part in location:
         node = _resolve(node, schema)
         node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
     return sorted(_resolve(node, schema).get("properties", {}))
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return JobSpec.model_json_schema()
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

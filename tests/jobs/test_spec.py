@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from typing import Any
 
 import jsonschema
@@ -119,3 +120,38 @@ def test_the_schema_accepts_what_is_accepted_and_refuses_what_is_refused() -> No
     assert not list(validator.iter_errors(DOCUMENT))
     assert list(validator.iter_errors(changed("/train/stps", 3)))
     assert list(validator.iter_errors(changed("/train/steps", 0)))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (float("nan"), "config.x is nan; write a finite number"),
+        ("\ud800", "config.x holds half of a character"),
+        ({"\ud800": 1}, "config.x holds half of a character"),
+        (b"\x80", "config.x is of type bytes"),
+        ({1: "a"}, "config.x: the key 1 is not text; put it in quotes"),
+        (10**400, "config.x is a number of 1329 bits; write a smaller one"),
+        (json.loads("[" * 400 + "]" * 400), "is nested deeper than 16 levels; make it flatter"),
+    ],
+)
+def test_a_config_holds_what_json_can(value: object, sentence: str) -> None:
+    document = changed("/target/model/config/x", value)
+    with pytest.raises(SpecInvalid) as caught:
+        parse(document)
+    assert sentence in caught.value.errors[0].message
+    assert caught.value.errors[0].pointer == "/target/model"
+
+
+def test_thousands_of_faults_are_counted_and_a_few_told() -> None:
+    began = time.perf_counter()
+    with pytest.raises(SpecInvalid, match="20000 faults") as caught:
+        parse(DOCUMENT | {f"key-{number}": 1 for number in range(20_000)})
+    assert len(caught.value.errors) == 20
+    assert time.perf_counter() - began < 5  # a minute, were each to be looked up
+
+
+@pytest.mark.parametrize("value", ["{2020-01-01: 1}", "[" * 300 + "]" * 300])
+def test_a_value_that_cannot_be_quoted_is_still_refused_with_its_place(value: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        parse(f"name: {value}")
+    assert caught.value.errors[0].pointer == "/name"
