@@ -103,8 +103,8 @@ def _write(path: Path, spec: JobSpec) -> None:
             file.write(spec.model_dump_json(indent=1, exclude_defaults=True))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(path.parent, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("no space left for the job's folder; free disk, then send the job again") from error
         raise

@@ -10,7 +10,7 @@ import json
 import struct
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.facts import ModelFacts
@@ -29,12 +29,11 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
     config = read_config(folder, task)
     shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
     has_head = any(name.startswith(_HEADS) or ".classifier." in name for name in shapes)
-    labels = config.get("id2label") if has_head else None
     return ModelFacts(
         config=config,
         shapes=shapes,
         vocabulary=vocabulary_hash(folder),
-        labels=tuple(labels[key] for key in sorted(labels, key=int)) if isinstance(labels, dict) and labels else None,
+        labels=_labels(config, folder.name) if has_head else None,
     )
 
 
@@ -50,6 +49,8 @@ def check_config(config: dict[str, Any], task: str | None, *, where: str) -> Non
     if "auto_map" in config:
         raise ModelRefused(f"{where} brings code of its own (auto_map); only architectures of transformers are loaded")
     kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise ModelRefused(f"{where}: model_type {kind!r} is not text; correct the config")
     if task is not None and kind not in model_types()[task]:
         near = ", ".join(sorted(model_types()[task])[:6])
         raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
@@ -66,7 +67,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder. Raises: `ModelRefused` when there is none, or one is missing."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        weight_map = _json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelRefused(f"{folder.name}/{index.name}: weight_map is not a map to file names; save it again")
+        names = sorted(set(weight_map.values()))
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing or not names:
             raise ModelRefused(f"{folder.name}: the index names {', '.join(missing) or 'no file'}, not there; copy all")
@@ -94,8 +98,11 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
         try:
             entries = json.loads(file.read(length))
             weights = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-            end = max((entry["data_offsets"][1] for entry in weights.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            end = max((int(entry["data_offsets"][1]) for entry in weights.values()), default=0)
+            sides = [side for entry in weights.values() for side in entry["shape"]]
+            if any(type(side) is not int or not 0 <= side <= size for side in sides):
+                raise ValueError("a side of a shape is no count, or larger than the file")
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             raise ModelRefused(f"{path.name}: its safetensors header cannot be read; save it again") from None
     if 8 + length + end != size:
         raise ModelRefused(f"{path.name} is {size:,} bytes, its header says {8 + length + end:,}; it is torn")
@@ -103,35 +110,57 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def vocabulary_hash(folder: Path) -> str | None:
-    """SHA-256 of a tokenizer's token → id map, the same whichever file it is kept in; None where there is none."""
-    if (folder / "tokenizer.json").exists():
-        vocabulary = _fast_vocabulary(_json(folder / "tokenizer.json"))
-    elif (folder / "vocab.json").exists():
-        vocabulary = cast("dict[str, int]", _json(folder / "vocab.json"))
-    elif (folder / "vocab.txt").exists():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        vocabulary = {token: index for index, token in enumerate(lines)}
-    else:
+    """SHA-256 of a tokenizer's token → id map, the same whichever file it is kept in; None where there is none.
+
+    Raises: `ModelRefused` for a tokenizer file that is not one.
+    """
+    vocabulary = _vocabulary(folder)
+    if vocabulary is None:
         return None
     rows = json.dumps(sorted((index, token) for token, index in vocabulary.items()), ensure_ascii=True)
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def vocabulary_size(folder: Path) -> int | None:
-    """One more than a tokenizer's largest id; None where there is no tokenizer."""
-    if (folder / "tokenizer.json").exists():
-        return 1 + max(_fast_vocabulary(_json(folder / "tokenizer.json")).values(), default=-1)
-    if (folder / "vocab.txt").exists():
-        return len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
-    return None
+    """One more than a tokenizer's largest id; None where there is no tokenizer. Raises: `ModelRefused`."""
+    vocabulary = _vocabulary(folder)
+    return None if vocabulary is None else 1 + max(vocabulary.values(), default=-1)
 
 
-def _fast_vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+def _vocabulary(folder: Path) -> dict[str, int] | None:
+    name = next((name for name in ("tokenizer.json", "vocab.json", "vocab.txt") if (folder / name).exists()), None)
+    if name is None:
+        return None
+    try:
+        if name == "tokenizer.json":
+            found = _fast_vocabulary(_json(folder / name))
+        elif name == "vocab.json":
+            found = _json(folder / name)
+        else:
+            lines = (folder / name).read_text(encoding="utf-8").splitlines()
+            found = {token: index for index, token in enumerate(lines)}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        found = {"": None}
+    if not all(isinstance(token, str) and type(index) is int for token, index in found.items()):
+        raise ModelRefused(f"{folder.name}/{name} is not a tokenizer's map from tokens to ids; save it again")
+    return found
+
+
+def _fast_vocabulary(tokenizer: dict[str, Any]) -> dict[str, Any]:
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     if isinstance(vocabulary, list):  # Unigram keeps [token, score] in the order of ids
         vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
     added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
     return {**vocabulary, **added}
+
+
+def _labels(config: dict[str, Any], where: str) -> tuple[str, ...] | None:
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        return None
+    if not all(key.isdecimal() and isinstance(name, str) for key, name in names.items()):
+        raise ModelRefused(f"{where}: id2label in config.json does not map whole numbers to names; correct it")
+    return tuple(names[key] for key in sorted(names, key=int))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -5,15 +5,26 @@ Runs where the API runs: it reads configs, safetensors headers and the first byt
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergenet_core.errors import DataRefused, PathRefused, SpecInvalid, TooLarge
+from mergenet_core.errors import (
+    DataRefused,
+    FieldError,
+    MergeNetError,
+    ModelRefused,
+    PathRefused,
+    SpecInvalid,
+    TooLarge,
+)
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.inspect import check_config, inspect_model, vocabulary_hash, vocabulary_size
 from mergenet_core.jobs.layouts import shapes_from_config
@@ -26,6 +37,7 @@ _BYTES = 4
 _RUNTIME_BYTES = 600_000_000
 """What a training process holds before any model: the interpreter and the libraries."""
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
+_FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -58,6 +70,11 @@ def make_plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerI
     Raises: `PathRefused`, `ModelRefused`, `DataRefused`, `PairingRefused`, `SpecInvalid`, `TooLarge`, each naming the
     field and what to change.
     """
+    with _pointing():
+        return _plan(spec, roots, home, workers)
+
+
+def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]) -> Plan:
     notes: list[str] = []
     _check_data(spec.target.data, spec.target.task, roots, "target.data")
     if spec.source.data is not None:
@@ -74,6 +91,17 @@ def make_plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerI
     estimate = _estimate(spec, source, target)
     _check_machine(estimate, home, workers, notes)
     return Plan(trials=trials(spec), pairing=pairing, estimate=estimate, notes=tuple(notes))
+
+
+@contextlib.contextmanager
+def _pointing() -> Iterator[None]:
+    """Give an error whose sentence begins with a field the pointer to it."""
+    try:
+        yield
+    except MergeNetError as error:
+        if not error.errors and (field := _FIELD.match(error.message)):
+            error.errors = (FieldError("/" + field[0].replace(".", "/"), error.message),)
+        raise
 
 
 def trials(spec: JobSpec) -> tuple[Trial, ...]:
@@ -113,12 +141,9 @@ def _facts(
     if model.path is not None:
         folder = roots.model(model.path, f"{field}.path")
         # a source is read as an encoder or as a classifier; only what is trained must be able to learn the task
-        found = inspect_model(folder, task if trained else None)
-        return (
-            found
-            if tokenizer is None
-            else ModelFacts(found.config, found.shapes, vocabulary_hash(tokenizer), found.labels)
-        )
+        with _naming(f"{field}.path"):
+            found = inspect_model(folder, task if trained else None)
+        return found if tokenizer is None else replace(found, vocabulary=_vocabulary(tokenizer, field))
     config = dict(model.config or {})
     if task == "image-classification":
         size = config.setdefault("image_size", data.image_size)
@@ -128,7 +153,7 @@ def _facts(
     if tokenizer is None and donor is not None and (donor.tokenizer or donor.path):
         tokenizer = roots.model(donor.tokenizer or donor.path or "", f"{field}.tokenizer")
     if task == "text-classification":
-        if tokenizer is None or vocabulary_hash(tokenizer) is None:
+        if tokenizer is None or _vocabulary(tokenizer, field) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
         config.setdefault("vocab_size", vocabulary_size(tokenizer))
     try:
@@ -143,7 +168,21 @@ def _facts(
     if shapes is None:
         notes.append(f"{field}: shapes of a {config['model_type']} from scratch are known once a worker has built it")
         return None
-    return ModelFacts(config, shapes, vocabulary_hash(tokenizer) if tokenizer else None)
+    return ModelFacts(config, shapes, _vocabulary(tokenizer, field) if tokenizer else None)
+
+
+def _vocabulary(tokenizer: Path, field: str) -> str | None:
+    with _naming(f"{field}.tokenizer"):
+        return vocabulary_hash(tokenizer)
+
+
+@contextlib.contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """A folder's fault is told with the field that names the folder."""
+    try:
+        yield
+    except ModelRefused as error:
+        raise ModelRefused(f"{field}: {error.message}") from None
 
 
 def _check_sizes(config: Mapping[str, Any], field: str) -> None:
@@ -204,14 +243,15 @@ def _check_split(path: Path, columns: tuple[str, str], task: TaskName, field: st
     if path.stat().st_size == 0:
         raise DataRefused(f"{field}: {path.name} is empty")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # spreadsheets begin their CSV with a byte order mark, which is no part of the first column's name
+        with path.open(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
             if path.suffix == ".csv":
                 found = next(csv.reader(file), [])
             elif path.suffix == ".jsonl":
                 found = list(json.loads(file.readline(10_000_000)))
             else:
                 return
-    except (ValueError, TypeError, csv.Error):
+    except (ValueError, TypeError, RecursionError, csv.Error):
         raise DataRefused(f"{field}: the first line of {path.name} is not {path.suffix[1:].upper()}") from None
     for column in columns:
         if column not in found:

@@ -359,7 +359,7 @@ def _fault(details: Any) -> FieldError:
 def _given(value: object) -> str:
     try:
         return _shown(json.dumps(value, default=repr, ensure_ascii=True), 80)
-    except (TypeError, RecursionError):  # YAML has keys that JSON has not, and deep nesting is written less deep than read
+    except (TypeError, RecursionError):  # keys that only YAML has; nesting that can be read, not written
         return type(value).__name__
 
 

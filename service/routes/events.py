@@ -22,7 +22,7 @@ from service.views import EventPage, MetricSeries
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["watch"])
 
-EVENT_ID = r"^\d{1,19}(-\d{1,19})?$"
+EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 TAIL_BYTES = 64 << 10
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def _index_leads_out(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
 
 
+def _written(name: str, content: object) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(text)
+
+    return write
+
+
+def _header(entry: dict[str, object]) -> Callable[[Path], None]:
+    text = json.dumps({"x": {"dtype": "F32"} | entry}).encode()
+    return _written("model.safetensors", struct.pack("<Q", len(text)) + text + b"1234")
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
@@ -95,6 +109,21 @@ def _index_leads_out(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+        (_written("config.json", {"model_type": ["bert"]}), "model_type \\['bert'\\] is not text"),
+        (_written("config.json", {"model_type": "bert", "id2label": {"no": "yes"}}), "id2label in config.json"),
+        (_written("config.json", {"model_type": "bert", "id2label": {"0": 1}}), "id2label in config.json"),
+        (_written("model.safetensors.index.json", {"weight_map": ["x"]}), "weight_map is not a map"),
+        (_written("model.safetensors.index.json", {"weight_map": {"x": 5}}), "weight_map is not a map"),
+        (_header({"data_offsets": [0, 4]}), "header cannot be read"),
+        (_header({"shape": ["x"], "data_offsets": [0, 4]}), "header cannot be read"),
+        (_header({"shape": [10**400], "data_offsets": [0, 4]}), "header cannot be read"),
+        (_header({"shape": [1], "data_offsets": ["0", "x"]}), "header cannot be read"),
+        (_header({"shape": [1], "data_offsets": []}), "header cannot be read"),
+        (_written("tokenizer.json", {"model": 5}), "tokenizer.json is not a tokenizer's map"),
+        (_written("tokenizer.json", {"model": {"vocab": [1]}}), "tokenizer.json is not a tokenizer's map"),
+        (_written("tokenizer.json", {"model": {"vocab": {"a": "x"}}}), "tokenizer.json is not a tokenizer's map"),
+        (_written("tokenizer.json", {"added_tokens": [{}]}), "tokenizer.json is not a tokenizer's map"),
+        (_written("vocab.txt", b"\xff\xfe"), "vocab.txt is not a tokenizer's map"),
     ],
 )
 def test_what_could_harm_is_refused(folder: Path, harm: object, sentence: str) -> None:

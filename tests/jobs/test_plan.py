@@ -50,6 +50,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "data" / "folder").mkdir()
     (home / "data" / "notes.docx").write_text("x")
     (home / "data" / "broken.jsonl").write_text("nope\n")
+    (home / "data" / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    (home / "data" / "spreadsheet.csv").write_text("text,label\ncat,yes\n", encoding="utf-8-sig")
     return home
 
 
@@ -92,6 +94,11 @@ def test_a_plan_pairs_and_estimates(plan: Callable[..., Any], document: dict[str
     assert made.estimate.steps == 60
     assert made.notes == ()
     json.dumps(made.model_dump(mode="json"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(plan: Callable[..., Any], document: dict[str, Any]) -> None:
+    document["target"]["data"]["train"] = "spreadsheet.csv"
+    assert plan(document).pairing is not None
 
 
 def test_a_source_that_is_trained_first_comes_before_all_arms_but_the_control(
@@ -137,6 +144,7 @@ def put(document: dict[str, Any], pointer: str, value: object) -> dict[str, Any]
         ("target/data/train", "folder", DataRefused, "folder is empty"),
         ("target/data/train", "notes.docx", DataRefused, "is not read; give .parquet"),
         ("target/data/train", "broken.jsonl", DataRefused, "first line of broken.jsonl is not JSONL"),
+        ("target/data/train", "deep.jsonl", DataRefused, "first line of deep.jsonl is not JSONL"),
         ("target/data/train", "table.csv", DataRefused, "has no column 'text'; it has words, label"),
         ("target/data/label", "lable", DataRefused, "has no column 'lable'"),
         ("target/model/config/model_type", "skynet", ModelRefused, "model_type 'skynet' cannot learn"),

@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 
 from mergenet_core.jobs.records import WorkerInfo, now
 from mergenet_core.jobs.registry import say_alive
+from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
+from service import submission
 from service.settings import ServiceSettings
 
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -144,6 +146,33 @@ def test_a_refused_document_gets_a_sentence_and_leaves_nothing(
     assert store.redis.dbsize() == 0 or store.redis.keys("mergenet:job*") == []
 
 
+@pytest.mark.usefixtures("bad_roots")
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        (put("source.model.path", "nothing"), "/source/model/path"),
+        (put("source.model.path", "torn"), "/source/model/path"),
+        (put("target.data.train", "rows.csv"), "/target/data/train"),
+        (put("target.model.config", {"model_type": "skynet"}), "/target/model/config"),
+        (put("transfer.rank", 40_000), "/transfer/rank"),
+    ],
+)
+def test_what_a_look_at_models_and_data_refuses_has_its_pointer(
+    client: TestClient, document: dict[str, Any], change: Callable[[dict[str, Any]], None], pointer: str
+) -> None:
+    change(document)
+    problem = client.post("/jobs", json=document).json()
+    assert [fault["pointer"] for fault in problem["errors"]] == [pointer], problem
+
+
+def test_a_folder_that_cannot_be_written_whole_is_not_left(client: TestClient, document: dict[str, Any]) -> None:
+    context = client.app.state.context  # type: ignore[attr-defined]
+    unwritable = parse(document).model_copy(update={"name": "\ud800"})
+    with pytest.raises(ValueError, match="surrogates"):
+        submission.accept(context, unwritable, "someone", None)
+    assert list((context.settings.home / "jobs").iterdir()) == []
+
+
 def test_every_fault_of_a_document_has_its_pointer(client: TestClient, document: dict[str, Any]) -> None:
     put("train.steps", 0)(document)
     put("target.data.trian", "x")(document)
@@ -193,6 +222,7 @@ def test_a_job_too_large_for_every_worker_is_refused(
         ("/jobs?status=done", "status 'done' is not a state; there are validating, queued"),
         ("/jobs?label=vision", "label 'vision' is not name=value"),
         ("/jobs/JOB/events?after=yesterday", "after: string should match pattern"),
+        ("/jobs/JOB/events?after=٣", "after: string should match pattern"),
         ("/jobs/JOB/metrics?step_from=-1", "step_from: input should be greater"),
         (
             "/jobs/JOB/metrics?trial=nothing",
