@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 from PIL import Image
+from rq import Queue
 
 from mergenet_core.jobs import queue, registry, state, streams
 from mergenet_core.jobs.plan import make_plan
@@ -83,7 +84,7 @@ class Lab:
             for _ in range(count - len(self.alive())):
                 self.start_worker()
             known = {int(worker.name.split("-")[-2]) for worker in registry.workers(self.store.redis)}
-            return {worker.pid for worker in self.alive()} <= known
+            return len(known & {worker.pid for worker in self.alive()}) >= count
 
         wait(listening, f"{count} workers to listen", self.explain)
 
@@ -167,9 +168,15 @@ class Lab:
         return training, horse, worker
 
     def explain(self) -> str:
-        """What the processes printed, for the message of a failed test."""
+        """What the record says and the processes printed, for the message of a failed test."""
+        jobs = [f"{job.id} is {job.state}: {job.reason}" for job in self.store.page(limit=3)[0]]
+        messages = Queue(queue.QUEUE, connection=self.redis_server.client(decode=False)).get_job_ids()
+        workers = [
+            f"{worker.name} is {worker.state} with {worker.job}" for worker in registry.workers(self.store.redis)
+        ]
         logs = [*self.folder.glob("worker-*.log"), *self.folder.glob("home/jobs/*/trials/*/attempt-*.log")]
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs))
+        printed = [f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs)]
+        return "\n".join([*printed, "== now", *jobs, f"queued: {messages}", *workers])
 
     def close(self) -> None:
         """End the workers, the stopped ones too."""
