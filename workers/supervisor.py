@@ -20,7 +20,7 @@ from types import FrameType
 from redis.exceptions import RedisError
 
 from mergenet_core.jobs import artifacts, queue, state
-from mergenet_core.jobs.records import Job, Trial
+from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from workers import processes, warm
 from workers.attempt import Attempt
@@ -95,16 +95,21 @@ def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:
     beat_seconds = min(_BEAT_SECONDS, settings.lease_seconds / 5)
     beat_at = time.monotonic()
     stop_at: float | None = None
-    request = None
+    request: str | None = None
+    wished: tuple[Checkpoint | None] | None = None
     while child.poll() is None and not mine.over:
         moment = time.monotonic()
         if moment >= beat_at + beat_seconds:
             # one call that hangs fits in what `over` leaves of the lease, two do not
-            beat_at, before = moment, request
+            beat_at = moment
             job = mine.look() if mine.renew() else None
-            request = job.request if job else before
-            if request == "checkpoint" != before:
-                child.send(signal.SIGUSR1)
+            if job is not None:
+                request = job.request
+                # a checkpoint asked for again within a beat, after the first one came, is a wish of its own
+                wish = (job.trial(mine.trial_id).checkpoint,) if request == "checkpoint" else None
+                if wish is not None and wish != wished:
+                    child.send(signal.SIGUSR1)
+                wished = wish
         if stop_at is None and (drain.up or request in ("cancel", "pause")):
             child.send(signal.SIGTERM)
             stop_at = moment

@@ -96,7 +96,7 @@ def hand_back(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
 
 def request(job: Job, what: Request) -> Job:
     """A user asks for a pause, a cancel or a checkpoint. Raises: `StateConflict` where the state does not allow it."""
-    if what == "cancel" and job.request == "cancel":
+    if what == "cancel" and (job.request == "cancel" or job.state == "cancelled"):
         return job
     if job.state in TERMINAL:
         raise StateConflict(f"the job is {job.state}; there is nothing left to {what}")

@@ -218,6 +218,12 @@ def test_a_cancel_that_comes_after_the_last_commit_is_refused() -> None:
         state.request(job, "cancel")
 
 
+def test_a_cancel_said_again_after_its_answer_was_lost_is_no_conflict() -> None:
+    job = state.request(submitted(), "cancel")
+    assert job.state == "cancelled"
+    assert state.request(job, "cancel") == job
+
+
 def test_a_checkpoint_that_was_asked_for_is_met_by_the_next_one() -> None:
     job = state.request(running(), "checkpoint")
     job = state.checkpointed(job, "control-0", 1, CHECKPOINT)

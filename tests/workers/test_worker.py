@@ -134,6 +134,8 @@ def test_a_checkpoint_is_written_when_a_user_asks(lab: Lab) -> None:
     step = lab.events(job, "checkpoint.published")[0].data["step"]
     assert 0 <= step < 1500
     assert lab.store.get(job.id).request is None
+    lab.ask(job, "checkpoint")  # at once: no look at the record falls between the one met and the one asked for
+    lab.wait_for_checkpoint(job, 2)
     lab.ask(job, "cancel")
     lab.wait_for_state(job, "cancelled")
 
