@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from mergenet_core.errors import MergeNetError, StorageFull, Unavailable
+from mergenet_core.errors import MergeNetError, PathRefused, StorageFull, Unavailable
 from mergenet_core.jobs.spec import JobSpec
 from service import show
 from service.client import Client
@@ -277,6 +277,9 @@ def _sentences() -> Iterator[None]:
         yield
     except MergeNetError as error:
         _fail(error)
+    except OSError as error:
+        place = error.filename or "a file"
+        _fail(PathRefused(f"{place} cannot be used ({error.strerror or error}); give another path, or free some disk"))
 
 
 def _fail(error: MergeNetError) -> NoReturn:

@@ -16,7 +16,7 @@ import httpx2
 from pydantic import TypeAdapter
 from ulid import ULID
 
-from mergenet_core.errors import Unavailable
+from mergenet_core.errors import SpecInvalid, Unavailable
 from mergenet_core.jobs.records import TERMINAL, Event, Metric, Progress, WorkerInfo
 from mergenet_core.jobs.report import Report
 from mergenet_core.jobs.spec import JobSpec
@@ -46,14 +46,17 @@ class Client:
     """A connection to a MergeNet service. Close it, or use it as a context manager."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
-        """Address and key default to MERGENET_URL and MERGENET_API_KEY."""
+        """Address and key default to MERGENET_URL and MERGENET_API_KEY. Raises: `SpecInvalid`, `Unavailable`."""
         self.url = (url or os.environ.get("MERGENET_URL") or "http://127.0.0.1:8000").rstrip("/")
         key = api_key or os.environ.get("MERGENET_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {_sendable(key, 'the API key')}"} if key else {}
         timeout = httpx2.Timeout(_READ_SECONDS, connect=5.0)
         # without TLS there is nothing to verify, and loading the certificates takes a tenth of a second
         secure = self.url.startswith("https:")
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=secure)
+        try:
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=secure)
+        except httpx2.InvalidURL as error:
+            raise Unavailable(f"{self.url} is not an address ({error}); is MERGENET_URL right?") from None
 
     def __enter__(self) -> Self:
         return self
@@ -233,12 +236,19 @@ class Client:
 
 
 def _content(document: JobSpec | Mapping[str, Any] | str, idempotency_key: str | None = None) -> dict[str, Any]:
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    headers = {"Idempotency-Key": _sendable(idempotency_key, "the idempotency key")} if idempotency_key else {}
     if isinstance(document, JobSpec):
         document = document.model_dump(mode="json", exclude_unset=True)
     if isinstance(document, str):
         return {"content": document.encode(), "headers": headers | {"Content-Type": "application/yaml"}}
     return {"json": dict(document), "headers": headers}
+
+
+def _sendable(text: str, what: str) -> str:
+    """What a header can carry. Raises: `SpecInvalid`."""
+    if not (text.isascii() and text.isprintable()):
+        raise SpecInvalid(f"{what} holds a line break or a character outside ASCII; copy it again")
+    return text
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -250,6 +250,9 @@ def main() -> int:
     except MergeNetError as error:
         print(error.message, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"{error.filename or options.home} cannot be used ({error.strerror or error})", file=sys.stderr)
+        return 1
     return 0
 
 

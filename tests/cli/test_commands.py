@@ -8,7 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.profile import Profile, find_profile, read_profile
 from tests.cli.conftest import Shell
 
@@ -129,6 +131,33 @@ def test_a_document_that_cannot_be_read(shell: Shell) -> None:
     assert (missing.exit_code, "nothing.yaml cannot be read" in missing.stderr) == (2, True)
     (shell.folder / "broken.yaml").write_text("a: [")
     assert "neither YAML nor JSON" in shell.call("validate", "broken.yaml").stderr
+
+
+def test_a_folder_that_cannot_be_one_gets_a_sentence(shell: Shell) -> None:
+    (shell.folder / "file").touch()
+    for arguments in (["up", "--home", "file", "--port", "0"], ["run", shell.write(), "--home", "file"]):
+        refused = shell.run(*arguments)
+        assert refused.returncode != 0
+        assert "cannot be used (Not a directory)" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "sentence"),
+    [
+        ("http://[::1", "k", "http://[::1 is not an address"),
+        ("http://127.0.0.1:1", "clé", "the API key holds a line break or a character outside ASCII"),
+        ("http://127.0.0.1:1", "a\nb", "the API key holds a line break or a character outside ASCII"),
+    ],
+)
+def test_an_address_or_a_key_that_cannot_be_sent(
+    monkeypatch: pytest.MonkeyPatch, url: str, key: str, sentence: str
+) -> None:
+    monkeypatch.setenv("MERGENET_URL", url)
+    monkeypatch.setenv("MERGENET_API_KEY", key)
+    refused = CliRunner().invoke(app, ["status"])
+    assert refused.exit_code in (1, 2)
+    assert sentence in refused.stderr
 
 
 def test_without_a_service_it_says_where_to_find_one(shell: Shell) -> None:
