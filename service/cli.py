@@ -297,7 +297,3 @@ def _say(job: JobView) -> None:
 
 def _exit_with(succeeded: bool) -> NoReturn:
     raise typer.Exit(0 if succeeded else FAILED)
-
-
-if __name__ == "__main__":
-    main()

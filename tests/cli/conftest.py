@@ -37,7 +37,7 @@ class Shell:
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MERGENET_")}
         environment |= {MARK: self.mark, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "service.cli", *arguments]
+        command = [sys.executable, "-m", "service.entry", *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **(streams | options))
 

@@ -77,7 +77,7 @@ def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
         queue.ENTRY_POINT, "a", "b", 1, **calls
     )
     lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
-    printed = (lab.folder / f"worker-{len(lab.workers) - 1}.log").read_text()
+    printed = "".join(log.read_text() for log in lab.folder.glob("worker-*.log"))  # whichever took it
     assert "there is no job a" in printed
     assert hostile.id not in printed
 
