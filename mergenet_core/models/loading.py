@@ -29,6 +29,8 @@ AUTO = {
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
 """Config keys that swap a model's layers, or fetch kernels from the hub."""
+OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
+"""Config keys that follow from the data, or from how a model is called here."""
 _HEADS = ("classifier.", "score.", "head.", "cls_head.")
 
 
@@ -85,6 +87,9 @@ def build(
         raise ModelRefused(f"{where}: num_labels {config['num_labels']} but the data has {len(labels)} labels; omit it")
     settings = {key: value for key, value in config.items() if key not in ("model_type", "num_labels")}
     known = _known_settings(config["model_type"])
+    for key in OURS:
+        if key in settings:
+            raise ModelRefused(f"{where}: {key} is set by the service, from the data and the task; leave it out")
     for key in settings:
         if key not in known:
             raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
@@ -99,7 +104,15 @@ def build(
         )
         torch.manual_seed(seed)
         model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
-    except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
+    except (
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        ZeroDivisionError,
+        KeyError,
+        AssertionError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ModelRefused(f"{where}: {config['model_type']} cannot be built from these values: {reason}") from error
     return model
@@ -120,6 +133,7 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
             trust_remote_code=False,
             id2label=names,
             label2id={name: row for row, name in names.items()},
+            return_dict=True,
         )
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -128,7 +142,8 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
         ) from error
     torch.manual_seed(seed)
     fresh = AUTO[task].from_config(config, dtype=torch.float32)
-    model: nn.Module = AUTO[task].from_pretrained(
+    model: nn.Module
+    model, loaded = AUTO[task].from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -136,11 +151,12 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
         local_files_only=True,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    _refuse_other_sizes(loaded["mismatched_keys"], model.base_model_prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
     if facts.labels != labels:
-        prefix = f"{model.base_model_prefix}."
-        heads = [n for n in model.state_dict() if n.startswith(_HEADS) or (prefix != "." and not n.startswith(prefix))]
+        heads = [name for name in model.state_dict() if _is_head(name, model.base_model_prefix)]
         model.load_state_dict({name: fresh.state_dict()[name] for name in heads}, strict=False)
     model.train()
     return model
@@ -161,6 +177,24 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None
     for name, weight in weights:
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ModelRefused(f"{where}: weight {name} holds NaN or infinity; train or export the model again")
+
+
+def _is_head(name: str, prefix: str) -> bool:
+    return name.startswith(_HEADS) or (prefix != "" and not name.startswith(f"{prefix}."))
+
+
+def _refuse_other_sizes(mismatched: Iterable[tuple[str, Any, Any]], prefix: str, where: str) -> None:
+    """Only a head may be of another size: any other weight would silently start anew."""
+    for name, saved, wanted in mismatched:
+        if not _is_head(name, prefix):
+            raise ModelRefused(
+                f"{where}: {name} is {_sides(saved)} in the weights, {_sides(wanted)} by config.json; "
+                "give the config that the weights were saved with"
+            )
+
+
+def _sides(shape: Iterable[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _refuse_swapped(config: Mapping[str, Any], where: str) -> None:

@@ -118,6 +118,7 @@ def test_pickled_weights_are_refused_with_the_way_out(world: Roots, tmp_path: Pa
         ({"model_type": "evil"}, "model_type 'evil' cannot learn text-classification"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config swaps the layers"),
         ({"attn_implementation": "someone/kernels"}, "attn_implementation swaps the layers"),
+        ({"intermediate_size": 7}, "in the weights, .*7.* by config.json; give the config"),
     ],
 )
 def test_configs_that_ask_for_more_than_weights_are_refused(
@@ -134,6 +135,9 @@ def test_configs_that_ask_for_more_than_weights_are_refused(
         ({"num_labels": 7}, "num_labels 7 but the data has 3 labels; omit it"),
         ({"hidden_size": 10, "num_attention_heads": 3}, "bert cannot be built from these values"),
         ({"hidden_size": "wide"}, "bert cannot be built from these values"),
+        ({"pad_token_id": 26}, "bert cannot be built from these values"),
+        ({"return_dict": False}, "return_dict is set by the service"),
+        ({"id2label": {"0": "fruit"}}, "id2label is set by the service"),
         ({"quantization_config": {}, "attn_implementation": "a/b"}, "swaps the layers"),
     ],
 )
