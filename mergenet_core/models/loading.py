@@ -153,10 +153,11 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    _refuse_other_sizes(loaded["mismatched_keys"], model.base_model_prefix, folder.name)
+    prefix = str(model.base_model_prefix)
+    _refuse_other_sizes(loaded["mismatched_keys"], prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
     if facts.labels != labels:
-        heads = [name for name in model.state_dict() if _is_head(name, model.base_model_prefix)]
+        heads = [name for name in model.state_dict() if _is_head(name, prefix)]
         model.load_state_dict({name: fresh.state_dict()[name] for name in heads}, strict=False)
     model.train()
     return model
