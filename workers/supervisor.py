@@ -12,6 +12,7 @@ import errno
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
+from mergenet_core.errors import NotFound
 from mergenet_core.jobs import artifacts, queue, state
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
@@ -44,7 +46,15 @@ def run(job_id: str, trial_id: str, attempt: int) -> None:
     job = mine.claim()
     if job is None:
         return
-    trial = job.trial(trial_id)
+    try:
+        _attempt(mine, job, drain)
+    finally:
+        _bury(mine)
+
+
+def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
+    """Train, and write down how it ended where it is still this attempt's to say."""
+    settings, trial, attempt = mine.settings, job.trial(mine.trial_id), mine.number
     try:
         outcome = _train(mine, job, trial, drain)
     except OSError as error:
@@ -56,10 +66,18 @@ def run(job_id: str, trial_id: str, attempt: int) -> None:
     after = mine.write(lambda job: _conclude(job, trial, attempt, outcome))
     if after is None:
         return
-    with contextlib.suppress(RedisError):  # the record stands; the reconciler sends what could not be sent now
+    # the record stands; the reconciler sends what could not be sent now, and a job may be deleted as soon as it is done
+    with contextlib.suppress(RedisError, NotFound):
         queue.enqueue(settings.redis(decode=False), after)
         if after.state == "succeeded":
-            drop_trials(mine.store.spec(job_id), settings.job_folder(job_id), after)
+            drop_trials(mine.store.spec(mine.job_id), settings.job_folder(mine.job_id), after)
+
+
+def _bury(mine: Attempt) -> None:
+    """Remove what was written after the job was deleted: a failed job can be, while its other trials still end."""
+    with contextlib.suppress(RedisError):
+        if mine.store.deleted(mine.job_id):
+            shutil.rmtree(mine.settings.job_folder(mine.job_id).path, ignore_errors=True)
 
 
 def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:

@@ -22,6 +22,8 @@ from mergenet_core.jobs.spec import JobSpec, digest
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 _ALL = "mergenet:jobs"
 _QUEUED = "mergenet:queued"
+_DELETED_SECONDS = 3600
+"""How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
 
 
 class Store:
@@ -161,10 +163,15 @@ class Store:
                     for name, value in job.labels.items():
                         pipe.zrem(_label_index(name, value), job_id)
                     pipe.delete(_key(job_id), _key(job_id, "spec"), _key(job_id, "plan"), *streams.keys(job_id))
+                    pipe.set(_deleted(job_id), "1", ex=_DELETED_SECONDS)
                     pipe.execute()
                     return
                 except WatchError:
                     continue
+
+    def deleted(self, job_id: str) -> bool:
+        """Whether a user deleted the job within the last hour."""
+        return bool(self.redis.exists(_deleted(job_id)))
 
     def _read(self, pipe: Pipeline, job_id: str) -> Job:
         text = cast("str | None", pipe.get(_key(job_id)))
@@ -216,6 +223,10 @@ def record_key(job_id: str) -> str:
 
 def _key(job_id: str, part: str | None = None) -> str:
     return f"mergenet:job:{job_id}" + (f":{part}" if part else "")
+
+
+def _deleted(job_id: str) -> str:
+    return f"mergenet:deleted:{job_id}"
 
 
 def _label_index(name: str, value: str) -> str:

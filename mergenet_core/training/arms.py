@@ -58,7 +58,7 @@ def prepare_source(job: JobSpec, roots: Roots) -> Arm:
     seed = job.source.seed
     learner = prepare_learner(job.source.model, job.target.task, data, None, roots, seed=seed, field="source")
     model = learner.model.to(accelerator.device)
-    return Arm(Training(model, learner.task, spec, accelerator, seed=seed), learner.task)
+    return Arm(Training(model, learner.task, spec, accelerator, seed=seed, field="source.train"), learner.task)
 
 
 def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:

@@ -61,10 +61,13 @@ class Training:
         seed: int,
         transfer: Transferring | None = None,
         distillation: Distillation | None = None,
+        field: str = "train",
     ) -> None:
         self.model = model
         self.task = task
         self.spec = spec
+        self.field = field
+        """Where the document says how this is trained, for sentences about it."""
         self.accelerator = accelerator
         self.seed = seed
         self.transfer = transfer
@@ -94,12 +97,13 @@ class Training:
         try:
             self.loss = self._advance()
         except (MemoryError, RuntimeError) as error:
-            raise_if_out_of_memory(error, self.step, self.spec.batch_size)
+            raise_if_out_of_memory(error, self.step, self.spec.batch_size, self.field)
             raise
         if not math.isfinite(self.loss):
             raise TrainingDiverged(
-                f"the loss is {self.loss} at step {self.step}; lower train.learning_rate "
-                f"(given: {self.spec.learning_rate:g}), add train.warmup_steps, or clip with train.clip_norm"
+                f"the loss is {self.loss} at step {self.step}; lower {self.field}.learning_rate "
+                f"(given: {self.spec.learning_rate:g}), add {self.field}.warmup_steps, "
+                f"or clip with {self.field}.clip_norm"
             )
         elapsed = time.perf_counter() - begun
         self.seconds += elapsed
@@ -201,11 +205,11 @@ def draw_seed(seed: int, number: int, stream: int = 0) -> int:
     return (mixed ^ (mixed >> 32)) >> 1
 
 
-def raise_if_out_of_memory(error: BaseException, step: int, batch_size: int) -> None:
+def raise_if_out_of_memory(error: BaseException, step: int, batch_size: int, field: str = "train") -> None:
     """Turn the ways in which memory runs out into one. Raises: `OutOfMemory`."""
     words = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in words:
         raise OutOfMemory(
-            f"memory ran out at step {step} with train.batch_size {batch_size}; halve it, shorten max_length or "
+            f"memory ran out at step {step} with {field}.batch_size {batch_size}; halve it, shorten max_length or "
             "image_size, choose a smaller target, or use a device with more memory"
         ) from error

@@ -63,7 +63,9 @@ def prepare_teacher(
         if not _verifies(saved):
             begun = time.perf_counter()
             learner = load_trained(source, job.target.task, labels, seed=trial.seed).to(accelerator.device)
-            training = Training(learner, task, spec.teacher, accelerator, seed=trial.seed)
+            training = Training(
+                learner, task, spec.teacher, accelerator, seed=trial.seed, field="transfer.distill.teacher"
+            )
             while training.step < spec.teacher.steps:
                 stop_if_asked()
                 training.advance()

@@ -207,6 +207,14 @@ def test_a_loss_that_is_not_a_number_names_the_step(tmp_path: Path, roots: Roots
     assert not (tmp_path / "trials" / "control-0" / "model").exists()
 
 
+def test_a_source_or_teacher_that_diverges_is_told_by_its_own_field(tmp_path: Path, roots: Roots) -> None:
+    wild = {"steps": 60, "learning_rate": 100.0, "optimizer": "sgd", "clip_norm": None, "weight_decay": 10.0}
+    with pytest.raises(TrainingDiverged, match=r"lower source\.train\.learning_rate"):
+        run(image_job(MLP, source__train=wild), "source", tmp_path, roots)
+    with pytest.raises(TrainingDiverged, match=r"lower transfer\.distill\.teacher\.learning_rate"):
+        run(text_job(transfer__distill={"teacher": wild}), "distill-0", tmp_path, roots)
+
+
 def test_a_source_with_the_same_labels_in_another_order_teaches_as_it_is(tmp_path: Path, roots: Roots) -> None:
     for name, labels in (("ordered", ("fruit", "music", "tools")), ("turned", ("tools", "fruit", "music"))):
         write_bert(roots.models[0] / name, labels)

@@ -15,7 +15,7 @@ import pytest
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer, PickleSerializer
 
-from mergenet_core.jobs import artifacts, queue, registry
+from mergenet_core.jobs import artifacts, queue, registry, state
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 
@@ -138,6 +138,18 @@ def test_a_checkpoint_is_written_when_a_user_asks(lab: Lab) -> None:
     lab.wait_for_checkpoint(job, 2)
     lab.ask(job, "cancel")
     lab.wait_for_state(job, "cancelled")
+
+
+def test_nothing_stays_of_a_job_that_is_deleted_while_a_trial_of_it_still_ends(lab: Lab) -> None:
+    job = lab.submit(document(checkpoint_every=5))
+    lab.wait_for_checkpoint(job)
+    # as when another trial of it has failed: from then on it can be deleted
+    lab.store.update(job.id, lambda job: state.fail(job, SOLO, 1, code="x", reason="x", retryable=False))
+    lab.store.delete(job.id)
+    folder = lab.settings.job_folder(job.id).path
+    wait(lambda: not folder.exists(), "the folder of a deleted job to be removed", lab.explain)
+    assert lab.processes(job) == []
+    assert not folder.exists()
 
 
 def test_a_loss_that_is_not_a_number_fails_once_and_commits_nothing(lab: Lab) -> None:
