@@ -17,9 +17,9 @@ from pathlib import Path
 import matplotlib
 from stack import running_service
 
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import TERMINAL, Event, Progress
 from mergenet_core.jobs.report import ArmReport, Difference, Report, difference, markdown
-from mergenet_core.jobs.spec import parse
 from service.client import Client
 from service.views import JobView
 

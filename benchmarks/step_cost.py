@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import parse
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.loop import Training
 
@@ -55,7 +55,8 @@ def main() -> None:
 def prepared(arm: str, method: str, place: Path, rounds: int) -> Training:
     """An arm that is ready for its first step; its steps are twice those timed, so that transfers do not stop."""
     text = (ROOT / "examples" / "bbc-topics.yaml").read_text()
-    job = parse(text.replace("method: project", f"method: {method}").replace("steps: 100", f"steps: {2 * rounds}"))
+    text = text.replace("train: {steps: 160", f"train: {{steps: {2 * rounds}")
+    job = parse(text.replace("method: project", f"method: {method}"))
     roots = Roots(models=(ROOT / "models",), data=(ROOT / "data",))
     trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
     training = prepare_arm(job, trial, JobFolder(place), roots).training

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from mergenet_core.errors import BodyTooLarge, SpecInvalid
-from mergenet_core.jobs import spec
+from mergenet_core.jobs import document
 from mergenet_core.jobs.spec import JobSpec
 from service.context import Ctx
 
@@ -49,12 +49,12 @@ def job_document(request: Request, body: Body) -> JobSpec:
     """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
-        return spec.parse(json_object(body))
+        return document.parse(json_object(body))
     if media_type not in _YAML:
         raise HTTPException(415, f"a job document is application/json or application/yaml, not {media_type}")
     if len(body) > YAML_LIMIT_BYTES:
         raise BodyTooLarge(f"a YAML document may have {YAML_LIMIT_BYTES} bytes; send longer ones as JSON")
-    return spec.parse(body)
+    return document.parse(body)
 
 
 def json_object(body: bytes) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Self, get_args
 
 from mergenet_core.errors import PathRefused, SpecInvalid
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import Plan, make_plan
-from mergenet_core.jobs.spec import Arm, JobSpec, parse
+from mergenet_core.jobs.spec import Arm, JobSpec
 
 
 @dataclass(frozen=True)

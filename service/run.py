@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from mergenet_core.errors import NotFound, Unavailable
+from mergenet_core.jobs.document import digest
 from mergenet_core.jobs.records import TERMINAL
-from mergenet_core.jobs.spec import JobSpec, digest
+from mergenet_core.jobs.spec import JobSpec
 from service.children import tie_to
 from service.client import Client
 from service.local import LocalOptions

@@ -25,9 +25,9 @@ from PIL import Image
 from rq import Queue
 
 from mergenet_core.jobs import queue, registry, state, streams
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.jobs.records import TERMINAL, Event, Job, Request, Trial, TrialResult, now
-from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
 from tests.conftest import RedisServer

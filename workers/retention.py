@@ -10,7 +10,7 @@ from mergenet_core.jobs.spec import JobSpec
 
 
 def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
-    """Remove all folders of a succeeded job's trials, and the source trained for it, unless they are to be kept.
+    """Remove all folders of a succeeded job's trials, and the source and teachers trained for it, unless they are to be kept.
 
     Logs, metrics and events are files, and stay.
     """
@@ -19,4 +19,5 @@ def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
     for trial in job.trials:
         for path in folder.trial(trial.id).glob("*/"):
             shutil.rmtree(path, ignore_errors=True)
-    shutil.rmtree(folder.source, ignore_errors=True)
+    for path in (folder.source, folder.teachers):
+        shutil.rmtree(path, ignore_errors=True)

@@ -47,6 +47,11 @@ class JobFolder:
         """The source as trained by the trial `source`, in the Hugging Face layout."""
         return self.path / "source"
 
+    @property
+    def teachers(self) -> Path:
+        """The source fine-tuned on each seed's examples, which all arms of the seed that distil share."""
+        return self.path / "teachers"
+
     def trial(self, trial_id: str) -> Path:
         """All of one trial: checkpoints, exports, metrics and events as JSON lines, logs by attempt."""
         return self.path / "trials" / trial_id

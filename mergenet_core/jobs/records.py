@@ -71,6 +71,8 @@ class TrialResult(Record):
     """Of the last step's weights: `test` and `validation` metric."""
     best: dict[str, float] = {}
     """Of the weights that were best on validation: `test`, `validation` and `step`."""
+    metrics: dict[str, float] = {}
+    """Every metric of the task over the test split, with the last step's weights."""
     cost: ArmCost
     parameters: int
     """Trained parameters of the target, the adapter's apart."""

@@ -1,45 +1,21 @@
 """The job document, version 1: what a user writes, the same in YAML, over REST and from the client.
 
-Every model refuses unknown keys and names the nearest known one. `parse` is the only door: it returns a `JobSpec` or
-raises `SpecInvalid` with a JSON pointer and a remedy for every fault.
+Every model refuses unknown keys; `mergenet_core.jobs.document` is the door that a document comes in by.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import re
-from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mergenet_core.errors import FieldError, SpecInvalid
 from mergenet_core.jobs.plain import check_plain
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka"]
 TaskName = Literal["text-classification", "image-classification"]
 NameText = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
-_FAULTS_TOLD = 20
-"""Nobody corrects thousands of faults at once; looking for each one's nearest key would take minutes."""
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (`5e-4` is one), and no aliases: a few lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.\d*|\.?\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 class Strict(BaseModel):
@@ -122,7 +98,9 @@ class TrainSpec(Strict):
     steps: Annotated[int, Field(ge=1, le=10_000_000)]
     """Optimizer steps."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Examples a step."""
+    """Examples a step, over all devices and micro-batches."""
+    micro_batches: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Gradient accumulation: a step's examples go through the model in so many parts."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with `momentum`."""
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 5e-4
@@ -255,6 +233,31 @@ class ResourcesSpec(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where the worker has one."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Devices of one host that a trial trains on, a process each: GPUs, or the worker's CPU slots."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Hosts that a trial trains on, `devices` of each; more than one needs a fleet (extra `fleet`)."""
+    strategy: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
+    """How the model is spread over the devices; `auto` takes the fastest whose estimate fits a device's memory."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """ZeRO: keep the optimizer's state, or parameters too, in the host's memory."""
+    activation_checkpointing: bool = False
+    """Compute a block's activations again in the backward pass in place of keeping them."""
+    deepspeed: dict[str, Any] | None = None
+    """Settings of DeepSpeed's own to merge in; keys that the service sets are refused."""
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        if self.strategy == "single" and self.devices * self.nodes > 1:
+            raise ValueError(f"strategy single is one device; devices × nodes is {self.devices} × {self.nodes}")
+        zero = self.strategy == "auto" or self.strategy.startswith("zero")
+        if not zero and (self.offload != "none" or self.deepspeed is not None):
+            raise ValueError(f"offload and deepspeed belong to zero1, zero2 and zero3, not to {self.strategy}")
+        if self.offload == "parameters" and self.strategy not in ("auto", "zero3"):
+            raise ValueError(f"offload parameters needs zero3, not {self.strategy}")
+        check_plain(self.deepspeed)
+        return self
+
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
     """Tries a trial gets when a worker or machine is lost; a wrong configuration is never tried again."""
 
@@ -305,85 +308,13 @@ class JobSpec(Strict):
             raise ValueError("arms needs control: without it a gain cannot be told from training itself")
         return self
 
-
-def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
-    """Read a job document given as YAML or JSON text, or as parsed data.
-
-    Raises: `SpecInvalid` with every fault's pointer and remedy.
-    """
-    data: object = document
-    if isinstance(document, (str, bytes)):
-        try:
-            data = yaml.load(document, Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise SpecInvalid(f"the document is neither YAML nor JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise SpecInvalid("the document must be a mapping with name, source, target and train")
-    try:
-        return JobSpec.model_validate(data)
-    except ValidationError as error:
-        count = f"{error.error_count()} faults" if error.error_count() > 1 else "a fault"
-        faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_TOLD])
-        raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
-
-
-def digest(spec: JobSpec) -> str:
-    """SHA-256 of a job document, the same in whatever order and notation it was written."""
-    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of the job document, for editors and clients."""
-    schema = JobSpec.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "MergeNet job, version 1"} | schema
-
-
-def _fault(details: Any) -> FieldError:
-    location = [_shown(str(part), 100) for part in details["loc"]]
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
-    where = ".".join(location) or "the document"
-    given = _given(details.get("input"))
-    if details["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
-        return FieldError(pointer, f"{where} is not a known key; {hint}")
-    if details["type"] == "missing":
-        return FieldError(pointer, f"{where} is missing; it is required")
-    message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error":
-        return FieldError(pointer, f"{where}: {message}")
-    return FieldError(pointer, f"{where}: {message[:1].lower()}{message[1:]} (given: {given})")
-
-
-def _given(value: object) -> str:
-    try:
-        return _shown(json.dumps(value, default=repr, ensure_ascii=True), 80)
-    except (TypeError, RecursionError):  # keys that only YAML has; nesting that can be read, not written
-        return type(value).__name__
-
-
-def _shown(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    schema = _schema()
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _resolve(node, schema)
-        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
-    return sorted(_resolve(node, schema).get("properties", {}))
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    return JobSpec.model_json_schema()
-
-
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    for choice in [node, *node.get("anyOf", [])]:
-        if "$ref" in choice:
-            found: dict[str, Any] = schema["$defs"][choice["$ref"].rsplit("/", 1)[-1]]
-            return found
-    return node
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        processes = self.resources.devices * self.resources.nodes
+        for field, train in (("train", self.train), ("source.train", self.source.train)):
+            if train is not None and train.batch_size % (processes * train.micro_batches):
+                raise ValueError(
+                    f"{field}.batch_size {train.batch_size} must be a multiple of devices × nodes × micro_batches, "
+                    f"{self.resources.devices} × {self.resources.nodes} × {train.micro_batches}"
+                )
+        return self

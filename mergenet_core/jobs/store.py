@@ -16,8 +16,9 @@ from redis.exceptions import WatchError
 
 from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
 from mergenet_core.jobs import leases, streams
+from mergenet_core.jobs.document import digest
 from mergenet_core.jobs.records import TERMINAL, Job, JobState
-from mergenet_core.jobs.spec import JobSpec, digest
+from mergenet_core.jobs.spec import JobSpec
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 _ALL = "mergenet:jobs"

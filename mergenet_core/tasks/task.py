@@ -20,11 +20,7 @@ class Examples(Protocol):
         """How many examples the split has."""
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
-        """The model's keyword arguments for these examples; what is to be predicted is under `labels`."""
-
-    @property
-    def labels(self) -> Tensor:
-        """What is to be predicted, of every example."""
+        """The model's keyword arguments for these examples, and what is to be predicted under the task's `targets`."""
 
     def evaluation_order(self) -> Tensor:
         """The order that wastes the least padding."""
@@ -35,7 +31,11 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The metric's name; higher is better."""
+        """The name of the metric that selection and report go by; higher is better."""
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The keys of a batch that the model does not get to see."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,11 +65,14 @@ class Task(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Per split: examples, and a hash of what was read."""
 
-    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss of a batch."""
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of a batch, from what the model returned."""
 
-    def score(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The metric of each example; the split's metric is the mean."""
+    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """What is kept of a forward pass to be measured: one row an example, of the same shape in every batch."""
+
+    def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
+        """The metrics of a split, `metric` among them, from the answers of all its examples in their order."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,17 @@ class Classification:
     settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
+    targets: frozenset[str] = frozenset({"labels"})
 
-    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy. Shapes: logits (b, l), labels (b)."""
-        return torch.nn.functional.cross_entropy(logits, batch["labels"])
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), batch["labels"])
 
-    def score(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """1 where the largest logit is the label's. Shapes: (b)."""
-        return (logits.argmax(dim=1) == batch["labels"]).float()
+        right_b: Tensor = outputs.logits.argmax(dim=1) == batch["labels"]
+        return right_b.float()
+
+    def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
+        """The share of examples that were answered rightly."""
+        return {self.metric: float(answers_n.double().mean())}

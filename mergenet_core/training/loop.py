@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -122,12 +123,11 @@ class Training:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
         torch.manual_seed(draw_seed(self.seed, step))
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
         with self.accelerator.autocast():
-            logits_bl: Tensor = self.model(**inputs).logits
-        loss = self.task.loss(logits_bl.float(), batch)
+            outputs = self.model(**inputs(batch, self.task))
+        loss = self.task.loss(outputs, batch)
         if self.distillation is not None:
-            loss = self.distillation.combine(loss, logits_bl.float(), batch["labels"], index_b)
+            loss = self.distillation.combine(loss, outputs.logits.float(), batch["labels"], index_b)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         if self.transfer is not None:
@@ -139,8 +139,8 @@ class Training:
             self.transfer.after_step(step)
         return float(loss.detach())
 
-    def evaluate(self, examples: Examples) -> float:
-        """The task's metric over a split."""
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """The task's metrics over a split."""
         return evaluate(self.model, self.task, examples, self.accelerator, self.spec.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,25 +166,41 @@ class Training:
             self.transfer.load_state_dict(state["transfer"])
 
 
-def evaluate(model: nn.Module, task: Task, examples: Examples, accelerator: Accelerator, batch_size: int) -> float:
-    """The task's metric over a split."""
-    logits_nl = logits(model, examples, accelerator, batch_size)
-    return float(task.score(logits_nl, {"labels": examples.labels}).double().mean())
+def evaluate(
+    model: nn.Module, task: Task, examples: Examples, accelerator: Accelerator, batch_size: int
+) -> dict[str, float]:
+    """The task's metrics over a split."""
+    return task.measure(over(model, task, examples, accelerator, batch_size, task.answers), examples)
 
 
 @torch.no_grad()
-def logits(model: nn.Module, examples: Examples, accelerator: Accelerator, batch_size: int) -> Tensor:
-    """The model's logits for a whole split, computed in the order that wastes the least padding. Shapes: (n, l)."""
+def over(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    accelerator: Accelerator,
+    batch_size: int,
+    keep: Callable[[Any, Mapping[str, Tensor]], Tensor],
+) -> Tensor:
+    """What `keep` takes of the model's outputs and the batch, one row an example of the split.
+
+    The forward passes are made in the order that wastes the least padding.
+    """
     model.eval()
     order = examples.evaluation_order()
     found = []
     for index_b in torch.split(order, max(batch_size, 128)):
-        batch = examples.batch(index_b)
-        inputs = {name: value.to(accelerator.device) for name, value in batch.items() if name != "labels"}
+        batch = {name: value.to(accelerator.device) for name, value in examples.batch(index_b).items()}
         with accelerator.autocast():
-            found.append(model(**inputs).logits.float().cpu())
+            outputs = model(**inputs(batch, task))
+        found.append(keep(outputs, batch).float().cpu())
     model.train()
     return torch.cat(found)[torch.argsort(order)]
+
+
+def inputs(batch: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
+    """The part of a batch that the model gets to see."""
+    return {name: value for name, value in batch.items() if name not in task.targets}
 
 
 def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:

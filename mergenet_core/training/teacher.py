@@ -23,7 +23,7 @@ from mergenet_core.training.arms import check_fits, image_channels, source_facts
 from mergenet_core.training.checkpoint import on_cpu
 from mergenet_core.training.distill import Distillation, Relabelled
 from mergenet_core.training.export import export_model
-from mergenet_core.training.loop import Training, evaluate, logits
+from mergenet_core.training.loop import Training, evaluate, over
 from mergenet_core.training.strategy import open_accelerator
 
 
@@ -46,7 +46,7 @@ def prepare_teacher(
     attempt: int,
     stop_if_asked: Callable[[], bool],
 ) -> Teacher:
-    """The arm's teacher; one that was fine-tuned before is used again, an interrupted fine-tuning starts anew.
+    """The arm's teacher; one that was fine-tuned at this seed is used again, an interrupted fine-tuning starts anew.
 
     Raises: `ModelRefused` where the source has no head for the target's labels and is not to be given one.
     """
@@ -59,7 +59,7 @@ def prepare_teacher(
         known = _known_labels(labels, source_facts(job, source, roots).labels)
         model = load_trained(source, job.target.task, known, seed=trial.seed)
     else:
-        saved = folder.trial(trial.id) / "teacher"
+        saved = folder.teachers / str(trial.seed)
         if not _verifies(saved):
             begun = time.perf_counter()
             learner = load_trained(source, job.target.task, labels, seed=trial.seed).to(accelerator.device)
@@ -74,9 +74,9 @@ def prepare_teacher(
         seconds = float(verify(saved).about["seconds"])
         model = load_trained(saved, job.target.task, labels, seed=trial.seed)
     frozen = Relabelled(model, [known.index(label) for label in labels]).to(accelerator.device)
-    test = evaluate(frozen, task, task.test, accelerator, job.train.batch_size)
+    test = evaluate(frozen, task, task.test, accelerator, job.train.batch_size)[task.metric]
     begun = time.perf_counter()
-    logits_nl = logits(frozen, task.train, accelerator, job.train.batch_size)
+    logits_nl = over(frozen, task, task.train, accelerator, job.train.batch_size, lambda outputs, _: outputs.logits)
     seconds += time.perf_counter() - begun
     return Teacher(Distillation(logits_nl, spec), seconds, test)
 

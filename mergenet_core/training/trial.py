@@ -109,9 +109,9 @@ def _train(run: _Run) -> None:
     while True:
         step, last = training.step, training.step == spec.steps
         if (step % eval_every == 0 or last) and run.selection.evaluated != step:
-            metric = training.evaluate(run.arm.task.validation)
-            run.selection.look(step, metric, lambda: on_cpu(training.model.state_dict()))
-            run.reporter.metric(step, "validation", {run.arm.task.metric: metric})
+            metrics = training.evaluate(run.arm.task.validation)
+            run.selection.look(step, metrics[run.arm.task.metric], lambda: on_cpu(training.model.state_dict()))
+            run.reporter.metric(step, "validation", metrics)
         published = run.stop_if_asked()
         due = step % checkpoint_every == 0 or last
         if due and step > resumed_at and not published:
@@ -133,10 +133,11 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
     assert selection.newest is not None
     assert selection.best is not None
     assert selection.weights is not None
-    last = {"test": training.evaluate(task.test), "validation": selection.newest}
+    metrics = training.evaluate(task.test)
+    last = {"test": metrics[task.metric], "validation": selection.newest}
     training.model.load_state_dict(selection.weights)
-    best_test = last["test"] if selection.best_step == training.step else training.evaluate(task.test)
-    best = {"test": best_test, "validation": selection.best, "step": float(selection.best_step)}
+    again = metrics if selection.best_step == training.step else training.evaluate(task.test)
+    best = {"test": again[task.metric], "validation": selection.best, "step": float(selection.best_step)}
     for name, values in (("last", last), ("best", best)):
         run.reporter.metric(training.step, "test", {f"{task.metric}_{name}": values["test"]})
     return TrialResult(
@@ -145,6 +146,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         metric=task.metric,
         last=last,
         best=best,
+        metrics=metrics,
         cost=ArmCost(
             step_seconds=statistics.median(training.step_seconds),
             train_seconds=training.seconds,

@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import Unavailable
 from mergenet_core.jobs import registry
+from mergenet_core.jobs.document import json_schema
 from mergenet_core.jobs.records import WorkerInfo
 from mergenet_core.jobs.registry import Scope
-from mergenet_core.jobs.spec import json_schema
 from service.auth import needs
 from service.bodies import Body, json_object
 from service.context import Ctx

@@ -20,10 +20,10 @@ from mergenet_core.errors import (
     SpecInvalid,
     TooLarge,
 )
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.jobs.records import WorkerInfo, now
-from mergenet_core.jobs.spec import parse
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "sun"]
 

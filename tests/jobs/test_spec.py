@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.spec import JobSpec, json_schema, parse
+from mergenet_core.jobs.document import json_schema, parse
+from mergenet_core.jobs.spec import JobSpec
 
 DOCUMENT: dict[str, Any] = {
     "name": "a job",

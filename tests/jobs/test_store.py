@@ -10,8 +10,9 @@ from redis.exceptions import ResponseError
 
 from mergenet_core.errors import IdempotencyConflict, NotFound, StaleAttempt, StateConflict
 from mergenet_core.jobs import leases, state, streams
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import Job, Trial
-from mergenet_core.jobs.spec import JobSpec, parse
+from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.jobs.store import Store
 from tests.conftest import RedisServer
 from tests.harness import document, new_job

@@ -23,8 +23,8 @@ from mergenet_core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import Event
-from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
 from service.client import Client
 from service.transfers import fetch

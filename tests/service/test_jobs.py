@@ -10,10 +10,10 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from mergenet_core.jobs.document import digest
 from mergenet_core.jobs.queue import _queue, reconcile
 from mergenet_core.jobs.records import Progress, WorkerInfo, now
 from mergenet_core.jobs.registry import say_alive
-from mergenet_core.jobs.spec import digest
 from mergenet_core.jobs.store import Store
 from mergenet_core.jobs.streams import set_progress
 from service.settings import ServiceSettings

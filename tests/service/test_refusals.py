@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import WorkerInfo, now
 from mergenet_core.jobs.registry import say_alive
-from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
 from service import submission
 from service.settings import ServiceSettings

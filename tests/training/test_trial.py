@@ -88,7 +88,7 @@ def test_stopped_while_the_teacher_learns_starts_it_anew(tmp_path: Path, roots: 
     with pytest.raises(Interrupted) as stopped:
         run(job, "distill-0", tmp_path / "parts", roots, Recorder({0: "stop"}))
     assert stopped.value.checkpoint.step == 0
-    assert not (tmp_path / "parts" / "trials" / "distill-0" / "teacher").exists()
+    assert not (tmp_path / "parts" / "teachers").exists()
     again = run(job, "distill-0", tmp_path / "parts", roots, attempt=2)
     assert (again.final_loss, again.teacher) == (whole.final_loss, whole.teacher)
 

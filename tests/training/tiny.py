@@ -17,9 +17,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Checkpoint, Trial, TrialResult
-from mergenet_core.jobs.spec import JobSpec, parse
+from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.training.trial import run_trial
 
 TOPICS = {"fruit": "apple pear plum fig", "tools": "saw drill axe file", "music": "drum harp bell horn"}

@@ -14,8 +14,8 @@ from redis import Redis
 
 from mergenet_core.errors import StaleAttempt
 from mergenet_core.jobs import state, streams
+from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
-from mergenet_core.jobs.spec import parse
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
 from tests.conftest import RedisServer
