@@ -10,7 +10,7 @@ from mergenet_core.jobs.spec import JobSpec
 
 
 def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
-    """Remove all folders of a succeeded job's trials, and the source and teachers trained for it, unless they are to be kept.
+    """Remove a succeeded job's trial folders and the source and teachers trained for it, unless they are to be kept.
 
     Logs, metrics and events are files, and stay.
     """
