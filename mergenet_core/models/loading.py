@@ -6,19 +6,19 @@ Safetensors only, architectures of transformers and the built-in ones only, no N
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.jobs.inspect import check_config, inspect_model, read_config, weight_files
+from mergenet_core.jobs.inspect import check_config, inspect_model, weight_files
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import ModelSpec, TaskName
 
@@ -163,14 +163,31 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     return model
 
 
-def load_source_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A frozen source as its float32 state dict and its config; no model is built of it. Raises: `ModelRefused`."""
-    config = read_config(folder)
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        weights |= load_file(path)
-    refuse_not_finite(weights.items(), folder.name)
-    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}, config
+class SourceWeights(Mapping[str, Tensor]):
+    """A frozen source's weights in single precision, read one at a time: no model is built, and none is ever held."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        """Open the folder's files. Raises: `ModelRefused`."""
+        self._folder, self._device = folder, device
+        self._files: dict[str, Any] = {}
+        for path in weight_files(folder):
+            file = safe_open(path, framework="pt")
+            self._files |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
+        self._finite: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One weight. Raises: `ModelRefused` where it holds NaN."""
+        W: Tensor = self._files[name].get_tensor(name)
+        if name not in self._finite:
+            refuse_not_finite([(name, W)], self._folder.name)
+            self._finite.add(name)
+        return (W.float() if W.is_floating_point() else W).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:

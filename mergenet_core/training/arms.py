@@ -16,15 +16,16 @@ from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
-from mergenet_core.models.describe import facts
-from mergenet_core.models.loading import folder_of, load_source_weights, load_target
+from mergenet_core.models.describe import facts, parameters
+from mergenet_core.models.loading import SourceWeights, folder_of, load_target
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
+from mergenet_core.training.engines import open_engine
 from mergenet_core.training.loop import Training
-from mergenet_core.training.strategy import open_accelerator
+from mergenet_core.training.world import open_world
 from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.sham import shuffled
+from mergenet_core.transfer.sham import Shuffled
 
 TRANSFERS = ("transfer", "transfer+distill", "sham", "copy")
 DISTILLS = ("distill", "transfer+distill")
@@ -36,6 +37,7 @@ class Arm:
 
     training: Training
     task: Task
+    parameters: int
     transfer: Transfer | None = None
     pairing: Pairing | None = None
 
@@ -54,11 +56,12 @@ def prepare_source(job: JobSpec, roots: Roots) -> Arm:
     data, spec = job.source.data, job.source.train
     assert data is not None
     assert spec is not None
-    accelerator = open_accelerator(job.resources.device, spec.precision)
+    world = open_world(job.resources, spec.precision)
     seed = job.source.seed
     learner = prepare_learner(job.source.model, job.target.task, data, None, roots, seed=seed, field="source")
-    model = learner.model.to(accelerator.device)
-    return Arm(Training(model, learner.task, spec, accelerator, seed=seed, field="source.train"), learner.task)
+    count = parameters(learner.model)
+    engine = open_engine(learner.model, spec, world)
+    return Arm(Training(engine, learner.task, seed=seed, field="source.train"), learner.task, count)
 
 
 def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:
@@ -66,34 +69,31 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
 
     Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`.
     """
-    accelerator = open_accelerator(job.resources.device, job.train.precision)
+    world = open_world(job.resources, job.train.precision)
     heir = _shared_processor(job, roots)
     seed = trial.seed
     learner = prepare_learner(
         job.target.model, job.target.task, job.target.data, heir, roots, seed=seed, field="target"
     )
-    model = learner.model.to(accelerator.device)
+    count = parameters(learner.model)
+    target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
+    engine = open_engine(learner.model, job.train, world)
     transfer = pairing = None
     if trial.arm in TRANSFERS:
         source = source_folder(job, folder, roots)
-        pairing = pair(
-            source_facts(job, source, roots),
-            facts(model, vocabulary=learner.vocabulary, labels=learner.task.labels),
-            job.transfer,
-        )
-        weights, _ = load_source_weights(source)
-        weights = {name: weight.to(accelerator.device) for name, weight in weights.items()}
+        pairing = pair(source_facts(job, source, roots), target, job.transfer)
+        weights = SourceWeights(source, world.device)
         transfer = Transfer(
-            shuffled(weights, seed) if trial.arm == "sham" else weights,
-            model,
+            Shuffled(weights, seed) if trial.arm == "sham" else weights,
+            engine.named(),
             pairing,
             job.transfer,
             steps=job.train.steps,
             seed=seed,
             method="copy" if trial.arm == "copy" else None,
         )
-    training = Training(model, learner.task, job.train, accelerator, seed=seed, transfer=transfer)
-    return Arm(training, learner.task, transfer, pairing)
+    training = Training(engine, learner.task, seed=seed, transfer=transfer)
+    return Arm(training, learner.task, count, transfer, pairing)
 
 
 def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:

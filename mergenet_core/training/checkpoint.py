@@ -1,22 +1,29 @@
-"""Checkpoints of a trial: published whole, verified before they are read, and read without unpickling objects."""
+"""Checkpoints of a trial: published whole, verified before they are read, and read without unpickling objects.
+
+A checkpoint is the same under every strategy and number of processes, so a trial resumes under any other.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.jobs.artifacts import MANIFEST, publishing, sha256, sweep, verify
 from mergenet_core.jobs.records import Checkpoint
+from mergenet_core.training.engines import Engine
 from mergenet_core.training.loop import Training
+from mergenet_core.training.ranges import Part, SavedTensors, save_together
 from mergenet_core.training.selection import Selection
+from mergenet_core.training.world import World
+from mergenet_core.transfer.shards import Piece
 
-_MODEL, _BEST, _STATE = "model.safetensors", "best.safetensors", "state.pt"
+_MODEL, _BEST, _OPTIMIZER, _STATE = "model.safetensors", "best.safetensors", "optimizer.safetensors", "state.pt"
 
 
 def publish(
@@ -24,35 +31,43 @@ def publish(
 ) -> Checkpoint:
     """Write the state after `training.step` steps and drop all but the newest `keep`. Raises: `StorageFull`."""
     folder = _parent(trial_folder) / f"step-{training.step:08d}"
-    with publishing(folder, kind="checkpoint", step=training.step, attempt=attempt, about=about) as draft:
-        save_file(on_cpu(training.model.state_dict()), draft / _MODEL)
+    engine = training.engine
+    world = engine.world
+    with publishing_together(
+        world, folder, kind="checkpoint", step=training.step, attempt=attempt, about=about
+    ) as draft:
+        save_together(draft / _MODEL, parts(engine, {name: s.held() for name, s in engine.shards.items()}), world)
+        save_together(draft / _OPTIMIZER, parts(engine, engine.moments()), world)
         if selection.weights is not None:
-            save_file(selection.weights, draft / _BEST)
-        torch.save({"training": training.state_dict(), "selection": selection.state_dict()}, draft / _STATE)
-    checkpoint = describe(folder, attempt)
-    for old in _newest_first(trial_folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return checkpoint
+            save_together(draft / _BEST, parts(engine, selection.weights), world)
+        if world.main:
+            torch.save({"training": training.state_dict(), "selection": selection.state_dict()}, draft / _STATE)
+    checkpoint = describe(folder, attempt) if world.main else None
+    if world.main:
+        for old in _newest_first(trial_folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    told: Checkpoint = world.told(checkpoint)
+    return told
 
 
 def resume(training: Training, selection: Selection, trial_folder: Path) -> list[str]:
     """Load the newest checkpoint that verifies, if there is one; return why newer ones were passed over."""
-    _parent(trial_folder).mkdir(parents=True, exist_ok=True)
-    sweep(_parent(trial_folder))
-    refused = []
-    for folder in _newest_first(trial_folder):
-        try:
-            verify(folder)
-        except CheckpointInvalid as error:
-            refused.append(error.message)
-            continue
-        training.model.load_state_dict(load_file(folder / _MODEL))
-        state = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
-        training.load_state_dict(state["training"])
-        best = folder / _BEST
-        selection.load_state_dict(state["selection"], load_file(best) if best.exists() else None)
-        break
-    return refused
+    engine = training.engine
+    chosen, refused = engine.world.told(_choose(trial_folder) if engine.world.main else None)
+    if chosen is None:
+        return list(refused)
+    engine.load(SavedTensors([chosen / _MODEL]))
+    state = torch.load(chosen / _STATE, weights_only=True, map_location="cpu")
+    training.load_state_dict(state["training"])
+    moments = SavedTensors([chosen / _OPTIMIZER])
+    engine.load_moments(moments.names, moments, training.step)
+    best = None
+    if (chosen / _BEST).exists():
+        read = SavedTensors([chosen / _BEST])
+        held = {name: shard.held() for name, shard in engine.shards.items()}
+        best = {name: Piece(piece.start, read(name, piece.start, piece.stop)) for name, piece in held.items()}
+    selection.load_state_dict(state["selection"], best)
+    return list(refused)
 
 
 def describe(folder: Path, attempt: int) -> Checkpoint:
@@ -62,9 +77,41 @@ def describe(folder: Path, attempt: int) -> Checkpoint:
     return Checkpoint(step=step, path=path, manifest_sha256=sha256(folder / MANIFEST), attempt=attempt)
 
 
-def on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy that no later step changes, each tensor with storage of its own."""
-    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()}
+@contextmanager
+def publishing_together(world: World, folder: Path, **settings: Any) -> Iterator[Path]:
+    """`publishing` for all processes: they write into one draft, which the first of them publishes."""
+    if not world.main:
+        yield world.told(None)
+        world.wait()
+        return
+    with publishing(folder, **settings) as draft:
+        yield world.told(draft)
+    world.wait()
+
+
+def parts(engine: Engine, pieces: Mapping[str, Piece]) -> dict[str, Part]:
+    """What this process writes of some tensors, named after their parameter (`moment/parameter` too)."""
+    found = {}
+    for name, piece in pieces.items():
+        shard = engine.shards[name.rpartition("/")[2]]
+        if shard.group is not None or engine.world.main:
+            found[name] = Part(piece, shard.shape)
+    return found
+
+
+def _choose(trial_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and why newer ones do not."""
+    _parent(trial_folder).mkdir(parents=True, exist_ok=True)
+    sweep(_parent(trial_folder))
+    refused = []
+    for folder in _newest_first(trial_folder):
+        try:
+            verify(folder)
+        except CheckpointInvalid as error:
+            refused.append(error.message)
+        else:
+            return folder, refused
+    return None, refused
 
 
 def _parent(trial_folder: Path) -> Path:

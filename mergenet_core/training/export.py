@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from mergenet_core import __version__
 from mergenet_core.jobs.artifacts import publishing
 from mergenet_core.jobs.pairing import Pairing
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.training.checkpoint import on_cpu
+from mergenet_core.training.checkpoint import parts, publishing_together
+from mergenet_core.training.engines import Engine
+from mergenet_core.training.ranges import save_together
 from mergenet_core.transfer.cycle import Transfer
 
 ROLES = {
@@ -35,22 +36,28 @@ ROLES = {
 }
 
 
-def export_model(
-    model: nn.Module, weights: dict[str, Tensor], processor: Any, folder: Path, *, attempt: int, about: dict[str, Any]
-) -> None:
-    """Publish the model with these weights and its tokenizer or image processor. Raises: `StorageFull`."""
-    with publishing(
-        folder, kind="artifact", step=int(about["step"]), attempt=attempt, roles=ROLES, about=about
+def export_model(engine: Engine, processor: Any, folder: Path, *, attempt: int, about: dict[str, Any]) -> None:
+    """Publish the model as it is, in single precision, with its tokenizer or image processor. Raises: `StorageFull`.
+
+    Every process writes what it holds into the files, so no process needs more memory than in training.
+    """
+    held = {name: shard.held() for name, shard in engine.shards.items()}
+    with publishing_together(
+        engine.world, folder, kind="artifact", step=int(about["step"]), attempt=attempt, roles=ROLES, about=about
     ) as draft:
-        model.save_pretrained(draft, state_dict=weights)  # type: ignore[operator]
-        processor.save_pretrained(draft)
+        save_together(draft / "model.safetensors", parts(engine, held), engine.world)
+        if engine.world.main:
+            config: Any = engine.module.config
+            config.architectures = [type(engine.module).__name__]
+            config.save_pretrained(draft)
+            processor.save_pretrained(draft)
 
 
 def export_adapter(
     transfer: Transfer, pairing: Pairing, spec: TransferSpec, folder: Path, *, attempt: int, about: dict[str, Any]
 ) -> None:
     """Publish the adapter beside the model: its tensors, how it was set, and which weights it paired."""
-    tensors = on_cpu(transfer.adapter_tensors())
+    tensors = {name: tensor.cpu().clone() for name, tensor in transfer.adapter_tensors().items()}
     described = {
         "method": pairing.method,
         "transfer": spec.model_dump(mode="json", exclude={"distill"}),

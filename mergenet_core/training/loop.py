@@ -14,17 +14,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.jobs.spec import TrainSpec
 from mergenet_core.tasks.task import Examples, Task
 from mergenet_core.training.distill import Distillation
-from mergenet_core.training.optim import learning_rate, make_optimizer
+from mergenet_core.training.engines import Engine
+from mergenet_core.training.optim import learning_rate
+from mergenet_core.training.world import World
 
 TIMED_STEPS = 1000
 """At most so many step times are kept, evenly spaced, for the median."""
+_STREAMS = 16
+"""Streams of random numbers below are the loop's own; from here on each micro-batch has one for its dropout."""
+Model = Callable[..., Any]
+"""Keyword arguments of a batch → the model's outputs."""
 
 
 class Transferring(Protocol):
@@ -54,26 +59,22 @@ class Training:
 
     def __init__(
         self,
-        model: nn.Module,
+        engine: Engine,
         task: Task,
-        spec: TrainSpec,
-        accelerator: Accelerator,
         *,
         seed: int,
         transfer: Transferring | None = None,
         distillation: Distillation | None = None,
         field: str = "train",
     ) -> None:
-        self.model = model
+        self.engine = engine
         self.task = task
-        self.spec = spec
+        self.spec: TrainSpec = engine.spec
         self.field = field
         """Where the document says how this is trained, for sentences about it."""
-        self.accelerator = accelerator
         self.seed = seed
         self.transfer = transfer
         self.distillation = distillation
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, spec))
         self.step = 0
         self.started = False
         self.loss = math.nan
@@ -113,38 +114,48 @@ class Training:
         self.step += 1
 
     def _advance(self) -> float:
-        step = self.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.spec, step)
+        step, engine = self.step, self.engine
         index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, step)
-        batch = {name: value.to(self.accelerator.device) for name, value in self.task.train.batch(index_b).items()}
-        self.model.train()
+        parts = engine.world.share(index_b).chunk(self.spec.micro_batches)
+        engine.train(True)
         if self.transfer is not None:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
-        torch.manual_seed(draw_seed(self.seed, step))
-        with self.accelerator.autocast():
-            outputs = self.model(**inputs(batch, self.task))
+        engine.begin()
+        total = torch.zeros((), device=engine.world.device)
+        for number, part_b in enumerate(parts):
+            loss = self._loss(part_b, engine.world.place * len(parts) + number)
+            engine.backward(loss, last=number == len(parts) - 1)
+            total += loss.detach() / len(parts)
+        if self.transfer is not None:
+            self.transfer.after_backward(step)
+        engine.clip()
+        engine.step(learning_rate(self.spec, step))
+        if self.transfer is not None:
+            self.transfer.after_step(step)
+        return float(engine.world.mean(total))
+
+    def _loss(self, index_b: Tensor, place: int) -> Tensor:
+        """The loss of one micro-batch; `place` is its number among those of all processes."""
+        device = self.engine.world.device
+        batch = {name: value.to(device) for name, value in self.task.train.batch(index_b).items()}
+        torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if place == 0 else _STREAMS + place))
+        outputs = self.engine(**inputs(batch, self.task))
         loss = self.task.loss(outputs, batch)
         if self.distillation is not None:
             loss = self.distillation.combine(loss, outputs.logits.float(), batch["labels"], index_b)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        if self.transfer is not None:
-            self.transfer.after_backward(step)
-        if self.spec.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
-        self.optimizer.step()
-        if self.transfer is not None:
-            self.transfer.after_step(step)
-        return float(loss.detach())
+        return loss
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The task's metrics over a split."""
-        return evaluate(self.model, self.task, examples, self.accelerator, self.spec.batch_size)
+        self.engine.sync_buffers()
+        self.engine.train(False)
+        metrics = evaluate(self.engine, self.task, examples, self.engine.world, self.spec.batch_size)
+        self.engine.train(True)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's weights: tensors, numbers, strings."""
+        """Everything but weights and the optimizer's tensors, the same on every process: tensors and numbers."""
         return {
             "step": self.step,
             "started": self.started,
@@ -152,7 +163,6 @@ class Training:
             "loss": self.loss,
             "seconds": self.seconds,
             "step_seconds": self.step_seconds,
-            "optimizer": self.optimizer.state_dict(),
             "transfer": self.transfer.state_dict() if self.transfer is not None else {},
         }
 
@@ -161,40 +171,33 @@ class Training:
         self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
         self.started, self.extra_seconds = state["started"], state["extra_seconds"]
         self.step_seconds = list(state["step_seconds"])
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.transfer is not None:
             self.transfer.load_state_dict(state["transfer"])
 
 
-def evaluate(
-    model: nn.Module, task: Task, examples: Examples, accelerator: Accelerator, batch_size: int
-) -> dict[str, float]:
-    """The task's metrics over a split."""
-    return task.measure(over(model, task, examples, accelerator, batch_size, task.answers), examples)
+def evaluate(model: Model, task: Task, examples: Examples, world: World, batch_size: int) -> dict[str, float]:
+    """The task's metrics over a split, of a model in evaluation mode."""
+    return task.measure(over(model, task, examples, world, batch_size, task.answers), examples)
 
 
 @torch.no_grad()
 def over(
-    model: nn.Module,
+    model: Model,
     task: Task,
     examples: Examples,
-    accelerator: Accelerator,
+    world: World,
     batch_size: int,
     keep: Callable[[Any, Mapping[str, Tensor]], Tensor],
 ) -> Tensor:
     """What `keep` takes of the model's outputs and the batch, one row an example of the split.
 
-    The forward passes are made in the order that wastes the least padding.
+    The forward passes are made in the order that wastes the least padding, each process making its share.
     """
-    model.eval()
     order = examples.evaluation_order()
     found = []
     for index_b in torch.split(order, max(batch_size, 128)):
-        batch = {name: value.to(accelerator.device) for name, value in examples.batch(index_b).items()}
-        with accelerator.autocast():
-            outputs = model(**inputs(batch, task))
-        found.append(keep(outputs, batch).float().cpu())
-    model.train()
+        batch = {name: value.to(world.device) for name, value in examples.batch(world.share(index_b)).items()}
+        found.append(world.gathered(keep(model(**inputs(batch, task)), batch).float(), len(index_b)))
     return torch.cat(found)[torch.argsort(order)]
 
 

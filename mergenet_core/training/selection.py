@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from mergenet_core.transfer.shards import Piece
 
 
 @dataclass
 class Selection:
-    """The best validation metric so far, and the weights that had it."""
+    """The best validation metric so far, and what this process holds of the weights that had it."""
 
     evaluated: int = -1
     """The step that was looked at last; −1 before the first."""
     newest: float | None = None
     best: float | None = None
     best_step: int = 0
-    weights: dict[str, Tensor] | None = None
+    weights: dict[str, Piece] | None = None
 
-    def look(self, step: int, metric: float, weights: Callable[[], dict[str, Tensor]]) -> None:
+    def look(self, step: int, metric: float, weights: Callable[[], dict[str, Piece]]) -> None:
         """Note a metric; weights are taken only when it is better than all before, so a tie goes to the earlier."""
         self.evaluated, self.newest = step, metric
         if self.best is None or metric > self.best:
@@ -35,7 +35,7 @@ class Selection:
             "best_step": self.best_step,
         }
 
-    def load_state_dict(self, state: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any], weights: dict[str, Piece] | None) -> None:
         """Go on where `state_dict` was taken."""
         self.evaluated, self.newest = state["evaluated"], state["newest"]
         self.best, self.best_step, self.weights = state["best"], state["best_step"], weights

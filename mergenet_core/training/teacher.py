@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mergenet_core.errors import CheckpointInvalid, ModelRefused
 from mergenet_core.jobs.artifacts import verify
@@ -20,11 +22,11 @@ from mergenet_core.models.processors import processor_folder
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
 from mergenet_core.training.arms import check_fits, image_channels, source_facts, source_folder
-from mergenet_core.training.checkpoint import on_cpu
 from mergenet_core.training.distill import Distillation, Relabelled
+from mergenet_core.training.engines import open_engine
 from mergenet_core.training.export import export_model
 from mergenet_core.training.loop import Training, evaluate, over
-from mergenet_core.training.strategy import open_accelerator
+from mergenet_core.training.world import World
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def prepare_teacher(
     folder: JobFolder,
     roots: Roots,
     labels: tuple[str, ...],
+    world: World,
     *,
     attempt: int,
     stop_if_asked: Callable[[], bool],
@@ -53,30 +56,33 @@ def prepare_teacher(
     spec = job.transfer.distill or DistillSpec()
     source = source_folder(job, folder, roots)
     task = _as_the_source_reads(job, trial, source, roots)
-    accelerator = open_accelerator(job.resources.device, (spec.teacher or job.train).precision)
     seconds, known = 0.0, labels
     if spec.teacher is None:
         known = _known_labels(labels, source_facts(job, source, roots).labels)
         model = load_trained(source, job.target.task, known, seed=trial.seed)
     else:
         saved = folder.teachers / str(trial.seed)
-        if not _verifies(saved):
+        if not world.told(_verifies(saved)):
             begun = time.perf_counter()
-            learner = load_trained(source, job.target.task, labels, seed=trial.seed).to(accelerator.device)
-            training = Training(
-                learner, task, spec.teacher, accelerator, seed=trial.seed, field="transfer.distill.teacher"
-            )
+            learner = load_trained(source, job.target.task, labels, seed=trial.seed)
+            engine = open_engine(learner, spec.teacher, replace(world, precision=spec.teacher.precision))
+            training = Training(engine, task, seed=trial.seed, field="transfer.distill.teacher")
             while training.step < spec.teacher.steps:
                 stop_if_asked()
                 training.advance()
             about = {"step": training.step, "seconds": time.perf_counter() - begun}
-            export_model(learner, on_cpu(learner.state_dict()), task.processor, saved, attempt=attempt, about=about)
+            export_model(engine, task.processor, saved, attempt=attempt, about=about)
         seconds = float(verify(saved).about["seconds"])
         model = load_trained(saved, job.target.task, labels, seed=trial.seed)
-    frozen = Relabelled(model, [known.index(label) for label in labels]).to(accelerator.device)
-    test = evaluate(frozen, task, task.test, accelerator, job.train.batch_size)[task.metric]
+    frozen = Relabelled(model, [known.index(label) for label in labels]).to(world.device).eval()
+
+    def say(**inputs: Tensor) -> Any:
+        with world.accelerator.autocast():
+            return frozen(**inputs)
+
+    test = evaluate(say, task, task.test, world, job.train.batch_size)[task.metric]
     begun = time.perf_counter()
-    logits_nl = over(frozen, task, task.train, accelerator, job.train.batch_size, lambda outputs, _: outputs.logits)
+    logits_nl = over(say, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs.logits)
     seconds += time.perf_counter() - begun
     return Teacher(Distillation(logits_nl, spec), seconds, test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import datasets
 from transformers.utils import logging as transformers_logging
@@ -12,9 +13,8 @@ from transformers.utils import logging as transformers_logging
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import ArmCost, Checkpoint, Trial, TrialResult
 from mergenet_core.jobs.spec import JobSpec
-from mergenet_core.models.describe import parameters
 from mergenet_core.training.arms import DISTILLS, Arm, prepare_arm, prepare_source
-from mergenet_core.training.checkpoint import on_cpu, publish, resume
+from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.export import environment, export_adapter, export_model
 from mergenet_core.training.seams import Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
@@ -22,6 +22,8 @@ from mergenet_core.training.teacher import Teacher, prepare_teacher
 
 __all__ = ["Control", "Interrupted", "Reporter", "run_trial"]
 
+ASKED: tuple[Literal["checkpoint", "stop"] | None, ...] = (None, "checkpoint", "stop")
+"""What a process can be asked; where several are asked, the later of these counts for all."""
 LOGGED_STEPS = 200
 """At most so many training losses are reported, evenly spaced."""
 
@@ -70,7 +72,7 @@ def run_trial(
         return checkpoint
 
     def stop_if_asked() -> bool:
-        asked = control.requested()
+        asked = ASKED[training.engine.world.largest(ASKED.index(control.requested()))]
         if asked is not None:
             checkpoint = publish_now()
             if asked == "stop":
@@ -81,7 +83,14 @@ def run_trial(
     if trial.arm in DISTILLS:
         reporter.event("teacher.preparing", "the teacher is made ready; steps are counted after that")
         teacher = prepare_teacher(
-            job, trial, folder, roots, arm.task.labels, attempt=attempt, stop_if_asked=stop_if_asked
+            job,
+            trial,
+            folder,
+            roots,
+            arm.task.labels,
+            training.engine.world,
+            attempt=attempt,
+            stop_if_asked=stop_if_asked,
         )
         reporter.event(
             "teacher.ready", f"the teacher's test {arm.task.metric} is {teacher.test:.4f}", test=teacher.test
@@ -90,14 +99,12 @@ def run_trial(
     training.start()
     run = _Run(arm, selection, reporter, publish_now, stop_if_asked)
     _train(run)
-    last = on_cpu(training.model.state_dict())
-    result = _measure(run, teacher)
     about = {"step": training.step, "seed": trial.seed, "trial": trial.id}
     place = folder.source if trial.kind == "source" else trial_folder / "model"
-    export_model(training.model, last, arm.task.processor, place, attempt=attempt, about=about)
-    if arm.transfer is not None and arm.pairing is not None:
+    export_model(training.engine, arm.task.processor, place, attempt=attempt, about=about)
+    if arm.transfer is not None and arm.pairing is not None and training.engine.world.main:
         export_adapter(arm.transfer, arm.pairing, job.transfer, trial_folder / "adapter", attempt=attempt, about=about)
-    return result
+    return _measure(run, teacher)
 
 
 def _train(run: _Run) -> None:
@@ -110,7 +117,7 @@ def _train(run: _Run) -> None:
         step, last = training.step, training.step == spec.steps
         if (step % eval_every == 0 or last) and run.selection.evaluated != step:
             metrics = training.evaluate(run.arm.task.validation)
-            run.selection.look(step, metrics[run.arm.task.metric], lambda: on_cpu(training.model.state_dict()))
+            run.selection.look(step, metrics[run.arm.task.metric], training.engine.snapshot)
             run.reporter.metric(step, "validation", metrics)
         published = run.stop_if_asked()
         due = step % checkpoint_every == 0 or last
@@ -135,7 +142,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
     assert selection.weights is not None
     metrics = training.evaluate(task.test)
     last = {"test": metrics[task.metric], "validation": selection.newest}
-    training.model.load_state_dict(selection.weights)
+    training.engine.restore(selection.weights)
     again = metrics if selection.best_step == training.step else training.evaluate(task.test)
     best = {"test": again[task.metric], "validation": selection.best, "step": float(selection.best_step)}
     for name, values in (("last", last), ("best", best)):
@@ -152,7 +159,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
             train_seconds=training.seconds,
             extra_seconds=training.extra_seconds + (teacher.seconds if teacher is not None else 0.0),
         ),
-        parameters=parameters(training.model),
+        parameters=run.arm.parameters,
         adapter_parameters=transfer.parameters_count if transfer is not None else 0,
         transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,
         versions=environment(),

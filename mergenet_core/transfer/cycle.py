@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.views import WeightView
 
 ADAPTER_RATE, GATE_RATE = 1e-4, 1e-3
 """AdamW's peak learning rates, falling to zero over the transfers by a cosine."""
@@ -23,13 +26,13 @@ class Transfer:
 
     The loop calls `start` once before the first step of a run that is not resumed, and at every step `before` the
     forward pass, `after_backward` (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped).
-    A resumed run calls `load_state_dict` instead of `start`. The source's weights need not outlive the constructor.
+    A resumed run calls `load_state_dict` instead of `start`. `target` is this process's part of every tensor by name.
     """
 
     def __init__(
         self,
         source_weights: Mapping[str, Tensor],
-        target: nn.Module,
+        target: Mapping[str, Shard],
         pairing: Pairing,
         spec: TransferSpec,
         *,
@@ -40,11 +43,12 @@ class Transfer:
         self.pairing = pairing
         self._spec = spec
         self._last = round(spec.stop_at * steps, 6)
-        self._weights = target.state_dict(keep_vars=True)
+        self._target = target
         name = method or pairing.method
-        self._method = LEARNED[name](source_weights, self._weights, pairing, spec, seed) if name in LEARNED else None
+        self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
+        self._start: Iterable[Written] | None
         if self._method is None:
-            self._start = TRAINING_FREE[name](source_weights, self._weights, pairing)
+            self._start = TRAINING_FREE[name](source_weights, pairing)
         else:
             self._start = self._method.start
             gates = [value for key, value in self._method.parameters.items() if key.endswith("gate")]
@@ -64,10 +68,9 @@ class Transfer:
 
     def start(self) -> None:
         """Write what needs no training, before step 0."""
-        with torch.no_grad():
-            for name, W in self._start.items():
-                self._weights[name].copy_(W)
-        self._start.clear()  # as large as the target, and never needed again
+        for part in self._start or ():
+            view = WeightView(self._target[part.pair.target], part.pair.form)
+            view.write_rows_(part.rows, part.values)
 
     def transfers_at(self, step: int) -> bool:
         """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""

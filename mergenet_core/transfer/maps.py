@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mergenet_core.jobs.anatomy import Form
-from mergenet_core.jobs.pairs import AxisPair
+from mergenet_core.jobs.pairs import AxisPair, WeightPair
+from mergenet_core.transfer.views import matrix_shape
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,22 @@ def as_oip(W: Tensor, form: Form) -> Tensor:
     return W.reshape(W.shape[0], W.shape[1], -1)
 
 
-def place_(W_oip: Tensor, block_oip: Tensor, out: AxisMap, inp: AxisMap | None) -> None:
-    """Write a carried block into a target's weight, which keeps the rest but for one thing.
+@dataclass(frozen=True)
+class Written:
+    """Rows of a target's weight, as a matrix, that are written before training; it keeps its other rows."""
 
-    What flows from units that are not filled into filled ones is cut, so that these compute what the source's do.
-    """
-    rows = out.cover_t.to(W_oip.device)
+    pair: WeightPair
+    rows: Tensor
+    values: Tensor
+    """One row a written row; what flows in from units that have no counterpart is cut, so that a written unit computes
+    what the source's does."""
+
+
+def written(pair: WeightPair, block_oip: Tensor, out: AxisMap, inp: AxisMap | None) -> Written:
+    """A carried block as whole rows of the target's weight."""
     if inp is None:
-        W_oip[rows] = block_oip
-        return
-    filled = torch.zeros((len(rows), *W_oip.shape[1:]), dtype=W_oip.dtype, device=W_oip.device)
-    filled[:, inp.cover_t.to(W_oip.device)] = block_oip.to(filled)
-    W_oip[rows] = filled
+        return Written(pair, out.cover_t, block_oip.flatten(1))
+    inputs, positions = matrix_shape(pair.target_shape, pair.form)[1], block_oip.shape[2]
+    filled_oip = block_oip.new_zeros((len(out.cover_t), inputs // positions, positions))
+    filled_oip[:, inp.cover_t.to(block_oip.device)] = block_oip
+    return Written(pair, out.cover_t, filled_oip.flatten(1))

@@ -19,7 +19,7 @@ def factorize(view: WeightView, rank: int) -> tuple[Tensor, Tensor]:
 
     Shapes: B (m, r), A (r, n). Equation: W ≈ B A, BᵀB = A Aᵀ = Σ_r; the largest entry of each column of B is positive.
     Where r is near min(m, n) it is exact; below, the range is found by randomized subspace iteration (Halko et al.,
-    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors.
+    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors, on every process.
     """
     m, n = view.shape
     size = min(rank + _OVERSAMPLING, m, n)
@@ -31,9 +31,10 @@ def factorize(view: WeightView, rank: int) -> tuple[Tensor, Tensor]:
         for _ in range(_POWER_STEPS):
             Q_nk = torch.linalg.qr(view.right(Q_mk).double().T).Q
             Q_mk = torch.linalg.qr(view.left(Q_nk).double()).Q
-    U_kk, S_k, V_kn = torch.linalg.svd(view.right(Q_mk).double(), full_matrices=False)
+    projected_kn = view.right(Q_mk)
+    U_kk, S_k, V_kn = torch.linalg.svd(projected_kn.double(), full_matrices=False)
     B_mr = (Q_mk.to(U_kk) @ U_kk[:, :rank]) * S_k[:rank].sqrt()
     A_rn = S_k[:rank].sqrt()[:, None] * V_kn[:rank]
     signs_r = B_mr.gather(0, B_mr.abs().argmax(0, keepdim=True)).sign()[0]
     signs_r = torch.where(signs_r == 0, torch.ones_like(signs_r), signs_r)
-    return (B_mr * signs_r).to(view.weight.dtype), (A_rn * signs_r[:, None]).to(view.weight.dtype)
+    return (B_mr * signs_r).to(projected_kn.dtype), (A_rn * signs_r[:, None]).to(projected_kn.dtype)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 
-def shuffled(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Every weight with its entries permuted: each keeps its distribution, and the knowledge is gone."""
-    generator = torch.Generator().manual_seed(seed)
-    result = {}
-    for name in sorted(weights):
-        W = weights[name]
+class Shuffled(Mapping[str, Tensor]):
+    """Every weight with its entries permuted: each keeps its distribution, and the knowledge is gone.
+
+    Made one weight at a time, and the same for a name and seed whichever weights are asked for.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], seed: int) -> None:
+        self._weights, self._seed = weights, seed
+
+    def __getitem__(self, name: str) -> Tensor:
+        W = self._weights[name].detach()
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         places = torch.randperm(W.numel(), generator=generator)
-        result[name] = W.detach().reshape(-1)[places.to(W.device)].reshape(W.shape)
-    return result
+        return W.reshape(-1)[places.to(W.device)].reshape(W.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -16,7 +16,7 @@ from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import ModelSpec
 from mergenet_core.models.describe import facts, parameters
-from mergenet_core.models.loading import build, folder_of, load_source_weights, load_target, load_trained
+from mergenet_core.models.loading import SourceWeights, build, folder_of, load_target, load_trained
 from mergenet_core.models.processors import load_tokenizer, processor_folder
 from tests.training.tiny import BERT, write_bert
 
@@ -70,8 +70,7 @@ def test_the_source_is_a_state_dict_in_single_precision(world: Roots, tmp_path: 
     folder = spoiled(world, tmp_path)
     weights = load_file(folder / "model.safetensors")
     save_file({name: weight.bfloat16() for name, weight in weights.items()}, folder / "model.safetensors")
-    found, config = load_source_weights(folder)
-    assert config["model_type"] == "bert"
+    found = SourceWeights(folder)
     assert found.keys() == weights.keys()
     assert {weight.dtype for weight in found.values()} == {torch.float32}
 
@@ -97,7 +96,7 @@ def poison(world: Roots, tmp_path: Path) -> Path:
 def test_nan_in_a_weight_is_refused_by_name(world: Roots, tmp_path: Path) -> None:
     folder = poison(world, tmp_path)
     with pytest.raises(ModelRefused, match=r"embeddings\.LayerNorm\.weight holds NaN"):
-        load_source_weights(folder)
+        dict(SourceWeights(folder))
     with pytest.raises(ModelRefused, match=r"embeddings\.LayerNorm\.weight holds NaN"):
         load_trained(folder, TEXT, LABELS, seed=0)
 
@@ -106,7 +105,7 @@ def test_pickled_weights_are_refused_with_the_way_out(world: Roots, tmp_path: Pa
     folder = spoiled(world, tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    for load in (load_source_weights, lambda place: load_trained(place, TEXT, LABELS, seed=0)):
+    for load in (SourceWeights, lambda place: load_trained(place, TEXT, LABELS, seed=0)):
         with pytest.raises(ModelRefused, match=r"pickled weights only \(pytorch_model\.bin\)"):
             load(folder)
 

@@ -99,7 +99,7 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_examples(tm
         return prepare_arm(text_job(), trial, JobFolder(tmp_path), roots)
 
     control, transfer, other = arm("control", 0), arm("transfer", 0), arm("control", 1)
-    assert_same(control.training.model.state_dict(), transfer.training.model.state_dict())
+    assert_same(control.training.engine.module.state_dict(), transfer.training.engine.module.state_dict())
     index_b = batch_index(24, 8, seed=0, step=5)
     first, second, third = (one.task.train.batch(index_b)["input_ids"] for one in (control, transfer, other))
     assert torch.equal(first, second)
@@ -128,11 +128,11 @@ def test_the_export_is_the_plain_target_and_loads_in_a_fresh_process(tmp_path: P
     assert vocabulary_hash(model) == vocabulary_hash(roots.models[0] / "source")
 
     arm = prepare_arm(job, trial, JobFolder(tmp_path), roots)
-    arm.training.model.load_state_dict(load_file(model / "model.safetensors"))
+    arm.training.engine.module.load_state_dict(load_file(model / "model.safetensors"))
     texts = ["the apple and some pear", "harp"]
     inputs = dict(arm.task.processor(texts, return_tensors="pt", padding=True))
     with torch.no_grad():
-        expected = arm.training.model.eval()(**inputs).logits
+        expected = arm.training.engine.module.eval()(**inputs).logits
     code = f"""
 import json, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -151,9 +151,9 @@ def test_a_built_in_model_and_its_processor_load_after_one_import(tmp_path: Path
     run(job, "control-0", tmp_path, roots)
     model = str(tmp_path / "trials" / "control-0" / "model")
     arm = prepare_arm(job, Trial(id="control-0", kind="arm", arm="control"), JobFolder(tmp_path), roots)
-    arm.training.model.load_state_dict(load_file(f"{model}/model.safetensors"))
+    arm.training.engine.module.load_state_dict(load_file(f"{model}/model.safetensors"))
     with torch.no_grad():
-        expected = arm.training.model.eval()(arm.task.test.batch(torch.tensor([0, 1]))["pixel_values"]).logits
+        expected = arm.training.engine.module.eval()(arm.task.test.batch(torch.tensor([0, 1]))["pixel_values"]).logits
     code = f"""
 import io, json, pyarrow.parquet as pq
 from PIL import Image

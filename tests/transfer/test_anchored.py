@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.methods.anchored import Anchored, attention_map, mixed, rms_normalised
-from tests.transfer.tiny import batch, bert, cnn, logits, mlp, paired, transfer, vit
+from mergenet_core.transfer.methods.anchored import Anchored
+from mergenet_core.transfer.methods.moves import attention_map, move
+from mergenet_core.transfer.views import view_of
+from tests.transfer.tiny import applied, batch, bert, cnn, logits, mlp, paired, shards, transfer, vit
 
 ANCHORED = TransferSpec(method="anchored")
 
@@ -40,24 +42,35 @@ def reference_mixed(X, Y, P, Wv, gate):
 @pytest.mark.parametrize(("t", "s", "d"), [(7, 12, 9), (5, 3, 11), (4, 4, 4)])
 def test_the_operator_is_its_equations(t, s, d):
     generator = torch.Generator().manual_seed(t)
-    X, Y = (torch.randn(n, d, generator=generator, dtype=torch.float64) for n in (t, s))
-    Wq, Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(3))
-    P = attention_map(X, Y, Wq, Wk, None)
-    expected = reference_map(X.numpy(), Y.numpy(), Wq.numpy(), Wk.numpy())
-    numpy.testing.assert_allclose(P.numpy(), expected, atol=1e-6)
-    Yn = rms_normalised(Y)
-    moved = mixed(X, P @ (Yn + Yn @ Wv), torch.tensor(0.4, dtype=torch.float64))
-    expected = reference_mixed(X.numpy(), Y.numpy(), expected, Wv.numpy(), 0.4)
-    numpy.testing.assert_allclose(moved.numpy(), expected, atol=1e-6)
+    rank = min(s, d)
+    X, B, A = (torch.randn(*shape, generator=generator).double() for shape in ((t, d), (s, rank), (rank, d)))
+    Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2))
+    gate, weight = torch.tensor(0.4, dtype=torch.float64), X.clone()
+    moved = move(view_of(weight), B, A, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
+    Y, eye = (B @ A).numpy(), numpy.eye(d)
+    expected = reference_map(X.numpy(), Y, eye, eye + Wk.numpy())
+    numpy.testing.assert_allclose(moved.map.P.numpy(force=True), expected, atol=1e-6)
+    moved.write_()
+    expected = reference_mixed(X.numpy(), Y, expected, Wv.numpy(), 0.4)
+    numpy.testing.assert_allclose(weight.numpy(), expected, atol=1e-6)
+
+
+def test_units_with_a_counterpart_need_no_map_and_those_without_one_stay():
+    X, A = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    B = torch.cat([torch.randn(3, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)])
+    weight = X.clone()
+    move(view_of(weight), B, A, value_rd=torch.zeros_like(A), gate=torch.tensor(0.4).double()).write_()
+    expected = reference_mixed(X[:3].numpy(), (B @ A)[:3].numpy(), numpy.eye(3), numpy.zeros((4, 4)), 0.4)
+    numpy.testing.assert_allclose(weight[:3].numpy(), expected, atol=1e-6)
+    torch.testing.assert_close(weight[3:], X[3:])
 
 
 def test_heads_move_whole():
     X, Y = torch.randn(6, 5), torch.randn(9, 5)
-    P = attention_map(X, Y, torch.eye(5), torch.eye(5), (2, 3))
-    blocks = P.view(2, 3, 3, 3).transpose(1, 2)
-    for block in blocks.flatten(0, 1):
-        torch.testing.assert_close(block, block[0, 0] * torch.eye(3))
-    torch.testing.assert_close(P.sum(1), torch.ones(6))
+    units = attention_map(X, Y, 5, width=3)
+    assert units.P.shape == (2, 3)
+    torch.testing.assert_close(units.P.sum(1), torch.ones(2))
+    torch.testing.assert_close(units.mixed(Y), torch.kron(units.P, torch.eye(3)) @ Y)
 
 
 def truncated(W, rank):
@@ -71,7 +84,7 @@ def test_a_chain_is_walked_with_each_map_carried_into_the_next_layer():
     ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     theirs = {name: W.numpy() for name, W in source.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
-    Anchored(source.state_dict(), target.state_dict(keep_vars=True), pairing, ANCHORED, 0).write()
+    Anchored(source.state_dict(), shards(target), pairing, ANCHORED, 0).write()
     P = None
     for name in ("layers.0.weight", "layers.1.weight"):
         Y = truncated(theirs[name], ranks[name])
@@ -88,18 +101,18 @@ def test_a_chain_is_walked_with_each_map_carried_into_the_next_layer():
 def test_one_map_serves_the_whole_residual_stream():
     source, target = bert(16, 1).double(), bert(8, 1, heads=2, inner=6, seed=1).double()
     pairing = paired(source, target, ANCHORED)
-    method = Anchored(source.state_dict(), target.state_dict(keep_vars=True), pairing, ANCHORED, 0)
-    start = {name: W.double().numpy() for name, W in method.start.items()}
+    method = Anchored(source.state_dict(), shards(target), pairing, ANCHORED, 0)
+    start = {name: W.double().numpy() for name, W in applied(method.start, target).items()}
     ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
     with torch.no_grad():  # learned a little: a key that is no longer the identity
         method.parameters["stream.key"].add_(0.1 * torch.randn(4, 4, dtype=torch.float64))
-        key = method.parameters["stream.key"].numpy().copy()
+        key = numpy.eye(4) + method.parameters["stream.key"].numpy()
     method.write()
     word = "bert.embeddings.word_embeddings.weight"
     rank = ranks[word]
     B = numpy.linalg.svd(start[word], full_matrices=False)[0][:, :rank]
-    signs = numpy.sign((B.T @ method.factors[f"{word}.B"].numpy()).diagonal())
+    signs = numpy.sign((B.T @ method.factors[f"{word}.coordinates"].numpy()).diagonal())
     B = B * signs
     X, Y = (B.T @ ours[word]).T, (B.T @ start[word]).T
     P = reference_map(X, Y, numpy.eye(rank), key)
@@ -122,7 +135,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     source, target = build(seed=0).double(), build(seed=1).double()
     source.load_state_dict({name: W * 1.3 if W.is_floating_point() else W for name, W in source.state_dict().items()})
     spec = TransferSpec(method="anchored", gate=0.3)
-    weights = target.state_dict(keep_vars=True)
+    weights = shards(target)
     method = Anchored(source.state_dict(), weights, paired(source, target, spec), spec, 0)
     target.eval()
     inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
@@ -139,7 +152,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     method.backward()
     parameters = dict(target.named_parameters()) | {f"M.{k}": v for k, v in method.parameters.items()}
     gradients = {name: W.grad.clone() for name, W in parameters.items() if W.grad is not None}
-    assert {f"M.{name}" for name in method.parameters} - gradients.keys() <= {"M.stream.query", "M.stream.key"}
+    assert {f"M.{name}" for name in method.parameters} - gradients.keys() <= {"M.stream.key"}
     generator = torch.Generator().manual_seed(5)
     direction = {name: torch.randn(G.shape, generator=generator, dtype=torch.float64) for name, G in gradients.items()}
     slope = sum(float((G * direction[name]).sum()) for name, G in gradients.items())

@@ -56,12 +56,12 @@ def test_a_resumed_run_goes_on_bit_for_bit(build, settings, tmp_path):
 def test_transfers_happen_every_cycle_and_stop():
     moving = transfer(mlp(), mlp(seed=1), TransferSpec(method="anchored", cycle=4, stop_at=0.5), 22)
     assert [at for at in range(22) if moving.transfers_at(at)] == [0, 4, 8]
-    weights = {name: W.clone() for name, W in moving._weights.items()}
+    weights = {name: W.held().flat.clone() for name, W in moving._target.items()}
     for at in (1, 12, 16, 21):
         moving.before(at)
         moving.after_backward(at)
         moving.after_step(at)
-    assert all(torch.equal(W, weights[name]) for name, W in moving._weights.items())
+    assert all(torch.equal(W.held().flat, weights[name]) for name, W in moving._target.items())
 
 
 @LEARNED

@@ -9,8 +9,8 @@ import torch
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.lpka import Lpka, PairAdapter
 from mergenet_core.transfer.reencode import factorize
-from mergenet_core.transfer.views import WeightView
-from tests.transfer.tiny import batch, bert, cnn, mlp, paired
+from mergenet_core.transfer.views import view_of
+from tests.transfer.tiny import batch, bert, cnn, matrix, mlp, paired, shards
 
 SPEC = {"method": "lpka", "width": 8, "heads": 2, "layers": 2}
 
@@ -85,7 +85,7 @@ def test_the_adapter_is_its_equations(gated):
 def prepared(build, **settings):
     source, target = build(seed=0).double(), build(seed=1).double()
     spec = TransferSpec(**SPEC, **settings)
-    method = Lpka(source.state_dict(), target.state_dict(keep_vars=True), paired(source, target, spec), spec, 0)
+    method = Lpka(source.state_dict(), shards(target), paired(source, target, spec), spec, 0)
     with torch.no_grad():
         for value in method.parameters.values():
             value.add_(0.05 * torch.randn_like(value))
@@ -97,10 +97,10 @@ def dense_outputs(method, target):
     weights = target.state_dict()
     made = {}
     for name, adapter in method._adapters.items():
-        view = WeightView(weights[name].clone(), method._views[name].form)
+        view = view_of(weights[name].clone(), method._views[name].form)
         B, A = factorize(view, method._ranks[name])
         new_B, new_A = adapter(B, A, method.factors[f"{name}.B"], method.factors[f"{name}.A"])
-        made[name] = view.matrix() + new_B @ new_A - B @ A
+        made[name] = matrix(view) + new_B @ new_A - B @ A
     return made
 
 
@@ -110,12 +110,12 @@ def test_the_gradient_update_is_the_loss_s_gradient_through_the_full_weight(buil
     outputs = dense_outputs(method, target)
     method.write()
     for name, expected in outputs.items():
-        torch.testing.assert_close(method._views[name].matrix(), expected.detach(), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(matrix(method._views[name]), expected.detach(), atol=1e-6, rtol=1e-6)
     inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
     target.zero_grad()
     torch.nn.functional.cross_entropy(target(**inputs).logits, torch.arange(8) % 3).backward()
     before = {name: value.grad.clone() for name, value in target.named_parameters()}
-    dense = [method._views[name].gradient().clone() for name in outputs]
+    dense = [method._views[name].shard.gradient().view(method._views[name].shape).clone() for name in outputs]
     expected = torch.autograd.grad(list(outputs.values()), list(method.parameters.values()), dense, allow_unused=True)
     method.backward()
     for parameter, gradient in zip(method.parameters.values(), expected, strict=True):
@@ -131,7 +131,7 @@ def test_the_hypernetwork_update_learns_towards_the_weights_after_the_target_s_s
     with torch.no_grad():
         for name in outputs:
             target.state_dict()[name].add_(0.01 * torch.randn_like(target.state_dict()[name]))
-    residual = [outputs[name].detach() - method._views[name].matrix() for name in outputs]
+    residual = [outputs[name].detach() - matrix(method._views[name]) for name in outputs]
     expected = torch.autograd.grad(
         list(outputs.values()), list(method.parameters.values()), residual, allow_unused=True
     )
@@ -146,7 +146,7 @@ def test_a_zero_gate_changes_nothing_and_can_still_open():
     source, target = mlp(seed=0), mlp(seed=1)
     spec = TransferSpec(**SPEC)
     before = {name: W.clone() for name, W in target.state_dict().items()}
-    method = Lpka(source.state_dict(), target.state_dict(keep_vars=True), paired(source, target, spec), spec, 0)
+    method = Lpka(source.state_dict(), shards(target), paired(source, target, spec), spec, 0)
     method.write()
     for name, W in target.state_dict().items():
         torch.testing.assert_close(W, before[name], atol=1e-6, rtol=1e-5)
@@ -160,7 +160,7 @@ def test_models_that_share_no_axis_pair_by_name():
     spec = TransferSpec(**SPEC, pairs=[{"source": "*.query.weight", "target": "blocks.[12].conv.weight"}])
     pairing = paired(source, target, spec)
     assert [pair.target for pair in pairing.pairs] == ["blocks.1.conv.weight", "blocks.2.conv.weight"]
-    method = Lpka(source.state_dict(), target.state_dict(keep_vars=True), pairing, spec, 0)
+    method = Lpka(source.state_dict(), shards(target), pairing, spec, 0)
     method.write()
     target(**batch(target)).logits.sum().backward()
     method.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
@@ -11,6 +13,9 @@ from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
 from mergenet_core.transfer.cycle import Transfer
+from mergenet_core.transfer.maps import Written
+from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.views import WeightView, view_of, whole
 
 LABELS = ("ant", "bee", "cat")
 
@@ -57,7 +62,26 @@ def paired(source: nn.Module, target: nn.Module, spec: TransferSpec) -> Pairing:
 
 
 def transfer(source: nn.Module, target: nn.Module, spec: TransferSpec, steps: int = 40, seed: int = 3) -> Transfer:
-    return Transfer(source.state_dict(), target, paired(source, target, spec), spec, steps=steps, seed=seed)
+    return Transfer(source.state_dict(), shards(target), paired(source, target, spec), spec, steps=steps, seed=seed)
+
+
+def shards(model: nn.Module) -> dict[str, Shard]:
+    return whole(model.state_dict(keep_vars=True))
+
+
+def matrix(view: WeightView) -> Tensor:
+    """The weight behind a view that holds it whole."""
+    return view.shard.held().flat.view(view.shape)
+
+
+def applied(parts: Iterable[Written], target: nn.Module) -> dict[str, Tensor]:
+    """A copy of the target's weights with what is written into them."""
+    copies = {name: W.clone() for name, W in target.state_dict().items()}
+    written = {}
+    for part in parts:
+        view_of(copies[part.pair.target], part.pair.form).write_rows_(part.rows, part.values)
+        written[part.pair.target] = copies[part.pair.target]
+    return written
 
 
 def batch(model: nn.Module, seed: int = 0, size: int = 8) -> dict[str, Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods.anchored import Anchored
 from mergenet_core.transfer.methods.copy import copied
 from mergenet_core.transfer.methods.lpka import Lpka
-from mergenet_core.transfer.methods.project import projected
+from mergenet_core.transfer.methods.project import Projection
+from mergenet_core.transfer.shards import Shard
 
 Weights = Mapping[str, Tensor]
 
@@ -20,8 +22,10 @@ Weights = Mapping[str, Tensor]
 class Learned(Protocol):
     """A method with an adapter: it writes at every transfer, and learns from what comes of it."""
 
-    start: dict[str, Tensor]
-    """Weights that it writes before the first step."""
+    @property
+    def start(self) -> Iterable[Written] | None:
+        """What it writes before the first step."""
+
     factors: dict[str, Tensor]
     """What it keeps of the source."""
     parameters: dict[str, nn.Parameter]
@@ -37,13 +41,13 @@ class Learned(Protocol):
         """See what the target's step made of the written weights."""
 
 
-TRAINING_FREE: dict[str, Callable[[Weights, Weights, Pairing], dict[str, Tensor]]] = {
-    "project": projected,
+TRAINING_FREE: dict[str, Callable[[Weights, Pairing], Iterable[Written]]] = {
+    "project": Projection,
     "copy": copied,
 }
-"""Source weights, target weights, pairing → the target's weights as they are written once before training."""
+"""Source weights, pairing → what is written into the target once, before training."""
 
-LEARNED: dict[str, Callable[[Weights, Weights, Pairing, TransferSpec, int], Learned]] = {
+LEARNED: dict[str, Callable[[Weights, Mapping[str, Shard], Pairing, TransferSpec, int], Learned]] = {
     "anchored": Anchored,
     "lpka": Lpka,
 }

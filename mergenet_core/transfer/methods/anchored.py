@@ -4,8 +4,11 @@ Each transfer walks through the target in the order of its data. Where an axis i
 target's units and the source's makes its map P; from there the map is carried: the next weight's source is expressed
 in target units before it is attended to. One map serves the whole residual stream; attention heads move whole.
 
-Shape suffixes: t target units, l source units, d shared coordinates of both, o output and i input units, p kernel
-positions, v vocabulary rows, r rank; ^ (hat) RMS-normalised rows.
+All of it is told in the source's factors Y = B A, so that a weight that is spread over processes is only ever asked for
+products with r columns, and every process makes the same maps from them.
+
+Shape suffixes: t target units, l source units, d shared coordinates of both, r rank, i input units, p kernel positions,
+v vocabulary rows; ^ (hat) RMS-normalised rows.
 """
 
 from __future__ import annotations
@@ -19,53 +22,12 @@ from torch import Tensor, nn
 from mergenet_core.jobs.anatomy import BASES
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.maps import anchored_map, as_oip
-from mergenet_core.transfer.methods.project import projected
+from mergenet_core.transfer.maps import anchored_map
+from mergenet_core.transfer.methods.moves import Moved, UnitMap, move
+from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.reencode import factorize
-from mergenet_core.transfer.views import WeightView
-
-TEMPERATURE = 16.0
-"""τ: at 4 every row collapses onto the mean, 8 is fragile."""
-SINKHORN_STEPS = 5
-
-
-def attention_map(X_td: Tensor, Y_ld: Tensor, Wq_dd: Tensor, Wk_dd: Tensor, heads: tuple[int, int] | None) -> Tensor:
-    """How each target unit is made of source units, every source unit being shared out.
-
-    Equation: P = softmax_row(Sinkhorn₅(Z)), Z = τ (X̂ W_q)(Ŷ W_k)ᵀ / d. With heads, a unit is a head's rows together.
-    """
-    queries, keys = rms_normalised(X_td) @ Wq_dd, rms_normalised(Y_ld) @ Wk_dd
-    if heads is not None:
-        queries, keys = queries.reshape(heads[0], -1), keys.reshape(heads[1], -1)
-    Z_tl = TEMPERATURE * queries @ keys.T / queries.shape[1]
-    for _ in range(SINKHORN_STEPS):
-        Z_tl = Z_tl - Z_tl.logsumexp(dim=1, keepdim=True)
-        Z_tl = Z_tl - Z_tl.logsumexp(dim=0, keepdim=True)
-    P_tl = Z_tl.softmax(dim=1)
-    if heads is not None:
-        width = X_td.shape[0] // heads[0]
-        P_tl = torch.kron(P_tl, torch.eye(width, dtype=P_tl.dtype, device=P_tl.device))
-    return P_tl
-
-
-def mixed(X_td: Tensor, PY_td: Tensor, gate: Tensor) -> Tensor:
-    """The target's units moved towards what the source makes of them, each of its own size still.
-
-    Equation: X' = X + tanh(g)(rms(X)·M − X) with M = rmsnorm(P(Ŷ + Ŷ W_v)), then rms(X') ← rms(X), by rows.
-    """
-    size_t1 = rms(X_td)
-    moved_td = X_td + torch.tanh(gate) * (size_t1 * rms_normalised(PY_td) - X_td)
-    return moved_td * (size_t1 / rms(moved_td))
-
-
-def rms(X_td: Tensor) -> Tensor:
-    """The root mean square of each row."""
-    return (X_td.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
-
-
-def rms_normalised(X_td: Tensor) -> Tensor:
-    """Rows of root mean square 1."""
-    return X_td / rms(X_td)
+from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.views import WeightView, view_of
 
 
 class Anchored:
@@ -74,7 +36,7 @@ class Anchored:
     def __init__(
         self,
         source: Mapping[str, Tensor],
-        target: Mapping[str, Tensor],
+        target: Mapping[str, Shard],
         pairing: Pairing,
         spec: TransferSpec,
         seed: int,
@@ -83,121 +45,134 @@ class Anchored:
         self._pairs = [pair for pair in pairing.pairs if pair.rank is not None]
         self._views = {pair.target: WeightView(target[pair.target], pair.form) for pair in self._pairs}
         # a residual stream starts from the projection, and its source speaks the target's coordinates from then on
-        self.start = projected(source, target, pairing) if pairing.basis is not None else {}
-        self._projected = frozenset(self.start)
+        self.start = Projection(source, pairing) if pairing.basis is not None else None
         self.factors: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         for pair in self._pairs:
-            weight = self.start.get(pair.target, source[pair.source].detach().to(target[pair.target]))
-            assert pair.rank is not None
-            self._take_factors(pair, weight, pair.rank)
+            self._take_factors(pair, source)
             self._add_parameters(pair, math.atanh(spec.gate))
+        self._moved: dict[str, Moved] = {}
 
-    def _take_factors(self, pair: WeightPair, weight: Tensor, rank: int) -> None:
-        B_or, A_ri = factorize(WeightView(weight, pair.form), rank)
+    def _take_factors(self, pair: WeightPair, source: Mapping[str, Tensor]) -> None:
+        assert pair.rank is not None
+        like = self._views[pair.target].shard.held().flat
+        weight = source[pair.source].detach() if self.start is None else self.start.weight(pair)
+        B, A = factorize(view_of(weight.to(like), pair.form), pair.rank)
         if pair.form == "embedding":  # its rows are shared, so B is the coordinates and only the width is mapped
-            Q_vr, R_rr = torch.linalg.qr(B_or)
+            Q_vr, R_rr = torch.linalg.qr(B)
             assert pair.out is not None
             rows = anchored_map(self._pairing.axes[pair.out])
-            padded_vr = Q_vr.new_zeros((self._views[pair.target].shape[0], Q_vr.shape[1]))
-            padded_vr[rows.cover_t] = rows.apply(Q_vr, 0)
-            self.factors[f"{pair.target}.B"] = padded_vr
-            self.factors[f"{pair.target}.A"] = R_rr @ A_ri
-        else:
-            self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B_or, A_ri
+            coordinates_vr = Q_vr.new_zeros((self._views[pair.target].shape[0], Q_vr.shape[1]))
+            coordinates_vr[rows.cover_t] = rows.apply(Q_vr, 0)
+            self.factors[f"{pair.target}.coordinates"] = coordinates_vr
+            B, A = (R_rr @ A).T, torch.eye(Q_vr.shape[1]).to(B)
+        self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B, A
 
     def _add_parameters(self, pair: WeightPair, gate: float) -> None:
-        like = self._views[pair.target].weight
-        width = (
-            self.factors[f"{pair.target}.A"].shape[0] if pair.form == "embedding" else self._views[pair.target].shape[1]
-        )
-        axis = pair.inp if pair.form == "embedding" else pair.out
-        assert axis is not None
-        if self._makes_map(pair) and f"{axis}.query" not in self.parameters:
-            for name in ("query", "key"):
-                self.parameters[f"{axis}.{name}"] = nn.Parameter(torch.eye(width).to(like))
-        self.parameters[f"{pair.target}.value"] = nn.Parameter(torch.zeros(width, width).to(like))
-        self.parameters[f"{pair.target}.gate"] = nn.Parameter(torch.tensor(gate).to(like))
+        A = self.factors[f"{pair.target}.A"]
+        columns = A.shape[1] if pair.form == "embedding" else self._views[pair.target].shape[1]
+        axis = _unit_axis(pair)
+        if self._makes_map(pair) and f"{axis}.key" not in self.parameters:
+            self.parameters[f"{axis}.key"] = nn.Parameter(A.new_zeros(A.shape[0], columns))
+        self.parameters[f"{pair.target}.value"] = nn.Parameter(A.new_zeros(A.shape[0], columns))
+        self.parameters[f"{pair.target}.gate"] = nn.Parameter(A.new_tensor(gate))
 
     def _makes_map(self, pair: WeightPair) -> bool:
         """Whether the pair's unit axis gets a map of its own when it is the first to meet it."""
-        axis = pair.inp if pair.form == "embedding" else pair.out
-        assert axis is not None
+        axis = _unit_axis(pair)
         if axis.startswith("values."):  # heads move as they do for queries and keys
-            return f"queries.{axis.rpartition('.')[2]}.query" not in self.parameters
+            return f"queries.{axis.rpartition('.')[2]}.key" not in self.parameters
         if axis == "stream":
             return pair.role in BASES
         return not self._pairing.axes[axis].anchored
 
     def write(self) -> None:
-        """One transfer: W ← X', the graph kept for `backward`."""
-        maps: dict[str, Tensor] = {}
-        self._tokens = {pair.target: self._target_tokens(pair).requires_grad_() for pair in self._pairs}
+        """One transfer: W ← X', the graph of the maps kept for `backward`."""
+        maps: dict[str, UnitMap] = {}
         self._moved = {}
         for pair in self._pairs:
-            X_td = self._tokens[pair.target]
-            Y_ld = self._source_tokens(pair, maps)
-            P_tl = self._map(pair, X_td, Y_ld, maps)
-            Yhat_ld = rms_normalised(Y_ld)
-            M_ld = Yhat_ld + Yhat_ld @ self.parameters[f"{pair.target}.value"]
-            PY_td = M_ld if P_tl is None else P_tl @ M_ld
-            self._moved[pair.target] = mixed(X_td, PY_td, self.parameters[f"{pair.target}.gate"])
-        for pair in self._pairs:
-            delta_td = (self._moved[pair.target] - self._tokens[pair.target]).detach()
             view = self._views[pair.target]
-            if pair.form == "embedding":
-                view.add_(self.factors[f"{pair.target}.B"], delta_td.T)
-            else:
-                view.write_(self._moved[pair.target].detach())
+            if pair.form == "embedding":  # its units are the columns, told by their coordinates in a copy
+                view = view_of(view.right(self.factors[f"{pair.target}.coordinates"]).T.contiguous())
+            self._moved[pair.target] = self._move(pair, view, maps)
+        for pair in self._pairs:
+            moved = self._moved[pair.target]
+            before_td = moved.view.shard.held().flat.clone() if pair.form == "embedding" else None
+            moved.write_()
+            if before_td is not None:
+                change_td = (moved.view.shard.held().flat - before_td).view(moved.view.shape)
+                self._views[pair.target].add_(self.factors[f"{pair.target}.coordinates"], change_td.T)
 
     def backward(self) -> None:
         """Take the loss's gradient at X' through the operator, to the target's weights and to the adapter."""
-        gradients = []
+        embeddings = {}
         for pair in self._pairs:
-            view = self._views[pair.target]
-            coordinates = pair.form == "embedding"
-            gradients.append(view.grad_right(self.factors[f"{pair.target}.B"]).T if coordinates else view.gradient())
-        inputs = [*self._tokens.values(), *self.parameters.values()]
-        found = torch.autograd.grad(list(self._moved.values()), inputs, gradients, allow_unused=True)
-        for pair, G_td, at_tokens in zip(self._pairs, gradients, found, strict=False):
-            view = self._views[pair.target]
             if pair.form == "embedding":
-                view.replace_gradient_(view.gradient() + self.factors[f"{pair.target}.B"] @ (at_tokens - G_td).T)
-            else:
-                view.replace_gradient_(at_tokens)
-        for parameter, gradient in zip(self.parameters.values(), found[len(self._pairs) :], strict=True):
+                coordinates = self.factors[f"{pair.target}.coordinates"]
+                G_td = embeddings[pair.target] = self._views[pair.target].grad_right(coordinates).T
+                self._moved[pair.target].view.shard.write_gradient_(G_td.contiguous())
+        outputs = [factor for moved in self._moved.values() for factor in moved.factors]
+        gradients = [gradient for moved in self._moved.values() for gradient in moved.gradients()]
+        squares = [moved.squares_t for moved in self._moved.values()]
+        inputs = [*squares, *self.parameters.values()]
+        found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
+        for moved, gradient in zip(self._moved.values(), found, strict=False):
+            moved.give_gradient_(gradient)
+        for parameter, gradient in zip(self.parameters.values(), found[len(squares) :], strict=True):
             parameter.grad = gradient
-        self._tokens, self._moved = {}, {}
+        for name, G_td in embeddings.items():
+            change_td = self._moved[name].view.shard.gradient().view(G_td.shape) - G_td
+            self._views[name].grad_combine_(None, None, self.factors[f"{name}.coordinates"], change_td.T)
+        self._moved = {}
 
     def after_step(self) -> None:
         """Nothing: all that the adapter learns from has come with the loss's gradient."""
 
-    def _target_tokens(self, pair: WeightPair) -> Tensor:
-        view = self._views[pair.target]
-        if pair.form == "embedding":
-            return view.right(self.factors[f"{pair.target}.B"]).T.contiguous()
-        return view.matrix().clone()
+    def _move(self, pair: WeightPair, view: WeightView, maps: dict[str, UnitMap]) -> Moved:
+        """The move of one pair; where its unit axis gets a map, it is left in `maps`."""
+        axis = _unit_axis(pair)
+        if axis.startswith("values."):
+            twin = f"queries.{axis.rpartition('.')[2]}"
+            maps |= {axis: maps[twin]} if twin in maps else {}
+        heads = self._pairing.axes[axis].heads
+        B_lr, A_rd = self._source_units(pair, maps)
+        moved = move(
+            view,
+            B_lr,
+            A_rd,
+            value_rd=self.parameters[f"{pair.target}.value"],
+            gate=self.parameters[f"{pair.target}.gate"],
+            key_rd=self.parameters.get(f"{axis}.key") if axis not in maps else None,
+            unit_map=maps.get(axis),
+            width=1 if heads is None else self._pairing.axes[axis].target_size // heads[1],
+        )
+        if moved.map is not None:
+            maps[axis] = moved.map
+        return moved
 
-    def _source_tokens(self, pair: WeightPair, maps: Mapping[str, Tensor]) -> Tensor:
-        """The source's units, of the re-encoded B A, in coordinates of the target."""
+    def _source_units(self, pair: WeightPair, maps: Mapping[str, UnitMap]) -> tuple[Tensor, Tensor]:
+        """The source's units B A, their coordinates those of the target."""
+        B_lr, A_rd = self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"]
         if pair.form == "embedding":
-            return self.factors[f"{pair.target}.A"].T
-        Y = self.factors[f"{pair.target}.B"] @ self.factors[f"{pair.target}.A"]
+            return B_lr, A_rd
+        projected = self.start is not None
         if pair.inp is not None and pair.inp in maps:
-            Y_oip = as_oip(Y.view(pair.source_shape) if pair.target not in self._projected else Y, pair.form)
-            Y = torch.einsum("oip,ti->otp", Y_oip, maps[pair.inp]).flatten(1)
+            units = (pair.target_shape if projected else pair.source_shape)[1]
+            A_irp = A_rd.view(len(A_rd), units, -1).transpose(0, 1)
+            mixed_trp = maps[pair.inp].mixed(A_irp.flatten(1)).view(-1, *A_irp.shape[1:])
+            A_rd = mixed_trp.transpose(0, 1).flatten(1)
         assert pair.out is not None
         out = self._pairing.axes[pair.out]
-        return anchored_map(out).apply(Y, 0) if out.anchored and pair.target not in self._projected else Y
+        if out.anchored and not projected:
+            rows = anchored_map(out)
+            places_tr = B_lr.new_zeros((out.target_size, B_lr.shape[1]))
+            places_tr[rows.cover_t] = rows.apply(B_lr, 0)
+            B_lr = places_tr
+        return B_lr, A_rd
 
-    def _map(self, pair: WeightPair, X_td: Tensor, Y_ld: Tensor, maps: dict[str, Tensor]) -> Tensor | None:
-        axis = pair.inp if pair.form == "embedding" else pair.out
-        assert axis is not None
-        if axis.startswith("values."):
-            maps[axis] = maps[f"queries.{axis.rpartition('.')[2]}"]
-        if axis not in maps and f"{axis}.query" in self.parameters:
-            heads = self._pairing.axes[axis].heads
-            heads = heads and (heads[1], heads[1])
-            query, key = self.parameters[f"{axis}.query"], self.parameters[f"{axis}.key"]
-            maps[axis] = attention_map(X_td, Y_ld, query, key, heads)
-        return maps.get(axis)
+
+def _unit_axis(pair: WeightPair) -> str:
+    """The axis whose entries are the pair's units: its rows, for an embedding its columns."""
+    axis = pair.inp if pair.form == "embedding" else pair.out
+    assert axis is not None
+    return axis

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.methods.anchored import rms, rms_normalised
 from mergenet_core.transfer.reencode import factorize
-from mergenet_core.transfer.views import WeightView
+from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.views import WeightView, view_of
 
 
 class KnowledgeTransferLayer(nn.Module):
@@ -89,12 +89,12 @@ class Lpka:
     def __init__(
         self,
         source: Mapping[str, Tensor],
-        target: Mapping[str, Tensor],
+        target: Mapping[str, Shard],
         pairing: Pairing,
         spec: TransferSpec,
         seed: int,
     ) -> None:
-        self.start: dict[str, Tensor] = {}
+        self.start = None
         self.factors: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._update = spec.update
@@ -105,10 +105,11 @@ class Lpka:
             torch.default_generator.manual_seed(seed)
             for pair in pairing.pairs:
                 assert pair.rank is not None
-                theirs = WeightView(source[pair.source].detach().to(target[pair.target]), pair.form)
                 mine = WeightView(target[pair.target], pair.form)
+                like = mine.shard.held().flat
+                theirs = view_of(source[pair.source].detach().to(like), pair.form)
                 self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = factorize(theirs, pair.rank)
-                adapter = PairAdapter(mine.shape, theirs.shape, spec).to(target[pair.target])
+                adapter = PairAdapter(mine.shape, theirs.shape, spec).to(like)
                 self._ranks[pair.target], self._views[pair.target], self._adapters[pair.target] = (
                     pair.rank,
                     mine,
@@ -167,3 +168,13 @@ def _gated(factor: Tensor, heard: Tensor, gate: Tensor) -> Tensor:
 
 def _as_it_is(tokens: Tensor) -> Tensor:
     return tokens
+
+
+def rms(X_kd: Tensor) -> Tensor:
+    """The root mean square of each row."""
+    return (X_kd.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
+
+
+def rms_normalised(X_kd: Tensor) -> Tensor:
+    """Rows of root mean square 1."""
+    return X_kd / rms(X_kd)

@@ -9,47 +9,55 @@ Shape suffixes: v vocabulary rows, D the source's stream, d the target's; o outp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from mergenet_core.jobs.pairs import AxisPair, Pairing, WeightPair
-from mergenet_core.transfer.maps import AxisMap, anchored_map, as_oip, place_, selection
+from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
+from mergenet_core.transfer.views import matrix_shape
 
 
-def projected(source: Mapping[str, Tensor], target: Mapping[str, Tensor], pairing: Pairing) -> dict[str, Tensor]:
-    """The target's paired weights as the projection makes them.
+class Projection:
+    """The target's paired weights as the projection makes them, one at a time: neither model is ever held.
 
     Equation: W_target ← M_out W_source M_inᵀ; a bias goes along M_out.
     """
-    maps: dict[str, AxisMap] = {}
-    written = {}
-    for pair in pairing.pairs:
+
+    def __init__(self, source: Mapping[str, Tensor], pairing: Pairing) -> None:
+        self._source, self._pairing = source, pairing
+        self._maps: dict[str, AxisMap] = {}
+        for pair in pairing.pairs:
+            for name in (pair.out, pair.inp):
+                if name is not None and name not in self._maps:
+                    self._maps[name] = _make(name, source, pairing, self._maps)
+
+    def __iter__(self) -> Iterator[Written]:
+        """Every paired weight's rows that are written, in the order of the pairs."""
+        return (self.written(pair) for pair in self._pairing.pairs)
+
+    def written(self, pair: WeightPair) -> Written:
+        """The rows of one weight that are written, and what."""
         assert pair.out is not None
-        for name in (pair.out, pair.inp):
-            if name is not None and name not in maps:
-                maps[name] = _make(name, source, pairing, maps)
-        written[pair.target] = carry(pair, source[pair.source], target[pair.target], maps, pairing)
-    return written
+        out, inp = self._maps[pair.out], self._maps[pair.inp] if pair.inp is not None else None
+        W = self._source[pair.source].detach().float()
+        if pair.form == "gain":
+            block_oip = as_oip(out.apply_gain(W), "vector")
+        else:
+            block_oip = out.apply(as_oip(W, pair.form), 0)
+            if inp is not None:
+                block_oip = inp.apply(block_oip, 1)
+        if pair.role.startswith("attention.query"):
+            block_oip = block_oip * _score_scale(self._pairing.axes[pair.out])
+        return written(pair, block_oip, out, inp)
 
-
-def carry(pair: WeightPair, source: Tensor, target: Tensor, maps: Mapping[str, AxisMap], pairing: Pairing) -> Tensor:
-    """One weight of the target with what the source's weight becomes under the maps of its axes."""
-    assert pair.out is not None
-    out, inp = maps[pair.out], maps[pair.inp] if pair.inp is not None else None
-    W = source.detach().to(device=target.device, dtype=torch.float32)
-    if pair.form == "gain":
-        block_oip = as_oip(out.apply_gain(W), "vector")
-    else:
-        block_oip = out.apply(as_oip(W, pair.form), 0)
-        if inp is not None:
-            block_oip = inp.apply(block_oip, 1)
-    if pair.role.startswith("attention.query"):
-        block_oip = block_oip * _score_scale(pairing.axes[pair.out])
-    result = target.detach().clone(memory_format=torch.contiguous_format)
-    place_(as_oip(result, pair.form), block_oip.to(result), out, inp)
-    return result
+    def weight(self, pair: WeightPair) -> Tensor:
+        """One weight in the target's shape; zero where the source has nothing for it."""
+        part = self.written(pair)
+        W = torch.zeros(pair.target_shape, dtype=part.values.dtype, device=part.values.device)
+        W.view(matrix_shape(pair.target_shape, pair.form))[part.rows.to(W.device)] = part.values
+        return W
 
 
 def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> AxisMap:

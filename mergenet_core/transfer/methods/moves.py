@@ -1,0 +1,153 @@
+"""One move of a target's units towards a source's, told in factors: the anchored operator for one pair of weights.
+
+Shape suffixes: t target units, l source units, d shared coordinates of both, r rank, k any; g, h heads of target and
+source, w rows of a head; ^ (hat) RMS-normalised rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergenet_core.transfer.views import WeightView
+
+TEMPERATURE = 16.0
+"""τ: at 4 every row collapses onto the mean, 8 is fragile."""
+SINKHORN_STEPS = 5
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class UnitMap:
+    """How each target unit is made of source units: a row of P; with heads, P is between heads of `width` rows each."""
+
+    P: Tensor
+    width: int = 1
+
+    def mixed(self, Y_lk: Tensor) -> Tensor:
+        """Source rows expressed in target units: P Y, heads moved whole. Shapes: (l, k) → (t, k)."""
+        Y_hwk = Y_lk.view(-1, self.width, Y_lk.shape[1])
+        return torch.einsum("gh,hwk->gwk", self.P, Y_hwk).flatten(0, 1)
+
+
+def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1) -> UnitMap:
+    """How each target unit is made of source units, every source unit being shared out.
+
+    `X_tr` is X̂ Kᵀ, the target's rows in the coordinates of the source's factor, and Y_lr K = Ŷ. Equation:
+    P = softmax_row(Sinkhorn₅(Z)), Z = τ X̂ Kᵀ Y_lrᵀ / d; between heads, the mean over their rows.
+    """
+    queries, keys = (rows.reshape(len(rows) // width, -1) for rows in (X_tr, Y_lr))
+    Z = TEMPERATURE * queries @ keys.T / (columns * width)
+    for _ in range(SINKHORN_STEPS):
+        Z = Z - Z.logsumexp(dim=1, keepdim=True)
+        Z = Z - Z.logsumexp(dim=0, keepdim=True)
+    return UnitMap(Z.softmax(dim=1), width)
+
+
+class Moved:
+    """A weight that a transfer moves: X' = diag(a) X + C N, and the way back for the loss's gradient."""
+
+    def __init__(self, view: WeightView) -> None:
+        self.view = view
+        self.squares_t = view.squares().requires_grad_()
+        self.map: UnitMap | None = None
+        self._pulls: list[tuple[Tensor, Tensor]] = []
+
+    def settle(self, a_t: Tensor, C_tr: Tensor, N_rd: Tensor) -> None:
+        """Take the factors of the move, which carry the graph of the maps."""
+        self.factors = (a_t, C_tr, N_rd)
+        self._a_t, self._C_tr, self._N_rd = (factor.detach() for factor in self.factors)
+
+    def write_(self) -> None:
+        """Make the move: from here on the weight is X'."""
+        self.view.scale_add_(self._a_t, self._C_tr, self._N_rd)
+
+    def product(self, K_kd: Tensor) -> Tensor:
+        """X Kᵀ with X as it was before the move, in the graph of both. Shapes: (k, d) → (t, k)."""
+        result: Tensor = _Product.apply(K_kd, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def pull(self, G_tk: Tensor, K_kd: Tensor) -> Tensor:
+        """The gradient of a product for K, Gᵀ X; what it is for X is kept until `give_gradient_`."""
+        self._pulls.append((G_tk, K_kd))
+        scaled_tk = G_tk / self._a_t[:, None]
+        return self.view.right(scaled_tk) - (scaled_tk.T @ self._C_tr) @ self._N_rd
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient for a, C and N from that at X', G: rows of G∘X, G Nᵀ and Cᵀ G."""
+        GN_tr = self.view.grad_left(self._N_rd.T)
+        dots_t = (self.view.grad_dots() - (GN_tr * self._C_tr).sum(dim=1)) / self._a_t
+        return dots_t, GN_tr, self.view.grad_right(self._C_tr)
+
+    def give_gradient_(self, squares_t: Tensor) -> None:
+        """Turn the gradient at X' into the one at X, with `squares_t` the gradient for X's row norms.
+
+        Equation: diag(a) G + 2 diag(squares) X + Σ G_k K over the products, X = diag(1/a) (X' − C N).
+        """
+        scale_t = 2 * squares_t / self._a_t
+        columns = [-scale_t[:, None] * self._C_tr, *(G_tk for G_tk, _ in self._pulls)]
+        rows = [self._N_rd, *(K_kd for _, K_kd in self._pulls)]
+        self.view.grad_combine_(self._a_t, scale_t, torch.cat(columns, dim=1), torch.cat(rows))
+
+
+class _Product(torch.autograd.Function):
+    """X Kᵀ for a weight X that is only there in pieces, and that is another one when the gradient comes."""
+
+    @staticmethod
+    def forward(ctx: Any, K_kd: Tensor, moved: Moved) -> Tensor:
+        ctx.moved, ctx.K_kd = moved, K_kd.detach()
+        return moved.view.left(K_kd.detach().T)
+
+    @staticmethod
+    def backward(ctx: Any, G_tk: Tensor) -> tuple[Tensor, None]:
+        return ctx.moved.pull(G_tk, ctx.K_kd), None
+
+
+def move(
+    view: WeightView,
+    B_lr: Tensor,
+    A_rd: Tensor,
+    *,
+    value_rd: Tensor,
+    gate: Tensor,
+    key_rd: Tensor | None = None,
+    unit_map: UnitMap | None = None,
+    width: int = 1,
+) -> Moved:
+    """Work out a move of the target's units X towards the source's units Y = B A; nothing is written yet.
+
+    With `key_rd` the map P is made here, of heads of `width` rows; else it is `unit_map`, or, without one, each unit
+    has its own counterpart. Equations: Ŷ = D B A; P from X̂ and D B (A + key); M = rmsnorm(P D B (A + value));
+    X' = X + tanh(g)(rms(X)·M − X), then rms(X') ← rms(X), by rows.
+    """
+    moved, columns = Moved(view), view.shape[1]
+    Y_lr = B_lr * _inverse_rms(B_lr, A_rd, columns)
+    N_rd = A_rd + value_rd
+    size_t1 = (moved.squares_t / columns + _EPSILON).sqrt()[:, None]
+    if key_rd is not None:
+        K_rd = A_rd + key_rd
+        products = moved.product(torch.cat([K_rd, N_rd]))
+        XK_tr, XN_tr = products[:, : len(K_rd)], products[:, len(K_rd) :]
+        unit_map = attention_map(XK_tr / size_t1, Y_lr, columns, width)
+    else:
+        XN_tr = moved.product(N_rd)
+    C_tr = Y_lr if unit_map is None else unit_map.mixed(Y_lr)
+    C_tr = C_tr * _inverse_rms(C_tr, N_rd, columns)
+    open_ = torch.tanh(gate)
+    C_tr = open_ * size_t1 * C_tr
+    crossed_t = (C_tr * XN_tr).sum(dim=1)
+    own_t = ((C_tr @ (N_rd @ N_rd.T)) * C_tr).sum(dim=1)
+    squares_t = (1 - open_) ** 2 * moved.squares_t + 2 * (1 - open_) * crossed_t + own_t
+    scale_t1 = size_t1 / (squares_t / columns + _EPSILON).sqrt()[:, None]
+    moved.settle(((1 - open_) * scale_t1)[:, 0], scale_t1 * C_tr, N_rd)
+    moved.map = unit_map
+    return moved
+
+
+def _inverse_rms(B_lr: Tensor, A_rd: Tensor, columns: int) -> Tensor:
+    """One over the root mean square of each row of B A, from the factors. Shapes: (l, 1)."""
+    squares_l = ((B_lr @ (A_rd @ A_rd.T)) * B_lr).sum(dim=1)
+    return (squares_l.clamp(min=0) / columns + _EPSILON).rsqrt()[:, None]

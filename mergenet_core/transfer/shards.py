@@ -1,0 +1,242 @@
+"""Where a process holds its part of a weight: the only code that reads or writes the storage that a strategy makes.
+
+Every strategy cuts a weight into consecutive entries of its row-major order: all of them (one process, DDP), whole rows
+(FSDP2), or a range that may begin and end within a row (ZeRO).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+@dataclass
+class Traffic:
+    """What exchanges between processes have cost so far."""
+
+    numbers: int = 0
+    calls: int = 0
+
+
+TRAFFIC = Traffic()
+"""Counts every reduction that a transfer makes, on this process."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The entries from `start` on of a tensor in row-major order; `flat` has one axis."""
+
+    start: int
+    flat: Tensor
+
+    @property
+    def stop(self) -> int:
+        """One past the last entry."""
+        return self.start + self.flat.numel()
+
+
+class Shard:
+    """A tensor that this process holds whole: on one process, under DDP, and every buffer."""
+
+    group: dist.ProcessGroup | None = None
+    """The processes that hold the other entries; None where there are none."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        return tuple(self.parameter.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its entries are."""
+        return self.parameter.device
+
+    def held(self) -> Piece:
+        """This process's entries as the optimizer knows them, outside of any graph."""
+        return Piece(0, self.parameter.detach().reshape(-1))
+
+    def write_(self, flat: Tensor) -> None:
+        """Replace this process's entries."""
+        self.parameter.detach().copy_(flat.view(self.parameter.shape))
+
+    def followers(self) -> list[Piece]:
+        """Other copies that this process holds and that have to follow what is written."""
+        return []
+
+    def gradient(self) -> Tensor:
+        """The gradient's entries where `held` has the weight's; zeros where the loss does not reach it."""
+        if self.parameter.grad is None:
+            return torch.zeros_like(self.held().flat)
+        return self.parameter.grad.detach().reshape(-1)
+
+    def write_gradient_(self, flat: Tensor) -> None:
+        """Replace this process's entries of the gradient."""
+        self.parameter.grad = flat.detach().reshape(self.parameter.shape).to(self.parameter, copy=True)
+
+    def sum_(self, X: Tensor) -> Tensor:
+        """Add up what each process made of its own entries; nothing to do where one holds them all."""
+        if self.group is not None:
+            dist.all_reduce(X, group=self.group)
+            TRAFFIC.numbers += X.numel()
+            TRAFFIC.calls += 1
+        return X
+
+
+class RowShard(Shard):
+    """A parameter of FSDP2: each process holds consecutive rows."""
+
+    parameter: Any
+
+    def __init__(self, parameter: DTensor) -> None:
+        super().__init__(parameter)
+        self.group = parameter.device_mesh.get_group()
+        rows = -(-parameter.shape[0] // dist.get_world_size(self.group))
+        width = parameter.shape.numel() // max(1, parameter.shape[0])
+        self._start = min(rows * dist.get_rank(self.group), parameter.shape[0]) * width
+
+    def held(self) -> Piece:
+        """The process's own rows."""
+        return Piece(self._start, self.parameter.to_local().detach().reshape(-1))
+
+    def write_(self, flat: Tensor) -> None:
+        """Replace them."""
+        local = self.parameter.to_local().detach()
+        local.copy_(flat.view(local.shape))
+
+    def gradient(self) -> Tensor:
+        """Their gradient."""
+        if self.parameter.grad is None:
+            return torch.zeros_like(self.held().flat)
+        local: Tensor = self.parameter.grad.to_local().detach().reshape(-1)
+        return local
+
+    def write_gradient_(self, flat: Tensor) -> None:
+        """Replace their gradient."""
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+        local = self.parameter.grad.to_local().detach()
+        local.copy_(flat.view(local.shape))
+
+
+class Zero3Shard(Shard):
+    """A parameter of ZeRO-3: each process holds a range of entries, padded at the end, beside a compute copy."""
+
+    parameter: Any
+
+    def __init__(self, parameter: Any) -> None:
+        super().__init__(parameter)
+        self.group = parameter.ds_process_group
+        size = parameter.ds_tensor.numel()
+        self._start = min(dist.get_rank(self.group) * size, parameter.ds_numel)
+        self._count = min(self._start + size, parameter.ds_numel) - self._start
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        return tuple(self.parameter.ds_shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its entries are."""
+        device: torch.device = self.parameter.ds_tensor.device
+        return device
+
+    def held(self) -> Piece:
+        """The process's range of the optimizer's single-precision weight."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return Piece(self._start, safe_get_local_fp32_param(self.parameter)[: self._count])
+
+    def write_(self, flat: Tensor) -> None:
+        """Replace it, and the range of the compute copy."""
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        padded = torch.nn.functional.pad(flat, (0, self.parameter.ds_tensor.numel() - self._count))
+        safe_set_local_fp32_param(self.parameter, padded)
+        self.parameter.ds_tensor.data.copy_(padded)
+
+    def followers(self) -> list[Piece]:
+        """The gathered copy of a parameter so small that it stays gathered."""
+        if self.parameter.ds_status.name != "AVAILABLE":
+            return []
+        return [Piece(0, self.parameter.data.view(-1))]
+
+    def gradient(self) -> Tensor:
+        """The gradient of the process's range."""
+        from deepspeed.utils import safe_get_local_grad
+
+        kept: Tensor = safe_get_local_grad(self.parameter)
+        return kept[: self._count]
+
+    def write_gradient_(self, flat: Tensor) -> None:
+        """Replace it."""
+        from deepspeed.utils import safe_set_local_grad
+
+        padded = torch.nn.functional.pad(flat, (0, self.parameter.ds_tensor.numel() - self._count))
+        safe_set_local_grad(self.parameter, padded)
+
+
+class ZeroShard(Shard):
+    """A parameter of ZeRO-1 or 2: whole for computing, its optimizer's weight and gradient a range on each process."""
+
+    parameter: Any
+
+    def __init__(self, parameter: Any, group: dist.ProcessGroup) -> None:
+        super().__init__(parameter)
+        self.group = group
+
+    def held(self) -> Piece:
+        """The process's range of the optimizer's single-precision weight; empty where others hold all of it."""
+        mapping = self.parameter._hp_mapping
+        if mapping is None:
+            return Piece(0, self.parameter.data.view(-1)[:0].float())
+        return Piece(mapping.lp_fragment_address.start, mapping.hp_fragment)
+
+    def write_(self, flat: Tensor) -> None:
+        """Replace it."""
+        if self.parameter._hp_mapping is not None:
+            self.parameter._hp_mapping.hp_fragment.copy_(flat)
+
+    def followers(self) -> list[Piece]:
+        """The whole weight that forward and backward passes compute with."""
+        return [Piece(0, self.parameter.data.view(-1))]
+
+    def gradient(self) -> Tensor:
+        """The gradient of the process's range, there between the backward pass and the step."""
+        kept = self._kept_gradient()
+        return kept if kept is not None else self.held().flat
+
+    def write_gradient_(self, flat: Tensor) -> None:
+        """Replace it."""
+        kept = self._kept_gradient()
+        if kept is not None:
+            kept.copy_(flat)
+
+    def _kept_gradient(self) -> Tensor | None:
+        mapping = self.parameter._hp_mapping
+        if mapping is None:
+            return None
+        kept: Tensor = mapping.get_lp_grad_fragment(self.parameter._index_in_param_group).view(-1)
+        if kept.numel() == self.parameter.numel():  # BF16 keeps the whole gradient on every process
+            address = mapping.lp_fragment_address
+            kept = kept.narrow(0, address.start, address.numel)
+        return kept
+
+
+def shard_of(parameter: Any) -> Shard:
+    """How this process holds a parameter, by what its strategy has made of it."""
+    if isinstance(parameter, DTensor):
+        return RowShard(parameter)
+    if hasattr(parameter, "ds_id"):
+        return Zero3Shard(parameter)
+    if hasattr(parameter, "_hp_mapping"):
+        return ZeroShard(parameter, parameter._dp_group)
+    return Shard(parameter)
