@@ -18,6 +18,7 @@ OWNED = {
     "bf16": "train.precision",
     "fp16": "train.precision",
     "amp": "train.precision",
+    "data_types": "train.precision",
     "checkpoint": "nothing: checkpoints are the service's",
     "zero_allow_untested_optimizer": "nothing: the service chooses the optimizer",
     "zero_force_ds_cpu_optimizer": "nothing: the service chooses the optimizer",

@@ -153,7 +153,7 @@ class Zero3Shard(Shard):
         """The process's range of the optimizer's single-precision weight."""
         from deepspeed.utils import safe_get_local_fp32_param
 
-        return Piece(self._start, safe_get_local_fp32_param(self.parameter)[: self._count])
+        return Piece(self._start, safe_get_local_fp32_param(self.parameter).detach()[: self._count])
 
     def write_(self, flat: Tensor) -> None:
         """Replace it, and the range of the compute copy."""
@@ -165,7 +165,8 @@ class Zero3Shard(Shard):
 
     def followers(self) -> list[Piece]:
         """The gathered copy of a parameter so small that it stays gathered."""
-        if self.parameter.ds_status.name != "AVAILABLE":
+        partitioned = self.parameter.ds_status.name != "AVAILABLE"
+        if partitioned or self.parameter.data.data_ptr() == self.parameter.ds_tensor.data_ptr():
             return []
         return [Piece(0, self.parameter.data.view(-1))]
 
@@ -198,12 +199,12 @@ class ZeroShard(Shard):
         mapping = self.parameter._hp_mapping
         if mapping is None:
             return Piece(0, self.parameter.data.view(-1)[:0].float())
-        return Piece(mapping.lp_fragment_address.start, mapping.hp_fragment)
+        return Piece(mapping.lp_fragment_address.start, mapping.hp_fragment.detach())
 
     def write_(self, flat: Tensor) -> None:
         """Replace it."""
         if self.parameter._hp_mapping is not None:
-            self.parameter._hp_mapping.hp_fragment.copy_(flat)
+            self.parameter._hp_mapping.hp_fragment.detach().copy_(flat)
 
     def followers(self) -> list[Piece]:
         """The whole weight that forward and backward passes compute with."""
@@ -212,7 +213,7 @@ class ZeroShard(Shard):
     def gradient(self) -> Tensor:
         """The gradient of the process's range, there between the backward pass and the step."""
         kept = self._kept_gradient()
-        return kept if kept is not None else self.held().flat
+        return kept.float() if kept is not None else self.held().flat
 
     def write_gradient_(self, flat: Tensor) -> None:
         """Replace it."""

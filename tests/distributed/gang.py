@@ -1,0 +1,44 @@
+"""Starts processes that train together, and reads what they found."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mergenet_core.jobs.paths import Roots
+
+
+def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Path) -> dict[str, dict[int, float]]:
+    """Run trials one after the other in `size` processes; each one's losses by step, by name."""
+    work.mkdir(parents=True, exist_ok=True)
+    tasks = {"models": str(roots.models[0]), "data": str(roots.data[0]), "trials": trials}
+    (work / "tasks.json").write_text(json.dumps(tasks))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for place in range(size):
+        environment = os.environ | shared | {"RANK": str(place), "LOCAL_RANK": str(place)}
+        log = (work / f"{place}.log").open("w")
+        command = [sys.executable, "-m", "tests.distributed.rank", str(work)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((work / f"{place}.log").read_text()[-3000:] for place in range(size))
+    assert codes == [0] * size, logs
+    found = {trial["name"]: json.loads((work / f"{trial['name']}.json").read_text()) for trial in trials}
+    return {name: {int(step): loss for step, loss in losses.items()} for name, losses in found.items()}
+
+
+def farthest(curve: dict[int, float], other: dict[int, float]) -> float:
+    """The largest difference between two curves where both are."""
+    return max(abs(curve[step] - other[step]) for step in curve.keys() & other.keys())

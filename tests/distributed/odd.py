@@ -1,0 +1,42 @@
+"""A job whose every size is odd, so that no strategy's cut falls on the end of a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.training.tiny import text_job
+
+ODD = {
+    "model_type": "bert", "max_position_embeddings": 31, "hidden_size": 14, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 25, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+TRAIN = {
+    "steps": 20, "batch_size": 8, "micro_batches": 2, "learning_rate": 2e-3, "eval_every": 10, "checkpoint_every": 10,
+    "clip_norm": 0.5,
+}  # fmt: skip
+METHODS = {
+    "anchored": {"method": "anchored", "cycle": 3, "stop_at": 1.0},
+    "lpka-gradient": {"method": "lpka", "cycle": 1, "stop_at": 1.0, "width": 8, "heads": 2},
+    "lpka-hypernetwork": {
+        "method": "lpka", "update": "hypernetwork", "cycle": 1, "stop_at": 1.0, "width": 8, "heads": 2,
+    },
+    "project": {"method": "project"},
+}  # fmt: skip
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+
+def trial(
+    name: str, folder: Path, strategy: str, devices: int, method: str, arm: str = "transfer", **more: Any
+) -> dict[str, Any]:
+    """One entry of a gang's list; `more` goes into `train`, or beside it where a gang reads it."""
+    beside = {key: more.pop(key) for key in ("requests", "broken", "attempt") if key in more}
+    job = text_job(
+        target__model__config=ODD,
+        transfer=METHODS[method],
+        train=TRAIN | more,
+        resources={"strategy": strategy, "devices": devices},
+    )
+    document = json.loads(job.model_dump_json())
+    return {"name": name, "document": document, "trial": f"{arm}-0", "folder": str(folder / name)} | beside

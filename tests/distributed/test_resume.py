@@ -1,0 +1,64 @@
+"""A trial goes on where it was, bit for bit in the same world, and on the same curve in any other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mergenet_core.jobs.paths import Roots
+from tests.distributed.gang import farthest, run_together
+from tests.distributed.odd import STRATEGIES, trial
+
+STOP, STEPS = 5, 10
+SETTINGS = {"steps": STEPS, "eval_every": 4, "checkpoint_every": 100}
+ELSEWHERE = {
+    1: [("fsdp2", "single"), ("ddp", "single"), ("zero3", "zero3"), ("zero2", "zero2"), ("zero3", "single")],
+    2: [("fsdp2", "ddp"), ("ddp", "zero3"), ("zero1", "fsdp2")],
+    4: [("fsdp2", "fsdp2"), ("zero3", "zero3"), ("zero2", "zero2"), ("ddp", "ddp")],
+}
+"""Number of processes after the resumption → strategies before it, in two processes, and after it."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def whole(roots: Roots, work: Path) -> dict[str, dict[int, float]]:
+    """Every strategy's uninterrupted curve; beside it the checkpoint of one that stopped half-way."""
+    trials = [trial(name, work / "whole", name, 2, "anchored", **SETTINGS) for name in STRATEGIES]
+    trials += [
+        trial(name, work / "stopped", name, 2, "anchored", requests={STOP: "stop"}, **SETTINGS) | {"name": f"{name}-"}
+        for name in STRATEGIES
+    ]
+    return run_together(2, trials, roots, work / "gang-2")
+
+
+@pytest.fixture(scope="module")
+def resumed(whole: object, roots: Roots, work: Path) -> dict[str, dict[int, float]]:
+    curves: dict[str, dict[int, float]] = {}
+    for size, moves in {**ELSEWHERE, 2: [(name, name) for name in STRATEGIES] + ELSEWHERE[2]}.items():
+        trials = []
+        for before, after in moves:
+            name = f"{before}-{after}-{size}"
+            shutil.copytree(work / "stopped" / before, work / name / name)
+            trials.append(trial(name, work / name, after, size, "anchored", attempt=2, **SETTINGS))
+        curves |= run_together(size, trials, roots, work / f"again-{size}")
+    return curves
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_world_goes_on_bit_for_bit(whole, resumed, strategy):
+    assert max(whole[f"{strategy}-"]) == STOP
+    again = resumed[f"{strategy}-{strategy}-2"]
+    assert again == {step: loss for step, loss in whole[strategy].items() if step > STOP}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "size"), [(*move, size) for size, moves in ELSEWHERE.items() for move in moves]
+)
+def test_another_world_goes_on_along_the_same_curve(whole, resumed, before, after, size):
+    again = resumed[f"{before}-{after}-{size}"]
+    assert min(again) == STOP + 1
+    assert farthest(again, whole[before]) <= 1e-6
