@@ -6,6 +6,7 @@ Safetensors only, architectures of transformers and the built-in ones only, no N
 from __future__ import annotations
 
 import difflib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
 """Config keys that swap a model's layers, or fetch kernels from the hub."""
 OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
 """Config keys that follow from the data, or from how a model is called here."""
+_DEVIATION = 0.02
 _HEADS = ("classifier.", "score.", "head.", "cls_head.")
 
 
@@ -123,25 +125,8 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
 
     Raises: `ModelRefused` for pickled weights, code of its own, an unknown type, or NaN in a weight.
     """
-    facts = inspect_model(folder, task)
-    _refuse_swapped(facts.config, folder.name)
-    names = dict(enumerate(labels))
-    try:
-        config = AutoConfig.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            id2label=names,
-            label2id={name: row for row, name in names.items()},
-            return_dict=True,
-        )
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelRefused(
-            f"{folder.name}: config.json does not describe a {facts.config['model_type']}: {reason}"
-        ) from error
+    config = trained_config(folder, task, labels)
     torch.manual_seed(seed)
-    fresh = AUTO[task].from_config(config, dtype=torch.float32)
     model: nn.Module
     model, loaded = AUTO[task].from_pretrained(
         folder,
@@ -156,11 +141,48 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     prefix = str(model.base_model_prefix)
     _refuse_other_sizes(loaded["mismatched_keys"], prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
-    if facts.labels != labels:
-        heads = [name for name in model.state_dict() if _is_head(name, prefix)]
-        model.load_state_dict({name: fresh.state_dict()[name] for name in heads}, strict=False)
+    anew = set(loaded["missing_keys"])
+    if inspect_model(folder).labels != labels:
+        anew |= {name for name in model.state_dict() if is_head(name, prefix)}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in anew:
+                weight.copy_(initial(name, tuple(weight.shape), config, seed))
     model.train()
     return model
+
+
+def trained_config(folder: Path, task: TaskName, labels: tuple[str, ...]) -> Any:
+    """A saved model's config with a head for `labels`. Raises: `ModelRefused`."""
+    facts = inspect_model(folder, task)
+    _refuse_swapped(facts.config, folder.name)
+    names = dict(enumerate(labels))
+    try:
+        return AutoConfig.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            id2label=names,
+            label2id={name: row for row, name in names.items()},
+            return_dict=True,
+        )
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelRefused(
+            f"{folder.name}: config.json does not describe a {facts.config['model_type']}: {reason}"
+        ) from error
+
+
+def initial(name: str, shape: tuple[int, ...], config: Any, seed: int) -> Tensor:
+    """What a weight that no file has starts from, by its name and the seed alone, whoever holds which part of it.
+
+    N(0, σ²) with the config's `initializer_range`, ones for a norm's gain, zeros for a bias.
+    """
+    if len(shape) <= 1:
+        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    deviation = getattr(config, "initializer_range", None) or _DEVIATION
+    return torch.randn(shape, generator=generator) * float(deviation)
 
 
 class SourceWeights(Mapping[str, Tensor]):
@@ -197,14 +219,15 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None
             raise ModelRefused(f"{where}: weight {name} holds NaN or infinity; train or export the model again")
 
 
-def _is_head(name: str, prefix: str) -> bool:
+def is_head(name: str, prefix: str) -> bool:
+    """Whether a weight belongs to the head, which is another one for every label space."""
     return name.startswith(_HEADS) or (prefix != "" and not name.startswith(f"{prefix}."))
 
 
 def _refuse_other_sizes(mismatched: Iterable[tuple[str, Any, Any]], prefix: str, where: str) -> None:
     """Only a head may be of another size: any other weight would silently start anew."""
     for name, saved, wanted in mismatched:
-        if not _is_head(name, prefix):
+        if not is_head(name, prefix):
             raise ModelRefused(
                 f"{where}: {name} is {_sides(saved)} in the weights, {_sides(wanted)} by config.json; "
                 "give the config that the weights were saved with"

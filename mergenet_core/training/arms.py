@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from mergenet_core.jobs.inspect import inspect_model, read_config, vocabulary_ha
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
+from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import SourceWeights, folder_of, load_target
 from mergenet_core.models.processors import processor_folder
+from mergenet_core.models.skeleton import fill, load_skeleton
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
-from mergenet_core.training.engines import open_engine
+from mergenet_core.training.engines import Engine, building, open_engine
 from mergenet_core.training.loop import Training
-from mergenet_core.training.world import open_world
+from mergenet_core.training.world import World, open_world
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.sham import Shuffled
 
@@ -49,6 +51,15 @@ class Learner:
     task: Task
     model: nn.Module
     vocabulary: str | None
+    weights: Path | None = None
+    """The folder that fills a model which is shapes alone."""
+
+    def engine(self, spec: TrainSpec, world: World, seed: int) -> Engine:
+        """The model under its strategy, its weights in place. Raises: `ModelRefused`."""
+        engine = open_engine(self.model, spec, world)
+        if self.weights is not None:
+            fill(self.model, engine.shards, self.weights, self.task.labels, seed=seed)
+        return engine
 
 
 def prepare_source(job: JobSpec, roots: Roots) -> Arm:
@@ -58,9 +69,11 @@ def prepare_source(job: JobSpec, roots: Roots) -> Arm:
     assert spec is not None
     world = open_world(job.resources, spec.precision)
     seed = job.source.seed
-    learner = prepare_learner(job.source.model, job.target.task, data, None, roots, seed=seed, field="source")
+    learner = prepare_learner(
+        job.source.model, job.target.task, data, None, roots, building(spec, world), seed=seed, field="source"
+    )
     count = parameters(learner.model)
-    engine = open_engine(learner.model, spec, world)
+    engine = learner.engine(spec, world, seed)
     return Arm(Training(engine, learner.task, seed=seed, field="source.train"), learner.task, count)
 
 
@@ -72,12 +85,13 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     world = open_world(job.resources, job.train.precision)
     heir = _shared_processor(job, roots)
     seed = trial.seed
+    parts = building(job.train, world)
     learner = prepare_learner(
-        job.target.model, job.target.task, job.target.data, heir, roots, seed=seed, field="target"
+        job.target.model, job.target.task, job.target.data, heir, roots, parts, seed=seed, field="target"
     )
     count = parameters(learner.model)
     target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
-    engine = open_engine(learner.model, job.train, world)
+    engine = learner.engine(job.train, world, seed)
     transfer = pairing = None
     if trial.arm in TRANSFERS:
         source = source_folder(job, folder, roots)
@@ -115,9 +129,19 @@ def source_facts(job: JobSpec, source: Path, roots: Roots) -> ModelFacts:
 
 
 def prepare_learner(
-    spec: ModelSpec, name: TaskName, data: DataSpec, heir_of: Path | None, roots: Roots, *, seed: int, field: str
+    spec: ModelSpec,
+    name: TaskName,
+    data: DataSpec,
+    heir_of: Path | None,
+    roots: Roots,
+    parts: AbstractContextManager[Any] | None,
+    *,
+    seed: int,
+    field: str,
 ) -> Learner:
     """The examples, then the model whose head and vocabulary fit them; `heir_of` has the tokenizer it may take over.
+
+    A saved model is built as shapes alone in the context `parts`, where there is one.
 
     Raises: `ModelRefused`, `DataRefused`, `PathRefused`.
     """
@@ -125,9 +149,14 @@ def prepare_learner(
     processor = processor_folder(spec, name, roots, own=own, source=heir_of, field=f"{field}.model")
     channels = image_channels(read_config(own, name) if own is not None else spec.config or {})
     task = load_task(name, data, processor, roots, seed=seed, field=f"{field}.data", channels=channels)
-    model = load_target(spec, name, task.labels, roots, seed=seed, overrides=task.settings, field=f"{field}.model")
+    weights = own if parts is not None else None
+    if parts is not None and own is not None:
+        with parts:
+            model = load_skeleton(own, name, task.labels)
+    else:
+        model = load_target(spec, name, task.labels, roots, seed=seed, overrides=task.settings, field=f"{field}.model")
     check_fits(model.config.to_dict(), task, data, f"{field}.data")  # type: ignore[operator, union-attr]
-    return Learner(task, model, vocabulary_hash(processor) if processor is not None else None)
+    return Learner(task, model, vocabulary_hash(processor) if processor is not None else None, weights)
 
 
 def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str) -> None:

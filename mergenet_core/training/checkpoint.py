@@ -16,9 +16,10 @@ import torch
 from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.jobs.artifacts import MANIFEST, publishing, sha256, sweep, verify
 from mergenet_core.jobs.records import Checkpoint
+from mergenet_core.models.saved import SavedTensors
 from mergenet_core.training.engines import Engine
 from mergenet_core.training.loop import Training
-from mergenet_core.training.ranges import Part, SavedTensors, save_together
+from mergenet_core.training.ranges import Part, save_together
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.world import World
 from mergenet_core.transfer.shards import Piece

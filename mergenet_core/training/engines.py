@@ -5,12 +5,15 @@ Strategies differ in what a process holds, never in what is computed: the same j
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -112,10 +115,7 @@ class Engine:
     def load(self, read: Reader) -> None:
         """Take over saved weights; each process reads only what it holds."""
         for name, shard in self.shards.items():
-            held = shard.held()
-            shard.write_(read(name, held.start, held.stop).to(held.flat))
-            for copy in shard.followers():
-                copy.flat.copy_(read(name, copy.start, copy.stop))
+            shard.load_(functools.partial(read, name))
 
     def moments(self) -> dict[str, Piece]:
         """The optimizer's tensors as `moment/name`, in the pieces of this process."""
@@ -126,7 +126,7 @@ class Engine:
                     found[f"{key}/{name}"] = Piece(self.shards[name].held().start, value)
         return found
 
-    def load_moments(self, saved: list[str], read: Reader, steps: int) -> None:
+    def load_moments(self, saved: Collection[str], read: Reader, steps: int) -> None:
         """Take over the optimizer's tensors as they were after so many steps; `saved` names them."""
         for name, parameter in self._parameters().items():
             keys = [key for key in ("exp_avg", "exp_avg_sq", "momentum_buffer") if f"{key}/{name}" in saved]
@@ -268,6 +268,17 @@ def open_engine(model: nn.Module, spec: TrainSpec, world: World) -> Engine:
     if strategy.startswith("zero"):
         return ZeroEngine(model, spec, world)
     return Engine(model, spec, world)
+
+
+def building(spec: TrainSpec, world: World) -> contextlib.AbstractContextManager[Any] | None:
+    """The context in which a model is built as shapes alone; None where a strategy holds it whole anyway."""
+    context: contextlib.AbstractContextManager[Any] | None = None
+    if world.resources.strategy == "fsdp2":
+        context = init_empty_weights(include_buffers=False)
+    if world.resources.strategy == "zero3":
+        config = zero_config(world.resources, spec, world.size, world.device.type)
+        context = quiet_deepspeed(world).zero.Init(config_dict_or_path=config)
+    return context
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes, as plain safetensors files: each process writes and reads what it holds.
+"""Tensors that are spread over processes, as plain safetensors files: each process writes what it holds.
 
 A file has whole tensors in it whatever wrote it, so that another number of processes, another strategy and
 `from_pretrained` all read it; no process ever holds more than its own entries. The files lie on storage that all
@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from torch import Tensor
 
 from mergenet_core.training.world import World
 from mergenet_core.transfer.shards import Piece
@@ -59,33 +57,6 @@ def save_together(path: Path, parts: Mapping[str, Part], world: World) -> None:
         file.flush()
         os.fsync(file.fileno())
     world.wait()
-
-
-class SavedTensors:
-    """Whole tensors in safetensors files, read by ranges of their entries."""
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._open: dict[str, Any] = {}
-        for path in files:
-            file = safe_open(path, framework="pt")
-            self._open |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
-
-    @property
-    def names(self) -> list[str]:
-        """The tensors' names."""
-        return list(self._open)
-
-    def __call__(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries from `start` to `stop` of a tensor in row-major order. Raises: `KeyError`."""
-        file = self._open[name]
-        shape = file.get_slice(name).get_shape()
-        if len(shape) == 0 or start >= stop:
-            whole: Tensor = file.get_tensor(name).reshape(-1) if len(shape) == 0 else torch.empty(0)
-            return whole[start:stop]
-        width = math.prod(shape[1:])
-        first, last = start // width, -(-stop // width)
-        rows: Tensor = file.get_slice(name)[first:last].reshape(-1)
-        return rows[start - first * width : stop - first * width]
 
 
 def _union(kinds: dict[str, Any], world: World) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.spec import ResourcesSpec
@@ -119,7 +120,7 @@ def open_world(resources: ResourcesSpec, precision: str) -> World:
     else:
         handlers = []
         if resources.strategy in GROUPED and not dist.is_initialized():
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     mixed = "bf16" if precision == "bf16" else "no"
     world = World(Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=handlers), resources, precision)
     wanted = resources.devices * resources.nodes

@@ -6,6 +6,7 @@ Every strategy cuts a weight into consecutive entries of its row-major order: al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,13 @@ class Shard:
     def followers(self) -> list[Piece]:
         """Other copies that this process holds and that have to follow what is written."""
         return []
+
+    def load_(self, read: Callable[[int, int], Tensor]) -> None:
+        """Take every copy's entries from elsewhere; `read` gives those from a start to a stop."""
+        held = self.held()
+        self.write_(read(held.start, held.stop).to(held.flat))
+        for copy in self.followers():
+            copy.flat.copy_(read(copy.start, copy.stop))
 
     def gradient(self) -> Tensor:
         """The gradient's entries where `held` has the weight's; zeros where the loss does not reach it."""
