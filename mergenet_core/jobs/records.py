@@ -82,6 +82,8 @@ class TrialResult(Record):
     versions: dict[str, str] = {}
     data: dict[str, Any] = {}
     """Per split: number of examples and a hash of what was read."""
+    source: dict[str, float] = {}
+    """A source that learned beside the target: every metric of its own task over its test split."""
     teacher: dict[str, float] = {}
     """Distillation: the teacher's own `test` metric."""
 

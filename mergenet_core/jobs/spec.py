@@ -130,14 +130,16 @@ class TrainSpec(Strict):
 
 
 class SourceSpec(Strict):
-    """The model that knowledge comes from. It is frozen while the target learns."""
+    """The model that knowledge comes from."""
 
     model: ModelSpec
     """The source model."""
+    mode: Literal["frozen", "joint"] = "frozen"
+    """`frozen`: it does not change while the target learns; `joint`: it learns beside the target, step by step."""
     data: DataSpec | None = None
-    """What the source is trained on first, with `train`; default: it is used as it is."""
+    """What the source is trained on, with `train`; default: it is used as it is."""
     train: TrainSpec | None = None
-    """Train the source once before the trials, as a trial of its own (`source`)."""
+    """How the source learns: frozen, once before the trials, as a trial of its own (`source`); joint, beside each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The seed of that training, and of the source's weights when they come from a config."""
 
@@ -147,6 +149,8 @@ class SourceSpec(Strict):
             raise ValueError("source.data and source.train go together: what the source learns, and how")
         if self.model.config is not None and self.train is None:
             raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
+        if self.mode == "joint" and self.train is None:
+            raise ValueError("a joint source learns beside the target: give source.data and source.train")
         return self
 
 
@@ -196,6 +200,8 @@ class TransferSpec(Strict):
     """Rank r of the re-encoding W = B A; default: a quarter of the narrower matrix's smaller side, at least 4."""
     cycle: Annotated[int, Field(ge=1)] = 8
     """T_cycle: a transfer every so many steps, self-learning in between."""
+    back_cycle: Annotated[int, Field(ge=1)] | None = None
+    """Two-way: the target's knowledge moves into the joint source every so many steps; default: one-way."""
     stop_at: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The share of the steps after which no transfer happens, so that the target can recover."""
     update: Literal["gradient", "hypernetwork"] = "gradient"
@@ -306,6 +312,26 @@ class JobSpec(Strict):
             raise ValueError("arms needs transfer (or transfer+distill): that is what the artifact is made of")
         if "control" not in self.arms:
             raise ValueError("arms needs control: without it a gain cannot be told from training itself")
+        return self
+
+    @model_validator(mode="after")
+    def _joint_source_fits(self) -> Self:
+        if self.source.mode == "frozen":
+            if self.transfer.back_cycle is not None:
+                raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
+            return self
+        assert self.source.train is not None
+        if self.source.train.steps != self.train.steps:
+            raise ValueError(
+                f"a joint source takes a step with each of the target's: source.train.steps {self.source.train.steps} "
+                f"must be train.steps {self.train.steps}"
+            )
+        if self.transfer.method not in ("anchored", "lpka"):
+            raise ValueError(
+                f"a joint source changes, transfer.method {self.transfer.method} reads it once; take anchored or lpka"
+            )
+        if any("distill" in arm or arm == "copy" for arm in self.arms):
+            raise ValueError("the arms distill and copy need a source that is frozen; leave them out with mode joint")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from mergenet_core.jobs.inspect import inspect_model, read_config, vocabulary_ha
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec
+from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import SourceWeights, folder_of, load_target
 from mergenet_core.models.processors import processor_folder
@@ -27,7 +27,7 @@ from mergenet_core.training.engines import Engine, building, open_engine
 from mergenet_core.training.loop import Training
 from mergenet_core.training.world import World, open_world
 from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.sham import Shuffled
+from mergenet_core.transfer.shards import LiveWeights
 
 TRANSFERS = ("transfer", "transfer+distill", "sham", "copy")
 DISTILLS = ("distill", "transfer+distill")
@@ -64,17 +64,22 @@ class Learner:
 
 def prepare_source(job: JobSpec, roots: Roots) -> Arm:
     """The source in training on its own data. Raises: `ModelRefused`, `DataRefused`, `PathRefused`."""
+    assert job.source.train is not None
+    world = open_world(job.resources, job.source.train.precision)
+    return _learning_source(job, world, roots, job.source.seed)[0]
+
+
+def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tuple[Arm, ModelFacts]:
     data, spec = job.source.data, job.source.train
     assert data is not None
     assert spec is not None
-    world = open_world(job.resources, spec.precision)
-    seed = job.source.seed
     learner = prepare_learner(
         job.source.model, job.target.task, data, None, roots, building(spec, world), seed=seed, field="source"
     )
     count = parameters(learner.model)
+    known = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(spec, world, seed)
-    return Arm(Training(engine, learner.task, seed=seed, field="source.train"), learner.task, count)
+    return Arm(Training(engine, learner.task, seed=seed, field="source.train"), learner.task, count), known
 
 
 def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:
@@ -93,21 +98,54 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(job.train, world, seed)
     transfer = pairing = None
+    if job.source.mode == "joint":
+        return _beside(job, trial, roots, Training(engine, learner.task, seed=seed), target, count)
     if trial.arm in TRANSFERS:
         source = source_folder(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
         weights = SourceWeights(source, world.device)
         transfer = Transfer(
-            Shuffled(weights, seed) if trial.arm == "sham" else weights,
+            weights,
             engine.named(),
             pairing,
             job.transfer,
             steps=job.train.steps,
             seed=seed,
             method="copy" if trial.arm == "copy" else None,
+            sham=trial.arm == "sham",
         )
     training = Training(engine, learner.task, seed=seed, transfer=transfer)
     return Arm(training, learner.task, count, transfer, pairing)
+
+
+def _beside(job: JobSpec, trial: Trial, roots: Roots, training: Training, target: ModelFacts, count: int) -> Arm:
+    """An arm whose source learns beside the target; a control has one only where the source is to gain as well."""
+    transfers, two_way = trial.arm in TRANSFERS, job.transfer.back_cycle is not None
+    if not transfers and not two_way:
+        return Arm(training, training.task, count)
+    world = replace(training.engine.world, precision=job.source.train.precision if job.source.train else "fp32")
+    partner, source = _learning_source(job, world, roots, trial.seed)
+    training.partner, transfer, pairing = partner.training, None, None
+    if transfers:
+        pairing = pair(source, target, job.transfer)
+        training.transfer = transfer = _between(partner.training, training, pairing, job.transfer, trial)
+    if transfers and job.transfer.back_cycle is not None:
+        back = job.transfer.model_copy(update={"cycle": job.transfer.back_cycle})
+        partner.training.transfer = _between(training, partner.training, pair(target, source, back), back, trial)
+    return Arm(training, training.task, count, transfer, pairing)
+
+
+def _between(giver: Training, taker: Training, pairing: Pairing, spec: TransferSpec, trial: Trial) -> Transfer:
+    return Transfer(
+        LiveWeights(giver.engine.named()),
+        taker.engine.named(),
+        pairing,
+        spec,
+        steps=taker.spec.steps,
+        seed=trial.seed,
+        live=giver.engine.named(),
+        sham=trial.arm == "sham",
+    )
 
 
 def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:

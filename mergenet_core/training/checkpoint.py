@@ -37,12 +37,15 @@ def publish(
     with publishing_together(
         world, folder, kind="checkpoint", step=training.step, attempt=attempt, about=about
     ) as draft:
-        save_together(draft / _MODEL, parts(engine, {name: s.held() for name, s in engine.shards.items()}), world)
-        save_together(draft / _OPTIMIZER, parts(engine, engine.moments()), world)
+        for prefix, learner in _learners(training):
+            held = {name: shard.held() for name, shard in learner.engine.shards.items()}
+            save_together(draft / f"{prefix}{_MODEL}", parts(learner.engine, held), world)
+            save_together(draft / f"{prefix}{_OPTIMIZER}", parts(learner.engine, learner.engine.moments()), world)
         if selection.weights is not None:
             save_together(draft / _BEST, parts(engine, selection.weights), world)
         if world.main:
-            torch.save({"training": training.state_dict(), "selection": selection.state_dict()}, draft / _STATE)
+            states = {f"{prefix}training": learner.state_dict() for prefix, learner in _learners(training)}
+            torch.save({**states, "selection": selection.state_dict()}, draft / _STATE)
     checkpoint = describe(folder, attempt) if world.main else None
     if world.main:
         for old in _newest_first(trial_folder)[keep:]:
@@ -57,11 +60,12 @@ def resume(training: Training, selection: Selection, trial_folder: Path) -> list
     chosen, refused = engine.world.told(_choose(trial_folder) if engine.world.main else None)
     if chosen is None:
         return list(refused)
-    engine.load(SavedTensors([chosen / _MODEL]))
     state = torch.load(chosen / _STATE, weights_only=True, map_location="cpu")
-    training.load_state_dict(state["training"])
-    moments = SavedTensors([chosen / _OPTIMIZER])
-    engine.load_moments(moments.names, moments, training.step)
+    for prefix, learner in _learners(training):
+        learner.engine.load(SavedTensors([chosen / f"{prefix}{_MODEL}"]))
+        learner.load_state_dict(state[f"{prefix}training"])
+        moments = SavedTensors([chosen / f"{prefix}{_OPTIMIZER}"])
+        learner.engine.load_moments(moments.names, moments, learner.step)
     best = None
     if (chosen / _BEST).exists():
         read = SavedTensors([chosen / _BEST])
@@ -98,6 +102,12 @@ def parts(engine: Engine, pieces: Mapping[str, Piece]) -> dict[str, Part]:
         if shard.group is not None or engine.world.main:
             found[name] = Part(piece, shard.shape)
     return found
+
+
+def _learners(training: Training) -> list[tuple[str, Training]]:
+    """What learns in a trial, with what its files' names begin with: the target, and a source beside it."""
+    found = [("", training)]
+    return [*found, ("source-", training.partner)] if training.partner is not None else found
 
 
 def _choose(trial_folder: Path) -> tuple[Path | None, list[str]]:

@@ -23,7 +23,7 @@ from mergenet_core.jobs.deepspeed import zero_config
 from mergenet_core.jobs.spec import TrainSpec
 from mergenet_core.training.optim import make_optimizer
 from mergenet_core.training.world import World
-from mergenet_core.transfer.shards import Piece, Shard, shard_of
+from mergenet_core.transfer.shards import Piece, Shard, shard_of, whole_of
 
 Reader = Callable[[str, int, int], Tensor]
 """Name, start and stop → those entries of a saved tensor, flat."""
@@ -110,7 +110,7 @@ class Engine:
         for name, shard in self.shards.items():
             shard.write_(pieces[name].flat.to(shard.device))
             for copy in shard.followers():
-                self._follow(shard, copy)
+                copy.flat.copy_(whole_of(shard).view(-1))
 
     def load(self, read: Reader) -> None:
         """Take over saved weights; each process reads only what it holds."""
@@ -148,15 +148,6 @@ class Engine:
         if "exp_avg" in keys:
             state["step"] = torch.tensor(float(steps))
         return {key: _local(state[key]) for key in keys}
-
-    def _follow(self, shard: Shard, copy: Piece) -> None:
-        """Make a copy that this process holds whole what the pieces of all processes are together."""
-        whole = torch.zeros(copy.flat.numel(), device=copy.flat.device)
-        held = shard.held()
-        whole[held.start : held.stop] = held.flat
-        if shard.group is not None:
-            dist.all_reduce(whole, group=shard.group)
-        copy.flat.copy_(whole)
 
 
 class Fsdp2Engine(Engine):

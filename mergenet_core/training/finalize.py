@@ -37,6 +37,8 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     with publishing(folder.artifact, kind="artifact", step=step, attempt=attempt, roles=ROLES, about=about) as draft:
         _copy(trial_folder / "model", draft / "model")
         _copy(trial_folder / "adapter", draft)
+        if job.transfer.back_cycle is not None:
+            _copy(trial_folder / "source-model", draft / "source-model")
         (draft / "report.json").write_text(report.model_dump_json(indent=1))
         (draft / "job.json").write_text(job.model_dump_json(indent=1))
         (draft / "README.md").write_text(model_card(job, report, trial, about))

@@ -65,6 +65,7 @@ class Training:
         seed: int,
         transfer: Transferring | None = None,
         distillation: Distillation | None = None,
+        partner: Training | None = None,
         field: str = "train",
     ) -> None:
         self.engine = engine
@@ -75,6 +76,8 @@ class Training:
         self.seed = seed
         self.transfer = transfer
         self.distillation = distillation
+        self.partner = partner
+        """A source that learns beside this model: it takes a step with each of this one's."""
         self.step = 0
         self.started = False
         self.loss = math.nan
@@ -92,6 +95,8 @@ class Training:
             self.transfer.start()
         self.extra_seconds += time.perf_counter() - begun
         self.started = True
+        if self.partner is not None:
+            self.partner.start()
 
     def advance(self) -> None:
         """One step: transfer, forward, backward, clip, update. Raises: `TrainingDiverged`, `OutOfMemory`."""
@@ -112,6 +117,8 @@ class Training:
         if self.step % max(1, self.spec.steps // TIMED_STEPS) == 0:
             self.step_seconds.append(elapsed)
         self.step += 1
+        if self.partner is not None:
+            self.partner.advance()
 
     def _advance(self) -> float:
         step, engine = self.step, self.engine

@@ -104,6 +104,11 @@ def run_trial(
     export_model(training.engine, arm.task.processor, place, attempt=attempt, about=about)
     if arm.transfer is not None and arm.pairing is not None and training.engine.world.main:
         export_adapter(arm.transfer, arm.pairing, job.transfer, trial_folder / "adapter", attempt=attempt, about=about)
+    if training.partner is not None and job.transfer.back_cycle is not None:
+        partner = training.partner
+        export_model(
+            partner.engine, partner.task.processor, trial_folder / "source-model", attempt=attempt, about=about
+        )
     return _measure(run, teacher)
 
 
@@ -164,5 +169,6 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,
         versions=environment(),
         data=dict(task.facts),
+        source=training.partner.evaluate(training.partner.task.test) if training.partner is not None else {},
         teacher={"test": teacher.test} if teacher is not None else {},
     )

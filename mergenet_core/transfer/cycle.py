@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+from mergenet_core.transfer.reencode import factorize
+from mergenet_core.transfer.sham import Shuffled, shuffled
 from mergenet_core.transfer.shards import Shard
 from mergenet_core.transfer.views import WeightView
 
@@ -22,7 +24,10 @@ CLIP_NORM = 1.0
 
 
 class Transfer:
-    """Moves a frozen source's knowledge into a target while it trains.
+    """Moves a source's knowledge into a target while it trains.
+
+    `live` holds this process's part of a source that learns beside the target; without it the source is frozen. With
+    `sham` the source's entries are shuffled, in its weights or in the factors of a live one.
 
     The loop calls `start` once before the first step of a run that is not resumed, and at every step `before` the
     forward pass, `after_backward` (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped).
@@ -39,11 +44,16 @@ class Transfer:
         steps: int,
         seed: int,
         method: str | None = None,
+        live: Mapping[str, Shard] | None = None,
+        sham: bool = False,
     ) -> None:
         self.pairing = pairing
         self._spec = spec
         self._last = round(spec.stop_at * steps, 6)
-        self._target = target
+        self._target, self._live = target, live
+        self._sham_seed = seed if sham else None
+        if sham:
+            source_weights = Shuffled(source_weights, seed)
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
         self._start: Iterable[Written] | None
@@ -79,6 +89,8 @@ class Transfer:
     def before(self, step: int) -> None:
         """Transfer if it is time: W ← X'."""
         if self._method is not None and self.transfers_at(step):
+            if self._live is not None:
+                self._method.refresh(self._live_factors)
             self._method.write()
 
     def after_backward(self, step: int) -> None:
@@ -96,6 +108,15 @@ class Transfer:
             group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _live_factors(self, pair: WeightPair) -> tuple[Tensor, Tensor]:
+        """The factors of a source's weight as it is now."""
+        assert self._live is not None
+        assert pair.rank is not None
+        B, A = factorize(WeightView(self._live[pair.source], pair.form), pair.rank)
+        if self._sham_seed is not None:
+            B, A = (shuffled(X, f"{pair.source} {part}", self._sham_seed) for X, part in ((B, "B"), (A, "A")))
+        return B, A
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapter's weights and the source's factors, by name."""

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def shuffled(W: Tensor, name: str, seed: int) -> Tensor:
+    """A tensor with its entries in another order, the same for a name and seed."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    places = torch.randperm(W.numel(), generator=generator)
+    return W.reshape(-1)[places.to(W.device)].reshape(W.shape)
+
+
 class Shuffled(Mapping[str, Tensor]):
     """Every weight with its entries permuted: each keeps its distribution, and the knowledge is gone.
 
@@ -19,10 +26,7 @@ class Shuffled(Mapping[str, Tensor]):
         self._weights, self._seed = weights, seed
 
     def __getitem__(self, name: str) -> Tensor:
-        W = self._weights[name].detach()
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
-        places = torch.randperm(W.numel(), generator=generator)
-        return W.reshape(-1)[places.to(W.device)].reshape(W.shape)
+        return shuffled(self._weights[name].detach(), name, self._seed)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -6,7 +6,7 @@ Every strategy cuts a weight into consecutive entries of its row-major order: al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,30 @@ class ZeroShard(Shard):
             address = mapping.lp_fragment_address
             kept = kept.narrow(0, address.start, address.numel)
         return kept
+
+
+def whole_of(shard: Shard) -> Tensor:
+    """The whole tensor, on every process: for a moment one process holds all of it. Every process has to call it."""
+    held = shard.held()
+    entries = torch.zeros(torch.Size(shard.shape).numel(), dtype=held.flat.dtype, device=held.flat.device)
+    entries[held.start : held.stop] = held.flat
+    return shard.sum_(entries).view(shard.shape)
+
+
+class LiveWeights(Mapping[str, Tensor]):
+    """The weights of a model in training, each made whole when it is asked for, by every process at once."""
+
+    def __init__(self, shards: Mapping[str, Shard]) -> None:
+        self._shards = shards
+
+    def __getitem__(self, name: str) -> Tensor:
+        return whole_of(self._shards[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
 
 
 def shard_of(parameter: Any) -> Shard:

@@ -133,7 +133,7 @@ def _changed(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
         part = document
         for key in path:
             part = part.setdefault(key, {})
-        part[last] = value
+        part[last] = json.loads(json.dumps(value))
     return document
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods.anchored import Anchored
@@ -17,6 +17,7 @@ from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.shards import Shard
 
 Weights = Mapping[str, Tensor]
+Factors = tuple[Tensor, Tensor]
 
 
 class Learned(Protocol):
@@ -30,6 +31,9 @@ class Learned(Protocol):
     """What it keeps of the source."""
     parameters: dict[str, nn.Parameter]
     """The adapter; names that end in `gate` are gates."""
+
+    def refresh(self, factors: Callable[[WeightPair], Factors]) -> None:
+        """Take the factors of a source that has learned since."""
 
     def write(self) -> None:
         """Replace the target's weights by what the adapter makes of them and the source."""

@@ -14,7 +14,7 @@ v vocabulary rows; ^ (hat) RMS-normalised rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,13 @@ class Anchored:
         assert pair.rank is not None
         like = self._views[pair.target].shard.held().flat
         weight = source[pair.source].detach() if self.start is None else self.start.weight(pair)
-        B, A = factorize(view_of(weight.to(like), pair.form), pair.rank)
+        self._keep_factors(pair, *factorize(view_of(weight.to(like), pair.form), pair.rank))
+
+    def _keep_factors(self, pair: WeightPair, B: Tensor, A: Tensor) -> None:
         if pair.form == "embedding":  # its rows are shared, so B is the coordinates and only the width is mapped
-            Q_vr, R_rr = torch.linalg.qr(B)
-            assert pair.out is not None
-            rows = anchored_map(self._pairing.axes[pair.out])
-            coordinates_vr = Q_vr.new_zeros((self._views[pair.target].shape[0], Q_vr.shape[1]))
-            coordinates_vr[rows.cover_t] = rows.apply(Q_vr, 0)
+            coordinates_vr, R_rr = torch.linalg.qr(B)
             self.factors[f"{pair.target}.coordinates"] = coordinates_vr
-            B, A = (R_rr @ A).T, torch.eye(Q_vr.shape[1]).to(B)
+            B, A = (R_rr @ A).T, torch.eye(len(R_rr)).to(B)
         self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B, A
 
     def _add_parameters(self, pair: WeightPair, gate: float) -> None:
@@ -85,6 +83,12 @@ class Anchored:
         if axis == "stream":
             return pair.role in BASES
         return not self._pairing.axes[axis].anchored
+
+    def refresh(self, factors: Callable[[WeightPair], tuple[Tensor, Tensor]]) -> None:
+        """Take the factors of a source that has learned since, its axes mapped as they were at the start."""
+        for pair in self._pairs:
+            B, A = factors(pair)
+            self._keep_factors(pair, *((B, A) if self.start is None else self.start.carried(pair, B, A)))
 
     def write(self) -> None:
         """One transfer: W ← X', the graph of the maps kept for `backward`."""

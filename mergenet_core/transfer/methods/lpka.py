@@ -8,12 +8,12 @@ Shape suffixes: m × n the target's weight, M × N the source's, r rank, k token
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.shards import Shard
@@ -95,6 +95,7 @@ class Lpka:
         seed: int,
     ) -> None:
         self.start = None
+        self._pairs = pairing.pairs
         self.factors: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._update = spec.update
@@ -116,6 +117,11 @@ class Lpka:
                     adapter,
                 )
                 self.parameters |= {f"{pair.target}.{name}": value for name, value in adapter.named_parameters()}
+
+    def refresh(self, factors: Callable[[WeightPair], tuple[Tensor, Tensor]]) -> None:
+        """Take the factors of a source that has learned since."""
+        for pair in self._pairs:
+            self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = factors(pair)
 
     def write(self) -> None:
         """One transfer: W ← W + B' A' − B A, the graph of the factors kept."""

@@ -9,6 +9,7 @@ Shape suffixes: v vocabulary rows, D the source's stream, d the target's; o outp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -51,6 +52,23 @@ class Projection:
         if pair.role.startswith("attention.query"):
             block_oip = block_oip * _score_scale(self._pairing.axes[pair.out])
         return written(pair, block_oip, out, inp)
+
+    def carried(self, pair: WeightPair, B_or: Tensor, A_rn: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of a source's weight as those of the target's: M_out B and A M_inᵀ, zero where it has nothing."""
+        assert pair.out is not None
+        out, inp = self._maps[pair.out], self._maps[pair.inp] if pair.inp is not None else None
+        rows, columns = matrix_shape(pair.target_shape, pair.form)
+        B_tr = B_or.new_zeros((rows, B_or.shape[1]))
+        B_tr[out.cover_t.to(B_or.device)] = out.apply(B_or, 0)
+        if pair.role.startswith("attention.query"):
+            B_tr = B_tr * _score_scale(self._pairing.axes[pair.out])
+        if inp is None:
+            return B_tr, A_rn
+        positions = 1 if pair.form == "embedding" else math.prod(pair.target_shape[2:])
+        A_rip = A_rn.view(len(A_rn), -1, positions)
+        A_rtp = A_rn.new_zeros((len(A_rn), columns // positions, positions))
+        A_rtp[:, inp.cover_t.to(A_rn.device)] = inp.apply(A_rip, 1)
+        return B_tr, A_rtp.flatten(1)
 
     def weight(self, pair: WeightPair) -> Tensor:
         """One weight in the target's shape; zero where the source has nothing for it."""

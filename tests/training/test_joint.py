@@ -1,0 +1,92 @@
+"""A source that learns beside the target, one-way and two-way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergenet_core.errors import SpecInvalid
+from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.plan import trials
+from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.training.trial import Interrupted
+from tests.training.tiny import MLP, Recorder, image_job, run, text_job
+
+SOURCE_TRAIN = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3}
+
+
+def joint_text(**changes: object) -> JobSpec:
+    data = {"train": "train.jsonl", "test": "test.jsonl", "max_length": 16}
+    source = {"model": {"path": "source"}, "mode": "joint", "data": data, "train": SOURCE_TRAIN}
+    learned = {"method": "anchored", "cycle": 2, "stop_at": 1.0}
+    return text_job(**{"source": source, "transfer": learned, **changes})
+
+
+def joint_image(**changes: object) -> JobSpec:
+    return image_job(
+        MLP,
+        source__mode="joint",
+        source__train=SOURCE_TRAIN,
+        transfer={"method": "lpka", "cycle": 2, "stop_at": 1.0, "width": 8, "heads": 2, "gated": False},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("make", [joint_text, joint_image])
+def test_the_source_learns_beside_the_target_and_the_target_from_it(make, tmp_path: Path, roots: Roots) -> None:
+    job = make()
+    assert "source" not in {trial.id for trial in trials(job)}
+    found = {arm: run(job, f"{arm}-0", tmp_path, roots) for arm in ("transfer", "sham", "control")}
+    assert found["transfer"].source.keys() == {"accuracy"}
+    assert found["control"].source == {}
+    assert len({result.final_loss for result in found.values()}) == 3
+
+
+@pytest.mark.parametrize("make", [joint_text, joint_image])
+def test_a_joint_run_that_was_stopped_goes_on_bit_for_bit(make, tmp_path: Path, roots: Roots) -> None:
+    job = make(transfer__back_cycle=3)
+    whole = run(job, "transfer-0", tmp_path / "whole", roots)
+    with pytest.raises(Interrupted):
+        run(job, "transfer-0", tmp_path / "parts", roots, Recorder({3: "stop"}))
+    again = run(job, "transfer-0", tmp_path / "parts", roots, attempt=2)
+    assert (again.final_loss, again.source) == (whole.final_loss, whole.source)
+    for part in ("model", "source-model"):
+        first, second = (
+            load_file(tmp_path / place / "trials" / "transfer-0" / part / "model.safetensors")
+            for place in ("whole", "parts")
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_way_the_source_changes_with_what_the_target_knows(tmp_path: Path, roots: Roots) -> None:
+    sources = {}
+    for name, change in (("one", {}), ("two", {"transfer__back_cycle": 2})):
+        job = joint_text(transfer={"method": "anchored", "cycle": 2, "stop_at": 1.0}, **change)
+        run(job, "transfer-0", tmp_path / name, roots, recorder := Recorder())
+        sources[name] = load_file(next((tmp_path / name).rglob("source-model.safetensors")), device="cpu")[
+            "classifier.weight"
+        ]
+        assert recorder.losses
+    assert not torch.equal(sources["one"], sources["two"])
+    control = run(joint_text(transfer__back_cycle=2), "control-0", tmp_path / "control", roots)
+    assert control.source, "a control of a two-way job trains the source alone, to be compared with"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"transfer__method": "project"}, "reads it once; take anchored or lpka"),
+        ({"source__train__steps": 5}, "must be train.steps 6"),
+        ({"arms": ["transfer", "control", "distill"]}, "leave them out with mode joint"),
+        ({"source__data": None, "source__train": None}, "give source.data and source.train"),
+    ],
+)
+def test_what_a_joint_source_cannot_be_is_told(changes, sentence) -> None:
+    with pytest.raises(SpecInvalid, match=sentence):
+        joint_text(**changes)
+
+
+def test_a_frozen_source_gains_nothing_back() -> None:
+    with pytest.raises(SpecInvalid, match=r"give source\.mode joint"):
+        text_job(transfer__back_cycle=2)
