@@ -103,10 +103,11 @@ class Gang:
         for rank in self.ranks:
             _signal(rank, number)
 
-    def miss(self, pid: int) -> None:
-        """A process has ended before it came."""
-        message = f"a process of the trial (process {pid}) ended before it began; its log may say why"
-        self._fault(message, _LAST_WORDS_SECONDS)
+    def count(self, running: set[int]) -> None:
+        """Look whether one has ended before it came; all are started before the first can come."""
+        coming = running - {rank.pid for rank in self.ranks}
+        if self.ranks and len(coming) < self.size - len(self.ranks) and not self.faults:
+            self._fault("a process of the trial ended before it began; the log may say why", _LAST_WORDS_SECONDS)
 
     def outcome(self, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome | None:
         """How the attempt ended; None where nobody said so and nobody was missed.
@@ -115,9 +116,23 @@ class Gang:
         """
         own_word = [fault for fault in self.faults if fault.lost or fault.outcome.code != RankLost.code]
         for fault in own_word or self.faults:
-            return _in_words(fault, exits, memory_ran_out=memory_ran_out)
+            return self._in_words(fault, exits, memory_ran_out=memory_ran_out)
         told = sorted((rank.world_rank or 0, rank.outcome) for rank in self.ranks if rank.outcome is not None)
         return told[0][1] if told else None
+
+    def _in_words(self, fault: Fault, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome:
+        """The fault's outcome, with how the lost process ended where that is known."""
+        if fault.lost is None:
+            return fault.outcome
+        status = exits.get(fault.lost.world_rank or 0)
+        if status == -signal.SIGKILL and memory_ran_out:
+            message = f"the system ran out of memory and killed {fault.lost}; take a smaller batch_size or model"
+            return Outcome(ended="failed", code="out-of-memory", message=message)
+        if status is None:
+            return fault.outcome
+        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        message = f"{fault.lost} ended {how} and left no word; the log may say more"
+        return fault.outcome.model_copy(update={"message": message})
 
     def _admit(self) -> None:
         connection, _ = self._door.accept()
@@ -172,20 +187,6 @@ class Gang:
     def _fault(self, message: str, patience_seconds: float, *, lost: Rank | None = None) -> None:
         outcome = Outcome(ended="failed", code=RankLost.code, message=message, retryable=True)
         self.faults.append(Fault(outcome, time.monotonic() + patience_seconds, lost))
-
-
-def _in_words(fault: Fault, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome:
-    if fault.lost is None or fault.lost.world_rank is None:
-        return fault.outcome
-    status = exits.get(fault.lost.world_rank)
-    if status == -signal.SIGKILL and memory_ran_out:
-        message = f"the system ran out of memory and killed {fault.lost}; take a smaller batch_size or model"
-        return Outcome(ended="failed", code="out-of-memory", message=message)
-    if status is None:
-        return fault.outcome
-    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-    message = f"{fault.lost} ended {how} and left no word; the log may say more"
-    return fault.outcome.model_copy(update={"message": message})
 
 
 def _signal(rank: Rank, number: signal.Signals) -> None:

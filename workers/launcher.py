@@ -105,7 +105,6 @@ def _watch(gang: Gang, agent: _Agent, place: Place, settings: Settings) -> bool:
     stopped = False
     over_at: float | None = None
     looked_at = 0.0
-    children: set[int] = set()
     patience = _AGENT_SECONDS if place.nodes == 1 else settings.stall_seconds  # other hosts may still train
     while agent.is_alive():
         gang.listen(_TICK_SECONDS)
@@ -120,10 +119,7 @@ def _watch(gang: Gang, agent: _Agent, place: Place, settings: Settings) -> bool:
             return stopped
         if len(gang.ranks) < gang.size and not gang.faults and moment > looked_at + _LOOK_SECONDS:
             looked_at = moment
-            found = {child.pid for child in psutil.Process().children()}
-            for pid in children - found - {rank.pid for rank in gang.ranks}:
-                gang.miss(pid)
-            children |= found
+            gang.count({child.pid for child in psutil.Process().children()})
         if gang.over:
             over_at = over_at or moment
             if moment > over_at + patience:

@@ -60,7 +60,7 @@ class Member:
             self._step = step
 
     def watch(self, reporter: Reporter | None, control: Control) -> tuple[Reporter, Control]:
-        """Both seams of a trial, so that their use is told as movement; without a `reporter`, the reports go nowhere."""
+        """Both seams of a trial, so that their use is told as movement; without a `reporter`, nothing is reported."""
         return _Reports(self, reporter), _Wishes(self, control)
 
     def leave(self, outcome: Outcome) -> None:
@@ -85,10 +85,11 @@ class Member:
 
 def peer(connection: socket.socket) -> int:
     """The process at the other end, as the kernel knows it. Raises: `PermissionError` where it is another user's."""
-    pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
     if uid != os.geteuid():
         raise PermissionError(f"process {pid} of user {uid} is none of this gang")
-    return pid
+    return int(pid)
 
 
 class _Reports:

@@ -1,4 +1,4 @@
-"""One process of a gang: `python -m workers.rank JOB TRIAL ATTEMPT`, started by the launcher with torchrun's variables."""
+"""One process of a gang, `python -m workers.rank JOB TRIAL ATTEMPT`, started by the launcher as torchrun would."""
 
 from __future__ import annotations
 

@@ -29,13 +29,14 @@ class Running:
     """A launcher and what it started."""
 
     folder: Path
+    log_path: Path
     child: processes.Child
     reader: int
     mark: str
 
     @property
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        return self.log_path.read_text()
 
     def alive(self) -> list[psutil.Process]:
         return [process for process in processes.marked(self.mark) if not ended(process)]
@@ -64,18 +65,23 @@ class Running:
 
 
 def start(
-    folder: Path, how: str = "", *, attempt: int = 1, words: tuple[str, ...] = ("--devices", "0,1"), **environment: str
+    folder: Path,
+    how: str = "",
+    *,
+    attempt: int = 1,
+    log: str = "log",
+    words: tuple[str, ...] = ("--devices", "0,1"),
+    **environment: str,
 ) -> Running:
     """A gang of two whose rank 1 goes wrong in the way `how` names."""
-    folder.mkdir(exist_ok=True)
     mark = processes.mark(secrets.token_hex(4), "control-0", attempt, "worker")
     reader, writer = os.pipe()
     child = processes.start(
         None,
         [sys.executable, "-m", "tests.workers.gang_launcher", str(folder), how, str(attempt), *words],
         environment=LIMITS | {processes.MARK: mark, OUTCOME_FD: str(writer)} | environment,
-        log=folder / "log",
+        log=folder / log,
         fd=writer,
     )
     os.close(writer)
-    return Running(folder, child, reader, mark)
+    return Running(folder, folder / log, child, reader, mark)

@@ -57,10 +57,10 @@ def test_an_exception_in_another_process_than_the_first_is_the_one_that_is_told(
 
 
 def test_a_process_that_ends_before_it_joins_is_told_and_takes_the_others_along(tmp_path: Path) -> None:
-    gang = gangs.start(tmp_path, words=("--devices", "0,1"), PYTHONPATH=f"{broken(tmp_path)}:{Path.cwd()}")
+    gang = gangs.start(tmp_path, PYTHONPATH=f"{broken(tmp_path)}:{Path.cwd()}")
     outcome = gang.outcome(seconds=30)
     assert (outcome.ended, outcome.code) == ("failed", "rank-lost")
-    assert "ended before it began; its log may say why" in outcome.message
+    assert outcome.message == "a process of the trial ended before it began; the log may say why"
     assert "[rank 1] " in gang.log
     assert "RuntimeError: rank 1 has no library" in gang.log
 
@@ -78,7 +78,7 @@ def test_two_launchers_meet_as_on_two_hosts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ("--devices", "0", "--nodes", "2", "--rendezvous", f"127.0.0.1:{port}")
-    both = [gangs.start(tmp_path / str(host), words=words) for host in range(2)]
+    both = [gangs.start(tmp_path, words=words, log=f"log-{host}") for host in range(2)]
     found = sorted(gang.outcome().artifact or "" for gang in both)
     assert found == ["rank 0 at step 40", "rank 1 at step 40"]
 
