@@ -143,7 +143,7 @@ def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
     return {
         ADDRESS: address,
         SILENCE: str(settings.silence_seconds),
-        "MERGENET_STALL_SECONDS": str(settings.stall_seconds),
+        "MERGENET_COLLECTIVE_SECONDS": str(settings.stall_seconds),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # a store that outlives its processes gives later ones the addresses of the dead

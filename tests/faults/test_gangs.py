@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from mergenet_core.jobs.records import Job
+from tests.harness import SOLO, Lab, document, result_of
 from tests.workers import gangs
 from workers import processes
 
@@ -65,3 +69,48 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path: Path) -> None:
     while gang.alive():
         assert time.monotonic() < deadline, ranks
         time.sleep(0.05)
+
+
+PAIR = {"resources": {"devices": 2, "strategy": "ddp", "device": "cpu"}}
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def pair_loss(shared_lab: Lab) -> float:
+    """What a job on two devices comes to when nothing disturbs it."""
+    shared_lab.want_workers(1)
+    job = shared_lab.wait_for_state(shared_lab.submit(small()), "succeeded", seconds=120)
+    return result_of(job).final_loss
+
+
+def small() -> dict[str, Any]:
+    return document(steps=STEPS, checkpoint_every=40) | PAIR
+
+
+def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
+    """The two training processes of a job's trial."""
+    found = [process for process in lab.processes(job) if "workers.rank" in process.cmdline()]
+    assert len(found) == 2, lab.explain()
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped", "drained"])
+def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
+    lab: Lab, pair_loss: float, how: str
+) -> None:
+    lab.want_workers(2)
+    job = lab.submit(small())
+    lab.wait_for_checkpoint(job)
+    first, second = ranks(lab, job)
+    if how == "killed":
+        second.kill()
+    elif how == "stopped":
+        first.suspend()
+    else:
+        _, _, worker = lab.chain(job)
+        worker.terminate()
+    job = lab.wait_for_state(job, "succeeded", seconds=120)
+    assert (job.trial(SOLO).attempt, job.trial(SOLO).failures) == (2, 0 if how == "drained" else 1)
+    assert len(lab.events(job, "trial.resumed")) == 1
+    assert lab.processes(job) == []
+    assert result_of(job).final_loss == pytest.approx(pair_loss, abs=1e-6)

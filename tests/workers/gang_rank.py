@@ -33,7 +33,7 @@ def train(member: Member) -> Outcome:
     print(f"threads: {os.environ['OMP_NUM_THREADS']}, mark: {os.environ.get('MERGENET_ATTEMPT')}", flush=True)
     if how == "early" and member.world_rank == 1:
         os._exit(3)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["MERGENET_STALL_SECONDS"])))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["MERGENET_COLLECTIVE_SECONDS"])))
     steps = 10_000 if how == "endless" else STEPS
     checkpoint = folder / "counter"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
