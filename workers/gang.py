@@ -107,7 +107,7 @@ class Gang:
         """Look whether one has ended before it came; all are started before the first can come."""
         coming = running - {rank.pid for rank in self.ranks}
         if self.ranks and len(coming) < self.size - len(self.ranks) and not self.faults:
-            self._fault("a process of the trial ended before it began; the log may say why", _LAST_WORDS_SECONDS)
+            self._fault("a process ended before it began; the log may say why", _LAST_WORDS_SECONDS)
 
     def outcome(self, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome | None:
         """How the attempt ended; None where nobody said so and nobody was missed.

@@ -18,6 +18,8 @@ def serve(train: Callable[[Member], Outcome]) -> NoReturn:
     member = Member()
     log_by_lines()
     outcome = train(member)
+    if outcome.ended == "finished" and member.world_rank > 0:
+        outcome = Outcome(ended="finished")  # the result is told once, by the first
     member.leave(outcome)
     with contextlib.suppress(OSError):
         sys.stdout.flush()

@@ -94,6 +94,7 @@ def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped", "drained"])
 def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
     lab: Lab, pair_loss: float, how: str

@@ -13,6 +13,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
+
 from workers.member import Member
 from workers.outcome import Outcome
 from workers.rank import serve
@@ -31,8 +33,7 @@ def train(member: Member) -> Outcome:
     reporter, control = member.watch(None, SignalControl())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     print(f"threads: {os.environ['OMP_NUM_THREADS']}, mark: {os.environ.get('MERGENET_ATTEMPT')}", flush=True)
-    if how == "early" and member.world_rank == 1:
-        os._exit(3)
+    (folder / f"process-{member.world_rank}").write_text(str(os.getpid()))
     dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["MERGENET_COLLECTIVE_SECONDS"])))
     steps = 10_000 if how == "endless" else STEPS
     checkpoint = folder / "counter"
@@ -55,6 +56,9 @@ def train(member: Member) -> Outcome:
         if asked == 2:
             return Outcome(ended="interrupted", message=f"stopped at step {step}")
         time.sleep(STEP_SECONDS)
+    if how == "late" and member.world_rank == 1:
+        time.sleep(1)
+        print(f"the first is there: {psutil.pid_exists(int((folder / 'process-0').read_text()))}", flush=True)
     return Outcome(ended="finished", artifact=f"rank {member.world_rank} at step {step}")
 
 
