@@ -102,6 +102,13 @@ class WorkerLost(MergeNetError):
     retryable = True
 
 
+class RankLost(MergeNetError):
+    """A process of a trial on several devices is gone, or no longer answers the others."""
+
+    code = "rank-lost"
+    retryable = True
+
+
 class StateConflict(MergeNetError):
     """The job is in a state that does not allow what was asked."""
 

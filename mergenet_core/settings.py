@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     """How long a worker may be silent before its trial is given to another; RQ's own patience is 60 s and more."""
     grace_seconds: Annotated[float, Field(ge=1)] = 60.0
     """How long a trial gets to write its checkpoint when it is asked to stop."""
+    silence_seconds: Annotated[float, Field(ge=1)] = 30.0
+    """How long a process of a trial on several devices may give no sign of life; then all of them start again."""
+    stall_seconds: Annotated[float, Field(ge=1)] = 600.0
+    """How long such a trial may finish no step, and a process of it wait for another in a collective."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a trial; default: the cores that the worker may use."""
 

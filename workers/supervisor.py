@@ -57,6 +57,9 @@ def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
     settings, trial, attempt = mine.settings, job.trial(mine.trial_id), mine.number
     try:
         outcome = _train(mine, job, trial, drain)
+    except RedisError as error:
+        message = f"Redis could not be reached when the attempt began: {error}"
+        outcome = Outcome(ended="failed", code="unavailable", message=message, retryable=True)
     except OSError as error:
         code = "storage-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
         outcome = Outcome(ended="failed", code=code, message=f"the training process could not be started: {error}")
@@ -85,13 +88,15 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
+    devices = _gang(mine, trial)
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
     arguments = (job.id, trial.id, mine.number)
+    words = ["workers.launcher", *map(str, arguments), "--devices", ",".join(devices)] if devices else []
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if warm.is_warm() else None,
-            [sys.executable, "-m", "workers.trial", *map(str, arguments)],
+            functools.partial(report, writer, *arguments) if warm.is_warm() and not devices else None,
+            [sys.executable, "-m", *(words or ["workers.trial", *map(str, arguments)])],
             environment={processes.MARK: mine.mark, OUTCOME_FD: str(writer)},
             log=settings.job_folder(job.id).log(trial.id, mine.number),
             fd=writer,
@@ -105,6 +110,12 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
         status = child.wait(_REAP_SECONDS)
     memory_ran_out = processes.memory_kills() > kills_before
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
+
+
+def _gang(mine: Attempt, trial: Trial) -> list[str]:
+    """The devices of a trial that trains on several, a process each; none for one that needs a single process."""
+    count = mine.store.spec(mine.job_id).resources.devices
+    return [str(number) for number in range(count)] if count > 1 and trial.kind != "finalize" else []
 
 
 def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:

@@ -12,11 +12,13 @@ import traceback
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import MergeNetError, StaleAttempt
+from mergenet_core.errors import MergeNetError, RankLost, StaleAttempt
 from mergenet_core.jobs.records import Job, Trial
 from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
+from mergenet_core.training.seams import Control, Reporter
+from workers.member import Member
 from workers.outcome import MESSAGE_LIMIT, Outcome, send
 from workers.reporting import RedisReporter, SignalControl
 
@@ -25,18 +27,22 @@ OUTCOME_FD = "MERGENET_OUTCOME_FD"
 _HARDWARE = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT})
 
 
-def main(job_id: str, trial_id: str, attempt: int) -> Outcome:
-    """Run the attempt; whatever goes wrong becomes an outcome with a code and a sentence."""
+def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None) -> Outcome:
+    """Run the attempt; whatever goes wrong becomes an outcome with a code and a sentence.
+
+    With `member`, this process is one of several that train together: the first reports for all.
+    """
     control = SignalControl()
     settings = Settings()
     reporter = None
     try:
         store = Store(settings.redis())
         job, spec = store.get(job_id), store.spec(job_id)
-        quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
-        folder = settings.job_folder(job_id).trial(trial_id)
-        reporter = RedisReporter(quick, job_id, trial_id, attempt, folder)
-        return _run(settings, job, spec, job.trial(trial_id), attempt, reporter, control)
+        if member is None or member.world_rank == 0:
+            quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
+            folder = settings.job_folder(job_id).trial(trial_id)
+            reporter = RedisReporter(quick, job_id, trial_id, attempt, folder)
+        return _run(settings, job, spec, job.trial(trial_id), attempt, reporter, control, member)
     except MergeNetError as error:
         logging.error("%s: %s", error.code, error.message)
         return _failed(error.code, error.message, retryable=error.retryable)
@@ -45,7 +51,7 @@ def main(job_id: str, trial_id: str, attempt: int) -> Outcome:
     except Exception as error:
         with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
             traceback.print_exc()
-        return _unexpected(error, f"see the log of attempt {attempt}")
+        return failure(error, member, f"see the log of attempt {attempt}")
     finally:
         if reporter is not None:
             reporter.close(settings.lease_seconds)
@@ -57,11 +63,13 @@ def _run(
     spec: JobSpec,
     trial: Trial,
     attempt: int,
-    reporter: RedisReporter,
+    reporter: RedisReporter | None,
     control: SignalControl,
+    member: Member | None,
 ) -> Outcome:
     folder = settings.job_folder(job.id)
     if trial.kind == "finalize":
+        assert reporter is not None
         # it writes nothing but one folder that is whole or absent, so it can simply end
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from mergenet_core.training.finalize import finalize
@@ -73,15 +81,30 @@ def _run(
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from mergenet_core.training.trial import Interrupted, run_trial
 
+    seams: tuple[Reporter, Control]
+    if member is not None:
+        seams = member.watch(reporter, control)
+    else:
+        assert reporter is not None
+        seams = reporter, control
     try:
-        result = run_trial(spec, trial, folder, settings.roots, attempt=attempt, reporter=reporter, control=control)
+        result = run_trial(spec, trial, folder, settings.roots, attempt=attempt, reporter=seams[0], control=seams[1])
     except (Interrupted, StaleAttempt) as stop:
         return Outcome(ended="interrupted", message=str(stop))
     return Outcome(ended="finished", result=result)
 
 
-def _unexpected(error: Exception, where: str) -> Outcome:
+def _between_processes(error: Exception) -> bool:
+    """Whether a collective failed: another process is gone or hangs, and that one's word is the better one."""
+    by_type = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    return by_type or (isinstance(error, RuntimeError) and ("/gloo/" in str(error) or "NCCL" in str(error)))
+
+
+def failure(error: Exception, member: Member | None, where: str) -> Outcome:
+    """What to make of an exception that is none of the service's own."""
     last = traceback.format_exception_only(error)[-1].strip()
+    if member is not None and _between_processes(error):
+        return _failed(RankLost.code, f"rank {member.world_rank} no longer reaches the others: {last}", retryable=True)
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         advice = "take a smaller batch_size, a shorter max_length or a smaller model"
@@ -99,9 +122,14 @@ def _failed(code: str, message: str, *, retryable: bool = False) -> Outcome:
 
 def report(descriptor: int, job_id: str, trial_id: str, attempt: int) -> None:
     """Run the attempt and send its outcome: all that the training process does."""
+    log_by_lines()
+    send(descriptor, main(job_id, trial_id, attempt))
+
+
+def log_by_lines() -> None:
+    """Set up what this process prints."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log is read while it is written
-    send(descriptor, main(job_id, trial_id, attempt))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""One process of a gang is killed, stopped or hangs: the whole gang ends soon, and the next attempt goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mergenet_core.jobs.records import Job
+from tests.harness import SOLO, Lab, document, result_of
+from tests.workers import gangs
+from workers import processes
+
+pytestmark = pytest.mark.faults
+
+
+def resumes(folder: Path) -> None:
+    """The next attempt goes on from the newest checkpoint and finishes."""
+    newest = (folder / "counter").read_text()
+    assert 0 < int(newest) < 40
+    outcome = gangs.start(folder, attempt=2).outcome()
+    assert (outcome.ended, outcome.artifact) == ("finished", "rank 0 at step 40")
+    assert [(folder / f"resumed-2-{rank}").read_text() for rank in (0, 1)] == [newest, newest]
+
+
+def test_a_killed_process_ends_the_gang_and_the_next_attempt_resumes(tmp_path: Path) -> None:
+    gang = gangs.start(tmp_path, "kill")
+    outcome = gang.outcome()
+    assert (outcome.ended, outcome.code, outcome.retryable) == ("failed", "rank-lost", True)
+    assert outcome.message.startswith("rank 1 (process ")
+    assert "ended by signal SIGKILL" in outcome.message
+    resumes(tmp_path)
+
+
+def test_a_stopped_process_is_told_by_its_silence_and_the_next_attempt_resumes(tmp_path: Path) -> None:
+    outcome = gangs.start(tmp_path, "stop").outcome()
+    assert (outcome.code, outcome.retryable) == ("rank-lost", True)
+    assert outcome.message.startswith("rank 1 ")
+    assert outcome.message.endswith(f"gave no sign of life for {gangs.SILENCE_SECONDS} s")
+    resumes(tmp_path)
+
+
+def test_a_process_that_beats_but_does_not_move_ends_the_gang_too(tmp_path: Path) -> None:
+    # longer than what imports hold the interpreter for; its own wait for the other is longer still
+    gang = gangs.start(tmp_path, "hang", MERGENET_STALL_SECONDS="8")
+    outcome = gang.outcome()
+    assert (outcome.code, outcome.retryable) == ("rank-lost", True)
+    assert "did not move for 8 s since step 5" in outcome.message or "no longer reaches the others" in outcome.message
+    resumes(tmp_path)
+
+
+def test_the_first_process_killed_is_told_as_well(tmp_path: Path) -> None:
+    gang = gangs.start(tmp_path, "endless")
+    gang.wait_for_step(3)
+    gang.ranks()[0].kill()
+    assert "rank 0 (process " in gang.outcome(seconds=15).message
+
+
+def test_a_killed_launcher_takes_its_processes_along(tmp_path: Path) -> None:
+    gang = gangs.start(tmp_path, "endless")
+    gang.wait_for_step(3)
+    ranks = gang.ranks()
+    processes.kill(gang.child.tree()[:1])
+    assert gang.child.wait(5) == -9
+    deadline = time.monotonic() + 5
+    while gang.alive():
+        assert time.monotonic() < deadline, ranks
+        time.sleep(0.05)
+
+
+PAIR = {"resources": {"devices": 2, "strategy": "ddp", "device": "cpu"}}
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def pair_loss(shared_lab: Lab) -> float:
+    """What a job on two devices comes to when nothing disturbs it."""
+    shared_lab.want_workers(1)
+    job = shared_lab.wait_for_state(shared_lab.submit(small()), "succeeded", seconds=120)
+    return result_of(job).final_loss
+
+
+def small() -> dict[str, Any]:
+    return document(steps=STEPS, checkpoint_every=40) | PAIR
+
+
+def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
+    """The two training processes of a job's trial."""
+    found = [process for process in lab.processes(job) if "workers.rank" in process.cmdline()]
+    assert len(found) == 2, lab.explain()
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "stopped", "drained"])
+def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
+    lab: Lab, pair_loss: float, how: str
+) -> None:
+    lab.want_workers(2)
+    job = lab.submit(small())
+    lab.wait_for_checkpoint(job)
+    first, second = ranks(lab, job)
+    if how == "killed":
+        second.kill()
+    elif how == "stopped":
+        first.suspend()
+    else:
+        _, _, worker = lab.chain(job)
+        worker.terminate()
+    job = lab.wait_for_state(job, "succeeded", seconds=120)
+    assert (job.trial(SOLO).attempt, job.trial(SOLO).failures) == (2, 0 if how == "drained" else 1)
+    assert len(lab.events(job, "trial.resumed")) == 1
+    assert lab.processes(job) == []
+    assert result_of(job).final_loss == pytest.approx(pair_loss, abs=1e-6)

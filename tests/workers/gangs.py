@@ -1,0 +1,87 @@
+"""Starts the launcher as the supervisor does, with the tiny training of `gang_rank`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.harness import ended, wait
+from workers import processes
+from workers.outcome import Outcome, receive
+from workers.trial import OUTCOME_FD
+
+SILENCE_SECONDS = 5
+LIMITS = {
+    "MERGENET_SILENCE_SECONDS": str(SILENCE_SECONDS),
+    "MERGENET_STALL_SECONDS": "60",
+    "OMP_NUM_THREADS": "4",
+    "MKL_NUM_THREADS": "4",
+}
+
+
+@dataclass
+class Running:
+    """A launcher and what it started."""
+
+    folder: Path
+    log_path: Path
+    child: processes.Child
+    reader: int
+    mark: str
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def alive(self) -> list[psutil.Process]:
+        return [process for process in processes.marked(self.mark) if not ended(process)]
+
+    def ranks(self) -> list[psutil.Process]:
+        """The two processes of the gang."""
+        below = wait(
+            lambda: found if len(found := [p for p in self.alive() if p.pid != self.child.pid]) == 2 else None,
+            "two processes",
+            lambda: self.log,
+        )
+        return sorted(below, key=lambda process: process.environ()["RANK"])
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the checkpoint is that far."""
+        counter = self.folder / "counter"
+        wait(lambda: counter.exists() and int(counter.read_text()) >= step, f"step {step}", lambda: self.log)
+
+    def outcome(self, seconds: float = 60) -> Outcome:
+        """What the launcher told, when it has ended; nothing may be left of the gang."""
+        assert self.child.wait(seconds) == 0, self.log
+        assert self.alive() == []
+        found = receive(self.reader)
+        assert found is not None, self.log
+        return found
+
+
+def start(
+    folder: Path,
+    how: str = "",
+    *,
+    attempt: int = 1,
+    log: str = "log",
+    words: tuple[str, ...] = ("--devices", "0,1"),
+    **environment: str,
+) -> Running:
+    """A gang of two whose rank 1 goes wrong in the way `how` names."""
+    mark = processes.mark(secrets.token_hex(4), "control-0", attempt, "worker")
+    reader, writer = os.pipe()
+    child = processes.start(
+        None,
+        [sys.executable, "-m", "tests.workers.gang_launcher", str(folder), how, str(attempt), *words],
+        environment=LIMITS | {processes.MARK: mark, OUTCOME_FD: str(writer)} | environment,
+        log=folder / log,
+        fd=writer,
+    )
+    os.close(writer)
+    return Running(folder, folder / log, child, reader, mark)
