@@ -16,6 +16,7 @@ TRAIN = {
     "steps": 20, "batch_size": 8, "micro_batches": 2, "learning_rate": 2e-3, "eval_every": 10, "checkpoint_every": 10,
     "clip_norm": 0.5,
 }  # fmt: skip
+SOURCE = ODD | {"hidden_size": 18, "num_hidden_layers": 3, "intermediate_size": 29}
 METHODS = {
     "anchored": {"method": "anchored", "cycle": 3, "stop_at": 1.0},
     "lpka-gradient": {"method": "lpka", "cycle": 1, "stop_at": 1.0, "width": 8, "heads": 2},
@@ -28,11 +29,27 @@ STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
 def trial(
-    name: str, folder: Path, strategy: str, devices: int, method: str, arm: str = "transfer", **more: Any
+    name: str,
+    folder: Path,
+    strategy: str,
+    devices: int,
+    method: str,
+    arm: str = "transfer",
+    joint: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
     """One entry of a gang's list; `more` goes into `train`, or beside it where a gang reads it."""
     beside = {key: more.pop(key) for key in ("requests", "broken", "attempt") if key in more}
+    source: dict[str, Any] = {"model": {"path": "source"}}
+    if joint:
+        source = {
+            "model": {"config": SOURCE, "tokenizer": "source"},
+            "mode": "joint",
+            "data": {"train": "train.jsonl", "test": "test.jsonl", "max_length": 16},
+            "train": TRAIN | more | {"learning_rate": 1e-3},
+        }
     job = text_job(
+        source=source,
         target__model__config=ODD,
         transfer=METHODS[method],
         train=TRAIN | more,
