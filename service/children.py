@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergenet_core.errors import Unavailable
+from mergenet_core.tether import die_with
 
 INSTANT_SECONDS = 5.0
 """A child that lived shorter than this died at once."""
 INSTANT_DEATHS = 4
 """So many in a row, and it is given up."""
 TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,10 +106,7 @@ class Child:
 def tie_to(parent: int) -> None:
     """In a new child: get SIGTERM when the parent dies, also when that has happened already. Linux only."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if hasattr(_libc, "prctl"):
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
+    die_with(parent, signal.SIGTERM)
 
 
 def adopt_orphans() -> None:

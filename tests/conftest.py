@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
+
+from service.local import redis_binary
 
 if TYPE_CHECKING:
     from tests import harness
@@ -51,13 +51,6 @@ class RedisServer:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-
-
-def redis_binary() -> str:
-    beside = Path(sys.executable).with_name("redis-server")
-    found = shutil.which("redis-server") or (str(beside) if beside.exists() else None)
-    assert found, "install the extra `embedded`, or a redis-server"
-    return found
 
 
 @pytest.fixture(scope="session")

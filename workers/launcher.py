@@ -22,6 +22,7 @@ import psutil
 
 from mergenet_core.errors import RankLost
 from mergenet_core.settings import Settings
+from mergenet_core.tether import die_with
 from workers import host, processes
 from workers.gang import Gang
 from workers.member import ADDRESS, SILENCE
@@ -55,7 +56,7 @@ class Place:
 def main(arguments: Sequence[str], module: str = "workers.rank") -> NoReturn:
     """Run the gang's part on this host and send its outcome to the descriptor that the environment names."""
     signal.pthread_sigmask(signal.SIG_BLOCK, processes.HELD)  # every thread's: they are asked for, never delivered
-    processes.die_with(os.getppid())
+    die_with(os.getppid())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m workers.launcher")
     for name in ("job", "trial", "attempt"):

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mergenet_core.jobs.records import Checkpoint, Record
+from mergenet_core.tether import die_with
 from mergenet_core.training.seams import Control, Reporter
 from workers.outcome import Outcome
-from workers.processes import die_with
 
 ADDRESS = "MERGENET_GANG"
 """Environment variable with the name of the launcher's socket."""

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from mergenet_core.tether import die_with
+
 MARK = "MERGENET_ATTEMPT"
 """Environment variable of the processes of an attempt."""
 HELD = (signal.SIGTERM, signal.SIGUSR1)
@@ -42,13 +44,6 @@ def marked(prefix: str) -> list[psutil.Process]:
             if comm.startswith(name) or process.environ().get(MARK, "").startswith(prefix):
                 found.append(process)
     return found
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when `parent` dies, or at once when it is dead already."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 class Child:

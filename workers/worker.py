@@ -28,6 +28,7 @@ from mergenet_core.jobs import queue, registry, state
 from mergenet_core.jobs.records import Job, WorkerInfo, now
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
+from mergenet_core.tether import die_with
 from workers import processes, supervisor
 
 _WORKER_TTL_SECONDS = 30
@@ -151,7 +152,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
 
     def main_work_horse(self, job: Message, queue: Queue) -> None:
         """The work-horse's main: it does not outlive the worker."""
-        processes.die_with(self.pid)
+        die_with(self.pid)
         super().main_work_horse(job, queue)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:

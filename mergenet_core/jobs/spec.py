@@ -218,7 +218,7 @@ class TransferSpec(Strict):
     """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless."""
     include: Literal["all", "embeddings", "body", "no-head"] = "all"
     """Which paired weights take part."""
-    pairs: list[PairSpec] | None = None
+    pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
     """Pairs by name; default: found by pairing."""
     distill: DistillSpec | None = None
     """Output distillation for the arms that use it; default settings when an arm needs it."""

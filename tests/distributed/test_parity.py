@@ -1,6 +1,5 @@
 """The same job gives the same curve under every strategy: two processes against one, on real models and data."""
 
-
 import pytest
 
 from mergenet_core.jobs.paths import Roots
