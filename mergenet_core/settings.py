@@ -41,7 +41,13 @@ class Settings(BaseSettings):
     stall_seconds: Annotated[float, Field(ge=1)] = 600.0
     """How long such a trial may finish no step, and a process of it wait for another in a collective."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of a trial; default: the cores that the worker may use."""
+    """CPU threads of a training process; default: the cores that the worker may use, shared out between workers."""
+    workers: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Trials at a time on this host; default: one a GPU, or one where there is none."""
+    cpu_slots: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Where there is no GPU: how many processes may train at a time; default: the cores that the worker may use."""
+    ageing_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """After waiting so long for devices, a trial is passed by no other that needs fewer."""
 
     @field_validator("model_roots", "data_roots", mode="before")
     @classmethod

@@ -63,6 +63,8 @@ class Lab:
             "MERGENET_LEASE_SECONDS": str(self.lease_seconds),
             "MERGENET_GRACE_SECONDS": "20",
             "MERGENET_THREADS": "1",
+            "MERGENET_WORKERS": "1",
+            "MERGENET_CPU_SLOTS": "8",
             "MERGENET_SILENCE_SECONDS": "8",
         }
 

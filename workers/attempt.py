@@ -9,7 +9,8 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, StaleAttempt
-from mergenet_core.jobs import leases, state
+from mergenet_core.jobs import devices, leases, state
+from mergenet_core.jobs.devices import Lease
 from mergenet_core.jobs.records import TERMINAL, Job
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
@@ -56,11 +57,13 @@ class Attempt:
             _log.info("not claimed: %s", refusal)
             return None
 
-    def renew(self) -> bool:
-        """Prolong the lease; false while Redis is away, and when the lease is gone."""
-        asked_at = time.monotonic()
+    def renew(self, borrowed: Lease | None = None) -> bool:
+        """Prolong the lease, and that of its devices; false while Redis is away, and when either is gone."""
+        asked_at, seconds = time.monotonic(), self.settings.lease_seconds
         try:
-            held = leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, self.settings.lease_seconds)
+            held = leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, seconds)
+            if held and borrowed is not None:
+                held = devices.renew(self.store.redis, borrowed, seconds)
         except RedisError as error:
             _log.warning("the lease could not be renewed: %s", error)
             return False

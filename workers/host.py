@@ -7,29 +7,47 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+from mergenet_core.jobs.devices import Device
 from mergenet_core.jobs.records import WorkerInfo, now
 
 _REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
 
 
-def describe(name: str) -> WorkerInfo:
+def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
     """The worker as it is listed before it has any work."""
-    device, memory_bytes = _device()
+    count = f" ×{len(devices)}" if len(devices) > 1 and not devices[0].name.startswith("cpu") else ""
     return WorkerInfo(
         name=name,
         host=socket.gethostname(),
+        ledger=ledger_name(devices),
         state="idle",
-        device=device,
-        memory_bytes=memory_bytes,
+        device=f"{devices[0].name}{count}",
+        devices=len(devices),
+        memory_bytes=min(device.memory_bytes for device in devices),
         cpus=cpus(),
         seen_at=now(),
         versions={"python": platform.python_version()} | _versions(),
     )
+
+
+def devices(slots: int) -> tuple[Device, ...]:
+    """The host's GPUs, told by NVML's `nvidia-smi`; without any, so many slots on its CPU."""
+    found = tuple(_gpus())
+    name, memory_bytes = f"cpu: {_processor()}", _memory_bytes()
+    return found or tuple(Device(id=str(number), name=name, memory_bytes=memory_bytes) for number in range(slots))
+
+
+def ledger_name(devices: Sequence[Device]) -> str:
+    """Which ledger the devices are in: containers on one machine share its GPUs, not its CPU."""
+    if devices[0].name.startswith("cpu"):
+        return socket.gethostname()
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def cpus() -> int:
@@ -45,13 +63,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device() -> tuple[str, int]:
+def _gpus() -> Iterator[Device]:
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
         lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        name, mebibytes = lines[0].rsplit(",", 1)
-        return f"cuda: {name.strip()}" + (f" ×{len(lines)}" if len(lines) > 1 else ""), int(mebibytes) * 2**20
-    return f"cpu: {_processor()}", _memory_bytes()
+        for line in lines:
+            uuid, name, mebibytes = (part.strip() for part in line.split(","))
+            yield Device(id=uuid, name=f"cuda: {name}", memory_bytes=int(mebibytes) * 2**20)
 
 
 def _processor() -> str:

@@ -22,10 +22,12 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound
 from mergenet_core.jobs import artifacts, queue, state
+from mergenet_core.jobs.devices import Lease
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from workers import processes, warm
 from workers.attempt import Attempt
+from workers.lending import borrow, give_back, visible
 from workers.outcome import Outcome, receive
 from workers.retention import drop_trials
 from workers.trial import OUTCOME_FD, report
@@ -88,23 +90,38 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
-    devices = _gang(mine, trial)
+    count = 0 if trial.kind == "finalize" else mine.store.spec(mine.job_id).resources.devices
+    lease = borrow(mine, count, lambda: drain.up) if count else None
+    if count and lease is None:
+        return Outcome(ended="interrupted", message="stopped while it waited for devices")
+    try:
+        return _train_on(mine, job, trial, drain, lease)
+    finally:
+        if lease is not None:
+            give_back(mine, lease, ended=not processes.marked(mine.mark))
+
+
+def _train_on(mine: Attempt, job: Job, trial: Trial, drain: _Flag, lease: Lease | None) -> Outcome:
+    settings = mine.settings
+    gang = lease is not None and len(lease.devices) > 1
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
     arguments = (job.id, trial.id, mine.number)
-    words = ["workers.launcher", *map(str, arguments), "--devices", ",".join(devices)] if devices else []
+    words = ["workers.launcher", *map(str, arguments), "--devices", ",".join(lease.devices)] if lease and gang else []
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1")) * (len(lease.devices) if lease else 1)
+    environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if warm.is_warm() and not devices else None,
+            functools.partial(report, writer, *arguments) if warm.is_warm() and not gang else None,
             [sys.executable, "-m", *(words or ["workers.trial", *map(str, arguments)])],
-            environment={processes.MARK: mine.mark, OUTCOME_FD: str(writer)},
+            environment=environment | visible(lease),
             log=settings.job_folder(job.id).log(trial.id, mine.number),
             fd=writer,
         )
     finally:
         os.close(writer)
     try:
-        stopped = _watch(mine, child, drain)
+        stopped = _watch(mine, child, drain, lease)
     finally:
         processes.kill([*child.tree(), *processes.marked(mine.mark)])
         status = child.wait(_REAP_SECONDS)
@@ -112,13 +129,7 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
 
 
-def _gang(mine: Attempt, trial: Trial) -> list[str]:
-    """The devices of a trial that trains on several, a process each; none for one that needs a single process."""
-    count = mine.store.spec(mine.job_id).resources.devices
-    return [str(number) for number in range(count)] if count > 1 and trial.kind != "finalize" else []
-
-
-def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:
+def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | None) -> bool:
     """Stay until the child has ended, or the lease has; returns whether it was asked to stop."""
     settings = mine.settings
     beat_seconds = min(_BEAT_SECONDS, settings.lease_seconds / 5)
@@ -131,7 +142,7 @@ def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:
         if moment >= beat_at + beat_seconds:
             # one call that hangs fits in what `over` leaves of the lease, two do not
             beat_at = moment
-            job = mine.look() if mine.renew() else None
+            job = mine.look() if mine.renew(lease) else None
             if job is not None:
                 request = job.request
                 # a checkpoint asked for again within a beat, after the first one came, is a wish of its own

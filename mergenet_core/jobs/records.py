@@ -216,6 +216,10 @@ class WorkerInfo(Record):
     job: str | None = None
     trial: str | None = None
     device: str
+    devices: int = 1
+    """How many of them the host has."""
+    ledger: str | None = None
+    """Where it is noted who holds them."""
     memory_bytes: int
     """Of the device, or of the host where it trains on CPU."""
     cpus: int

@@ -64,6 +64,11 @@ def commit(
     return _settled(job)
 
 
+def waits(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
+    """A claimed trial does not start yet. Raises: `StaleAttempt`."""
+    return _with(job, _owned(job, trial_id, attempt), reason=reason)
+
+
 def fail(job: Job, trial_id: str, attempt: int, *, code: str, reason: str, retryable: bool) -> Job:
     """The attempt ended in an error: queue the trial again where that can help, else the job has failed."""
     trial = _owned(job, trial_id, attempt)

@@ -184,9 +184,10 @@ def view(context: Context, job: Job) -> JobView:
 
 
 def _waiting(context: Context, job: Job) -> str | None:
-    """Why nothing of a job runs: its place among all that waits, and what the workers do."""
-    if any(trial.state in state.ACTIVE for trial in job.trials):
-        return None
+    """Why nothing of a job runs: the devices that it needs, or its place among all that waits, and what workers do."""
+    active = [trial for trial in job.trials if trial.state in state.ACTIVE]
+    if active:
+        return next((trial.reason for trial in active), None) if all(trial.reason for trial in active) else None
     before = [context.store.place(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
     place = min((count for count in before if count is not None), default=None)
     if place is None:

@@ -11,8 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import Unavailable
-from mergenet_core.jobs import registry
+from mergenet_core.errors import NotFound, Unavailable
+from mergenet_core.jobs import devices, registry
+from mergenet_core.jobs.devices import DeviceState
 from mergenet_core.jobs.document import json_schema
 from mergenet_core.jobs.records import WorkerInfo
 from mergenet_core.jobs.registry import Scope
@@ -69,6 +70,33 @@ def readyz(context: Ctx) -> Health:
 def get_workers(context: Ctx) -> list[WorkerInfo]:
     """The workers that said they are alive within the last minute, and what each does."""
     return registry.workers(context.redis)
+
+
+@router.get(
+    "/devices",
+    tags=["system"],
+    dependencies=[needs("read")],
+    responses={**responses(401, 403, 503)},
+    summary="List devices",
+)
+def get_devices(context: Ctx) -> list[DeviceState]:
+    """The devices of every host with a worker, and who holds them."""
+    hosts = {worker.ledger for worker in registry.workers(context.redis) if worker.ledger is not None}
+    return devices.listing(context.redis, sorted(hosts))
+
+
+@router.post(
+    "/devices/{host}/{device}/clear",
+    tags=["system"],
+    dependencies=[needs("admin")],
+    responses={**responses(401, 403, 404, 503)},
+    summary="Lend a quarantined device again",
+)
+def clear_device(context: Ctx, host: str, device: str) -> list[DeviceState]:
+    """After an operator has seen to it that nothing runs on it any more."""
+    if not devices.clear(context.redis, host, device):
+        raise NotFound(f"device {device} of {host} is not quarantined; GET /devices lists those that are")
+    return devices.listing(context.redis, [host])
 
 
 @router.get("/schema/job", tags=["system"], summary="The job document's JSON Schema")

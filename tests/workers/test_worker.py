@@ -221,7 +221,7 @@ def test_the_redis_address_stands_in_no_command_line(lab: Lab) -> None:
 
 def test_where_there_is_a_gpu_the_worker_never_imports_torch(lab: Lab, tmp_path: Path, final_loss: float) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho Imagined GPU, 1024\n")
+    tool.write_text("#!/bin/sh\necho GPU-1, Imagined GPU, 1024\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     lab.want_workers(0)
     worker = lab.start_worker(PATH=f"{tmp_path}:{os.environ['PATH']}")
