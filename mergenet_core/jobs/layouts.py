@@ -63,9 +63,10 @@ def _span(config: Mapping[str, Any]) -> Shapes:
 def _words(config: Mapping[str, Any]) -> Shapes:
     width, vocabulary = config.get("hidden_size", 768), config.get("vocab_size", 30522)
     transform = "cls.predictions.transform"
-    tied = {} if config.get("tie_word_embeddings", True) else {"cls.predictions.decoder.weight": (vocabulary, width)}
+    tied = config.get("tie_word_embeddings", True)
     return (
-        {"cls.predictions.bias": (vocabulary,), **tied}
+        {"cls.predictions.bias": (vocabulary,)}
+        | ({} if tied else _linear("cls.predictions.decoder", vocabulary, width))
         | _linear(f"{transform}.dense", width, width)
         | _norm(f"{transform}.LayerNorm", width)
     )

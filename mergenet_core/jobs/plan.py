@@ -30,7 +30,7 @@ from mergenet_core.jobs.inspect import check_config, inspect_model, vocabulary_h
 from mergenet_core.jobs.layouts import shapes_from_config
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, reads_text
+from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, named_in, reads_text
 from mergenet_core.jobs.records import Record, Trial, WorkerInfo
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
 
@@ -39,6 +39,8 @@ _RUNTIME_BYTES = 600_000_000
 """What a training process holds before any model: the interpreter and the libraries."""
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
+_JSON_HEAD = 1_000_000
+"""Characters at a JSON file's beginning in which its columns must be named."""
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -270,6 +272,8 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
                 found = next(csv.reader(file), [])
             elif path.suffix == ".jsonl":
                 found = list(json.loads(file.readline(10_000_000)))
+            elif path.suffix == ".json":
+                found = named_in(file.read(_JSON_HEAD), wanted)
             else:
                 return
     except (ValueError, TypeError, RecursionError, csv.Error):
@@ -277,7 +281,7 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
     for column in wanted:
         if column not in found:
             raise DataRefused(
-                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found))}. "
+                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}. "
                 f"Name the right ones in {field.rsplit('.', 1)[0]}"
             )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from mergenet_core.jobs.spec import DataSpec, TaskName
 
 IMAGE_TASKS: tuple[TaskName, ...] = ("image-classification",)
@@ -20,6 +22,13 @@ def columns(task: TaskName, data: DataSpec) -> tuple[str, ...]:
             return (data.question, data.context, data.answers)
         case "causal-language-modelling" | "masked-language-modelling":
             return (data.text,)
+
+
+def named_in(head: str, wanted: tuple[str, ...]) -> list[str]:
+    """Which of the columns the beginning of a JSON file names; all, where it is that of SQuAD's own form."""
+    if '"paragraphs"' in head:
+        return list(wanted)
+    return [name for name in wanted if json.dumps(name) in head or json.dumps(name, ensure_ascii=False) in head]
 
 
 def reads_text(task: TaskName) -> bool:

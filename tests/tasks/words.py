@@ -75,3 +75,13 @@ def squad_rows(count: int, seed: int, things: int = 3) -> list[dict[str, Any]]:
         for paragraph in article["paragraphs"]
         for asked in paragraph["qas"]
     ]
+
+
+def write_reviews(folder: Path, count: int) -> None:
+    """IMDb's archive: a folder of texts a label, one of unlabelled texts, and files beside them."""
+    for label, word in (("pos", "good"), ("neg", "bad"), ("unsup", "who knows")):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            (folder / label / f"{number}_7.txt").write_text(f"{word} apple {'the ' * number}", encoding="utf-8")
+    (folder / "labeledBow.feat").write_text("9 0:9")
+    (folder / "urls_pos.txt").write_text("http://example.org")
