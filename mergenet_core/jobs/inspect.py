@@ -18,7 +18,7 @@ from mergenet_core.jobs.facts import ModelFacts
 HEADER_BYTES_MAX = 100_000_000
 """Longest safetensors header that is read, as in the safetensors library."""
 _JSON_BYTES_MAX = 200_000_000
-_HEADS = ("classifier.", "score.", "head.", "cls_head.")
+_HEADS = ("classifier.", "score.", "head.", "cls_head.", "qa_outputs.")
 
 
 def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
@@ -54,6 +54,12 @@ def check_config(config: dict[str, Any], task: str | None, *, where: str) -> Non
     if task is not None and kind not in model_types()[task]:
         near = ", ".join(sorted(model_types()[task])[:6])
         raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
+    both_ways = kind in model_types()["masked-language-modelling"] and not config.get("is_decoder")
+    if task == "causal-language-modelling" and both_ways:
+        raise ModelRefused(
+            f"{where}: a {kind} reads the tokens that it is to predict; set is_decoder: true in its config, or take a "
+            "decoder such as gpt2 or llama, or masked-language-modelling"
+        )
 
 
 @cache

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
+
+from mergenet_core.jobs.spec import TaskName
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_from_config(config: Mapping[str, Any]) -> Shapes | None:
-    """The state dict's names and shapes of a classifier that its config describes; None for a family not known here."""
+def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) -> Shapes | None:
+    """Names and shapes of the model that its config describes, with the task's head; None for a family not known here.
+
+    Without a task the head is a classifier's. A weight that is tied to another is told once.
+    """
     family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
-    return family(config) if family is not None else None
+    shapes = family(config) if family is not None else None
+    head = _HEADS.get(task) if task is not None else None
+    if shapes is None or head is None:
+        return shapes
+    body = {name: shape for name, shape in shapes.items() if not name.startswith(("bert.pooler.", "classifier."))}
+    return body | head(config)
 
 
 def _labels(config: Mapping[str, Any]) -> int:
@@ -46,6 +56,22 @@ def _bert(config: Mapping[str, Any]) -> Shapes:
     return shapes | _linear("bert.pooler.dense", width, width) | _linear("classifier", _labels(config), width)
 
 
+def _span(config: Mapping[str, Any]) -> Shapes:
+    return _linear("qa_outputs", 2, config.get("hidden_size", 768))
+
+
+def _words(config: Mapping[str, Any]) -> Shapes:
+    width, vocabulary = config.get("hidden_size", 768), config.get("vocab_size", 30522)
+    transform = "cls.predictions.transform"
+    tied = config.get("tie_word_embeddings", True)
+    return (
+        {"cls.predictions.bias": (vocabulary,)}
+        | ({} if tied else _linear("cls.predictions.decoder", vocabulary, width))
+        | _linear(f"{transform}.dense", width, width)
+        | _norm(f"{transform}.LayerNorm", width)
+    )
+
+
 def _mlp(config: Mapping[str, Any]) -> Shapes:
     pixels = config.get("num_channels", 1) * config.get("image_size", 28) ** 2
     widths = [pixels, *config.get("hidden_sizes", (128, 128))]
@@ -65,3 +91,11 @@ def _cnn(config: Mapping[str, Any]) -> Shapes:
         shapes |= {f"blocks.{block}.norm.running_{name}": (outputs,) for name in ("mean", "var")}
         shapes[f"blocks.{block}.norm.num_batches_tracked"] = ()
     return shapes | _linear("head", _labels(config), widths[-1])
+
+
+_HEADS: dict[TaskName, Callable[[Mapping[str, Any]], Shapes]] = {
+    "question-answering": _span,
+    "causal-language-modelling": _words,
+    "masked-language-modelling": _words,
+}
+"""Heads of the BERT family that are no classifier's."""

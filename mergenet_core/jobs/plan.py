@@ -30,6 +30,7 @@ from mergenet_core.jobs.inspect import check_config, inspect_model, vocabulary_h
 from mergenet_core.jobs.layouts import shapes_from_config
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, named_in, reads_text
 from mergenet_core.jobs.records import Record, Trial, WorkerInfo
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
 
@@ -38,6 +39,8 @@ _RUNTIME_BYTES = 600_000_000
 """What a training process holds before any model: the interpreter and the libraries."""
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
+_JSON_HEAD = 1_000_000
+"""Characters at a JSON file's beginning in which its columns must be named."""
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -78,10 +81,10 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     notes: list[str] = []
     _check_data(spec.target.data, spec.target.task, roots, "target.data")
     if spec.source.data is not None:
-        _check_data(spec.source.data, spec.target.task, roots, "source.data")
+        _check_data(spec.source.data, spec.source_task, roots, "source.data")
     task, data = spec.target.task, spec.target.data
-    learns = spec.source.train is not None
-    source = _facts(spec.source.model, task, spec.source.data or data, roots, "source.model", notes, trained=learns)
+    learns, learned = spec.source.train is not None, spec.source_task
+    source = _facts(spec.source.model, learned, spec.source.data or data, roots, "source.model", notes, trained=learns)
     target = _facts(spec.target.model, task, data, roots, "target.model", notes, donor=spec.source.model)
     _check_distillation(spec, source)
     pairing = None
@@ -157,13 +160,13 @@ def _facts(
     check_config(config, task, where=f"{field}.config")
     if tokenizer is None and donor is not None and (donor.tokenizer or donor.path):
         tokenizer = roots.model(donor.tokenizer or donor.path or "", f"{field}.tokenizer")
-    if task == "text-classification":
+    if reads_text(task):
         if tokenizer is None or _vocabulary(tokenizer, field) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
         config.setdefault("vocab_size", vocabulary_size(tokenizer))
     try:
         _check_sizes(config, f"{field}.config")
-        shapes = shapes_from_config(config)
+        shapes = shapes_from_config(config, task)
         sides = [side for shape in (shapes or {}).values() for side in shape]
         wrong: list[object] = [side for side in sides if not isinstance(side, int) or side < 1]
     except (TypeError, ValueError) as error:
@@ -202,7 +205,7 @@ def _check_sizes(config: Mapping[str, Any], field: str) -> None:
 
 def _with_labels(spec: JobSpec, source: ModelFacts, target: ModelFacts) -> tuple[ModelFacts, ModelFacts]:
     """Label spaces as far as they are known before data is read: a source trained on the same classes shares them."""
-    if spec.source.data is not None and spec.source.data.label == spec.target.data.label:
+    if spec.source.data is not None and _same_labels(spec, spec.source.data):
         shared = ("as in the data",)
         return (
             ModelFacts(source.config, source.shapes, source.vocabulary, source.labels or shared),
@@ -211,11 +214,27 @@ def _with_labels(spec: JobSpec, source: ModelFacts, target: ModelFacts) -> tuple
     return source, target
 
 
+def _same_labels(spec: JobSpec, learned: DataSpec) -> bool:
+    if spec.source_task != spec.target.task:
+        return False
+    if spec.target.task in CLASSIFICATIONS:
+        return learned.label == spec.target.data.label
+    return spec.target.task == "question-answering"  # a span's ends are the same in every model
+
+
 def _check_distillation(spec: JobSpec, source: ModelFacts | None) -> None:
-    if not any("distill" in arm for arm in spec.arms) or source is None:
+    distilling = [arm for arm in spec.arms if "distill" in arm]
+    if distilling and spec.target.task not in CLASSIFICATIONS:
+        raise SpecInvalid(
+            f"arms: {distilling[0]} needs a task with a label an example ({', '.join(CLASSIFICATIONS)}), the target "
+            f"learns {spec.target.task}; leave {' and '.join(distilling)} out",
+            errors=(FieldError("/arms", f"{distilling[0]} does not go with {spec.target.task}; leave it out"),),
+        )
+    if not distilling or source is None:
         return
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
-    if teacher is None and spec.source.train is None and source.labels is None:
+    headless = source.labels is None if spec.source.train is None else spec.source_task != spec.target.task
+    if teacher is None and headless:
         raise SpecInvalid(
             "transfer.distill.teacher is missing: the source has no head for the target's labels, so it cannot teach "
             "them; give teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill arms out"
@@ -230,21 +249,20 @@ def _check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> Non
                 "or ask the operator for MERGENET_HUB=true"
             )
         return
-    columns = (data.text if task == "text-classification" else data.image, data.label)
     for split in ("train", "test", "validation"):
         name = getattr(data, split)
         if name is not None:
-            _check_split(roots.dataset(name, f"{field}.{split}"), columns, task, f"{field}.{split}")
+            _check_split(roots.dataset(name, f"{field}.{split}"), columns(task, data), f"{field}.{split}")
 
 
-def _check_split(path: Path, columns: tuple[str, str], task: TaskName, field: str) -> None:
+def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
     """What the first bytes tell: is there anything, in a format that is read, with the columns that are named."""
     if path.is_dir():
         if not any(path.iterdir()):
             raise DataRefused(f"{field}: the folder {path.name} is empty")
         return
     if path.suffix not in _FILE_SUFFIXES:
-        raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or an image folder")
+        raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or a folder")
     if path.stat().st_size == 0:
         raise DataRefused(f"{field}: {path.name} is empty")
     try:
@@ -254,14 +272,16 @@ def _check_split(path: Path, columns: tuple[str, str], task: TaskName, field: st
                 found = next(csv.reader(file), [])
             elif path.suffix == ".jsonl":
                 found = list(json.loads(file.readline(10_000_000)))
+            elif path.suffix == ".json":
+                found = named_in(file.read(_JSON_HEAD), wanted)
             else:
                 return
     except (ValueError, TypeError, RecursionError, csv.Error):
         raise DataRefused(f"{field}: the first line of {path.name} is not {path.suffix[1:].upper()}") from None
-    for column in columns:
+    for column in wanted:
         if column not in found:
             raise DataRefused(
-                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found))}. "
+                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}. "
                 f"Name the right ones in {field.rsplit('.', 1)[0]}"
             )
 

@@ -13,7 +13,13 @@ from mergenet_core.jobs.plain import check_plain
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka"]
-TaskName = Literal["text-classification", "image-classification"]
+TaskName = Literal[
+    "text-classification",
+    "image-classification",
+    "question-answering",
+    "causal-language-modelling",
+    "masked-language-modelling",
+]
 NameText = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 
@@ -54,7 +60,7 @@ class ModelSpec(Strict):
 
 
 class DataSpec(Strict):
-    """Labelled examples: a train and a test split, each a file (parquet, JSON lines, CSV) or an image folder."""
+    """Examples: a train and a test split, each a file (parquet, JSON lines, CSV) or a folder of images or texts."""
 
     train: PathText
     """A file or folder inside the server's data roots, or the split's name when `hub` is given."""
@@ -67,11 +73,17 @@ class DataSpec(Strict):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """The commit of the hub dataset, 40 hexadecimal digits."""
     text: NameText = "text"
-    """Text classification: the column with the text."""
+    """Text classification and language modelling: the column with the text."""
     image: NameText = "image"
     """Image classification: the column with the image."""
     label: NameText = "label"
     """The column with the label, a string or a whole number."""
+    question: NameText = "question"
+    """Question answering: the column with the question; SQuAD's own JSON file needs no columns."""
+    context: NameText = "context"
+    """Question answering: the column with the text that the answer stands in."""
+    answers: NameText = "answers"
+    """Question answering: the column with the answers, each its text and where it starts; none where there is none."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
     """Use only so many training examples, drawn by the trial's seed, the same in every arm of that seed."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -79,7 +91,11 @@ class DataSpec(Strict):
     validation_limit: Annotated[int, Field(ge=1)] = 200
     """How many examples are held out of `train` for validation, at most a fifth of it, never trained on."""
     max_length: Annotated[int, Field(ge=2, le=8192)] = 128
-    """Text: tokens an example, longer ones are cut."""
+    """Text: tokens an example, longer ones are cut; questions on longer texts are read in windows."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Question answering: tokens that neighbouring windows of a text share; default: a third of `max_length`."""
+    blocks: Literal["packed", "truncated"] = "packed"
+    """Language modelling: texts end to end in blocks of `max_length`, or a block a text, cut at `max_length`."""
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     """Images: height and width in pixels after resizing."""
 
@@ -138,6 +154,8 @@ class SourceSpec(Strict):
     """`frozen`: it does not change while the target learns; `joint`: it learns beside the target, step by step."""
     data: DataSpec | None = None
     """What the source is trained on, with `train`; default: it is used as it is."""
+    task: TaskName | None = None
+    """What the source learns from `data`; default: the target's task."""
     train: TrainSpec | None = None
     """How the source learns: frozen, once before the trials, as a trial of its own (`source`); joint, beside each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -147,6 +165,8 @@ class SourceSpec(Strict):
     def _trained_on_something(self) -> Self:
         if (self.data is None) != (self.train is None):
             raise ValueError("source.data and source.train go together: what the source learns, and how")
+        if self.task is not None and self.train is None:
+            raise ValueError("source.task is what the source is trained on: give source.data and source.train")
         if self.model.config is not None and self.train is None:
             raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
         if self.mode == "joint" and self.train is None:
@@ -302,6 +322,11 @@ class JobSpec(Strict):
     """What stays on disk."""
     labels: Annotated[dict[NameText, NameText], Field(max_length=32)] = {}
     """The user's own marks, to filter lists by."""
+
+    @property
+    def source_task(self) -> TaskName:
+        """What the source learns where the job trains it."""
+        return self.source.task or self.target.task
 
     @model_validator(mode="after")
     def _arms_and_seeds(self) -> Self:

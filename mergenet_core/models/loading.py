@@ -16,7 +16,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.jobs.inspect import check_config, inspect_model, weight_files
@@ -26,12 +33,17 @@ from mergenet_core.jobs.spec import ModelSpec, TaskName
 AUTO = {
     "text-classification": AutoModelForSequenceClassification,
     "image-classification": AutoModelForImageClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "causal-language-modelling": AutoModelForCausalLM,
+    "masked-language-modelling": AutoModelForMaskedLM,
 }
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
 """Config keys that swap a model's layers, or fetch kernels from the hub."""
 OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
 """Config keys that follow from the data, or from how a model is called here."""
+SHARED_LABELS = ((), ("start", "end"))
+"""Label spaces of heads that mean the same in every model: over a vocabulary, over a span's ends."""
 _DEVIATION = 0.02
 _HEADS = ("classifier.", "score.", "head.", "cls_head.")
 
@@ -96,14 +108,8 @@ def build(
         if key not in known:
             raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
     implied = {key: value for key, value in overrides.items() if key in known}
-    names = dict(enumerate(labels))
     try:
-        made = AutoConfig.for_model(
-            config["model_type"],
-            **{**implied, **settings},
-            id2label=names,
-            label2id={name: row for row, name in names.items()},
-        )
+        made = AutoConfig.for_model(config["model_type"], **{**implied, **settings}, **_named(labels))
         torch.manual_seed(seed)
         model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
     except (
@@ -142,7 +148,7 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     _refuse_other_sizes(loaded["mismatched_keys"], prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
     anew = set(loaded["missing_keys"])
-    if inspect_model(folder).labels != labels:
+    if is_for_other_labels(folder, labels):
         anew |= {name for name in model.state_dict() if is_head(name, prefix)}
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -156,15 +162,9 @@ def trained_config(folder: Path, task: TaskName, labels: tuple[str, ...]) -> Any
     """A saved model's config with a head for `labels`. Raises: `ModelRefused`."""
     facts = inspect_model(folder, task)
     _refuse_swapped(facts.config, folder.name)
-    names = dict(enumerate(labels))
     try:
         return AutoConfig.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            id2label=names,
-            label2id={name: row for row, name in names.items()},
-            return_dict=True,
+            folder, local_files_only=True, trust_remote_code=False, return_dict=True, **_named(labels)
         )
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -217,6 +217,17 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None
     for name, weight in weights:
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ModelRefused(f"{where}: weight {name} holds NaN or infinity; train or export the model again")
+
+
+def is_for_other_labels(folder: Path, labels: tuple[str, ...]) -> bool:
+    """Whether a saved head, where there is one, has to start anew for `labels`."""
+    return labels not in SHARED_LABELS and inspect_model(folder).labels != labels
+
+
+def _named(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Config values that name the labels; a task without any leaves the config as it is."""
+    names = dict(enumerate(labels))
+    return {"id2label": names, "label2id": {name: row for row, name in names.items()}} if names else {}
 
 
 def is_head(name: str, prefix: str) -> bool:

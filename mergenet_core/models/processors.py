@@ -10,6 +10,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.reading import reads_text
 from mergenet_core.jobs.spec import ModelSpec, TaskName
 
 BOX = 4
@@ -25,7 +26,7 @@ def processor_folder(
 
     Raises: `ModelRefused` when the one given holds none, or when there is none at all for a text model.
     """
-    wanted = _TOKENIZER if task == "text-classification" else _IMAGES
+    wanted = _TOKENIZER if reads_text(task) else _IMAGES
     if spec.tokenizer is not None:
         given = roots.model(spec.tokenizer, f"{field}.tokenizer")
         if not _holds(given, wanted):
@@ -34,7 +35,7 @@ def processor_folder(
     for folder in (own, source if own is None else None):
         if folder is not None and _holds(folder, wanted):
             return folder
-    if task == "text-classification":
+    if reads_text(task):
         raise ModelRefused(f"{field} has no tokenizer and the source has none to share; give {field}.tokenizer")
     return None
 

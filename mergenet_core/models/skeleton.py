@@ -10,9 +10,9 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.inspect import inspect_model, weight_files
+from mergenet_core.jobs.inspect import weight_files
 from mergenet_core.jobs.spec import TaskName
-from mergenet_core.models.loading import AUTO, initial, is_head, trained_config
+from mergenet_core.models.loading import AUTO, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
 from mergenet_core.transfer.shards import Shard
 
@@ -34,7 +34,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
     """
     saved = SavedTensors(weight_files(folder))
     prefix = str(model.base_model_prefix)
-    anew = inspect_model(folder).labels != labels
+    anew = is_for_other_labels(folder, labels)
     for name, shard in shards.items():
         found = next((key for key in _spellings(name, prefix) if key in saved.names), None)
         head = is_head(name, prefix)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.reading import reads_text
 from mergenet_core.jobs.spec import DataSpec, TaskName
 from mergenet_core.models.processors import load_image_processor, load_tokenizer
 from mergenet_core.tasks.image_classification import load_images
+from mergenet_core.tasks.language_modelling import load_language
+from mergenet_core.tasks.question_answering import load_questions
 from mergenet_core.tasks.task import Task
 from mergenet_core.tasks.text_classification import load_text
+
+TEXT: dict[TaskName, Callable[..., Task]] = {
+    "text-classification": load_text,
+    "question-answering": load_questions,
+    "causal-language-modelling": partial(load_language, masked=False),
+    "masked-language-modelling": partial(load_language, masked=True),
+}
 
 
 def load_task(
@@ -19,8 +31,8 @@ def load_task(
 
     Raises: `DataRefused`, `ModelRefused`, `PathRefused`.
     """
-    if name == "text-classification":
+    if reads_text(name):
         assert processor is not None, "processor_folder refuses a text model without a tokenizer"
-        return load_text(data, load_tokenizer(processor), roots, seed=seed, field=field)
+        return TEXT[name](data, load_tokenizer(processor), roots, seed=seed, field=field)
     images = load_image_processor(processor) if processor is not None else None
     return load_images(data, images, roots, seed=seed, field=field, channels=channels)

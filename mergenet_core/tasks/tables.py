@@ -1,4 +1,4 @@
-"""Labelled tables from files, folders or the hub: read, checked, and split by seed."""
+"""Tables from files, folders or the hub: read and checked; a classification's labels as numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from mergenet_core.errors import DataRefused, PathRefused
 from mergenet_core.jobs.artifacts import sha256
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.drawing import draw
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LEAST_TRAIN = 5
-"""A fifth is held out for validation, so fewer examples than this leave nothing to hold out."""
+UNLABELLED = "unsup"
+"""The folder of IMDb's archive whose reviews have no label."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +65,19 @@ class Splits:
 def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: str) -> Splits:
     """Read and check the splits, and draw the trial's subset and its validation examples by `seed`.
 
-    The draw is one permutation: training examples come from its front, validation from its back, so that every arm of
-    a seed sees the same ones. Raises: `DataRefused`, `PathRefused`.
+    Raises: `DataRefused`, `PathRefused`.
     """
-    train = read(data, "train", column, roots, field)
+    train = read(data, "train", (column, data.label), roots, field)
     names_n = _names(train, data.label)
     labels = _label_space(names_n, train, data.label)
     numbers_n = _numbers(names_n, labels, train.field)
-    test = read(data, "test", column, roots, field)
-    order = torch.randperm(len(numbers_n), generator=torch.Generator().manual_seed(seed))
+    test = read(data, "test", (column, data.label), roots, field)
+    train_rows, validation_rows = draw(data, len(numbers_n), seed=seed, field=field)
+    validation, validation_numbers_n = train, numbers_n
     if data.validation is not None:
-        validation, held_out = read(data, "validation", column, roots, field), 0
+        validation = read(data, "validation", (column, data.label), roots, field)
         validation_numbers_n = _numbers(_names(validation, data.label), labels, validation.field)
         validation_rows = torch.arange(len(validation_numbers_n))
-    else:
-        if len(order) < LEAST_TRAIN:
-            raise DataRefused(
-                f"{train.field}: {data.train} has {len(order)} examples; at least {LEAST_TRAIN} are needed to "
-                f"hold some out for validation. Add examples, or give {field}.validation"
-            )
-        held_out = min(data.validation_limit, len(order) // 5)
-        validation, validation_numbers_n, validation_rows = train, numbers_n, order[len(order) - held_out :]
-    wanted = data.train_limit or max(1, round(data.train_fraction * len(order)))
     return Splits(
         train=train,
         validation=validation,
@@ -94,13 +86,13 @@ def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: 
         train_labels_n=numbers_n,
         validation_labels_n=validation_numbers_n,
         test_labels_n=_numbers(_names(test, data.label), labels, test.field),
-        train_rows=order[: min(wanted, len(order) - held_out)],
+        train_rows=train_rows,
         validation_rows=validation_rows,
     )
 
 
-def read(data: DataSpec, split: str, column: str, roots: Roots, field: str) -> Table:
-    """Read one split and check that it has rows and both columns. Raises: `DataRefused`, `PathRefused`."""
+def read(data: DataSpec, split: str, columns: tuple[str, ...], roots: Roots, field: str) -> Table:
+    """Read one split and check that it has rows and the columns. Raises: `DataRefused`, `PathRefused`."""
     given = getattr(data, split)
     where = f"{field}.{split}"
     if data.hub is not None:
@@ -110,18 +102,27 @@ def read(data: DataSpec, split: str, column: str, roots: Roots, field: str) -> T
         table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where)
     if len(table.rows) == 0:
         raise DataRefused(f"{where}: {given} has no examples; give a file with at least one row")
-    for name in (column, data.label):
+    for name in columns:
         if name not in table.rows.column_names:
             there = ", ".join(table.rows.column_names)
             raise DataRefused(f"{where}: {given} has no column {name!r}; its columns are {there}. Name the right one")
     return table
 
 
+def texts(table: Table, column: str, rows: Tensor) -> list[str]:
+    """The texts of these rows. Raises: `DataRefused` where a row of the table, whether of these or not, has none."""
+    found = table.rows[column][:]
+    for row, text in enumerate(found):
+        if not isinstance(text, str):
+            raise DataRefused(f"{table.field}: row {row} has {text!r} in column {column!r}; every text is a string")
+    return [found[row] for row in rows.tolist()]
+
+
 def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
     kind = BUILDERS.get(paths[0].suffix.lower())
     if kind is None:
         allowed = ", ".join(BUILDERS)
-        raise DataRefused(f"{where}: {paths[0].name} is not a format that is read ({allowed}, or an image folder)")
+        raise DataRefused(f"{where}: {paths[0].name} is not a format that is read ({allowed}, or a folder)")
     if sum(path.stat().st_size for path in paths) == 0:
         raise DataRefused(f"{where}: {paths[0].name} is empty; give a file with at least one row")
     files = [str(path) for path in paths]
@@ -140,17 +141,27 @@ def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in BUILDERS)
     if tables:
         return _from_files(tables, folder, where)
-    images = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGES)
-    if not images:
+    labelled = sorted(path for path in folder.glob("*/*") if path.parent.name != UNLABELLED)
+    images = [path for path in labelled if path.suffix.lower() in IMAGES]
+    files = images or [path for path in labelled if path.suffix.lower() == ".txt"]
+    if not files:
         raise DataRefused(
-            f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images in one folder a label "
-            f"({', '.join(IMAGES)})"
+            f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images ({', '.join(IMAGES)}) or "
+            "texts (.txt) in one folder a label"
         )
-    rows = {
-        data.image: [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images],
-        data.label: [path.parent.name for path in images],
-    }
-    return Table(datasets.Dataset.from_dict(rows), where, _hash(images), folder)
+    rows: dict[str, list[Any]] = {data.label: [path.parent.name for path in files]}
+    if images:
+        rows[data.image] = [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images]
+    else:
+        rows[data.text] = [_text(path, where) for path in files]
+    return Table(datasets.Dataset.from_dict(rows), where, _hash(files), folder)
+
+
+def _text(path: Path, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataRefused(f"{where}: {path.parent.name}/{path.name} is not UTF-8; convert it") from None
 
 
 def _from_hub(data: DataSpec, split: str, roots: Roots, where: str) -> Table:

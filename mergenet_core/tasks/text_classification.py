@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergenet_core.errors import DataRefused
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import DataSpec
-from mergenet_core.tasks.tables import Table, read_splits
+from mergenet_core.tasks.tables import Table, read_splits, texts
 from mergenet_core.tasks.task import Classification, Task
 
 
@@ -47,7 +46,7 @@ def load_text(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field:
     splits = read_splits(data, data.text, roots, seed=seed, field=field)
 
     def examples(table: Table, rows: Tensor, labels_n: Tensor) -> TokenExamples:
-        return _tokenise(_texts(table, data.text, rows), labels_n[rows], tokenizer, data.max_length)
+        return _tokenise(texts(table, data.text, rows), labels_n[rows], tokenizer, data.max_length)
 
     return Classification(
         labels=splits.labels,
@@ -58,14 +57,6 @@ def load_text(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field:
         settings={"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
         facts=splits.facts(),
     )
-
-
-def _texts(table: Table, column: str, rows: Tensor) -> list[str]:
-    texts = table.rows[column][:]
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataRefused(f"{table.field}: row {row} has {text!r} in column {column!r}; every text is a string")
-    return [texts[row] for row in rows.tolist()]
 
 
 def _tokenise(texts: list[str], labels_n: Tensor, tokenizer: Any, max_length: int) -> TokenExamples:

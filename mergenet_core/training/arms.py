@@ -74,7 +74,7 @@ def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tup
     assert data is not None
     assert spec is not None
     learner = prepare_learner(
-        job.source.model, job.target.task, data, None, roots, building(spec, world), seed=seed, field="source"
+        job.source.model, job.source_task, data, None, roots, building(spec, world), seed=seed, field="source"
     )
     count = parameters(learner.model)
     known = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)

@@ -14,14 +14,20 @@ from mergenet_core.jobs.spec import JobSpec, ModelSpec
 _AUTO = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+    "question-answering": ("AutoModelForQuestionAnswering", "AutoTokenizer"),
+    "causal-language-modelling": ("AutoModelForCausalLM", "AutoTokenizer"),
+    "masked-language-modelling": ("AutoModelForMaskedLM", "AutoTokenizer"),
 }
+_PIPELINES = {"causal-language-modelling": "text-generation", "masked-language-modelling": "fill-mask"}
+"""What the hub calls a task, where it is not by the name it has here."""
 
 
 def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
     """README.md of the artifact, with the front matter that the hub reads."""
     assert trial.result is not None
     result, task = trial.result, job.target.task
-    front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": task, "tags": ["mergenet"]}).strip()
+    tag = _PIPELINES.get(task, task)
+    front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": tag, "tags": ["mergenet"]}).strip()
     model, processor = _AUTO[task]
     built_in = str((job.target.model.config or {}).get("model_type", "")).startswith("mergenet-")
     loading = [

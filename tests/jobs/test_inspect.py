@@ -136,4 +136,10 @@ def test_the_shipped_list_of_model_types_is_that_of_the_installed_transformers()
     built_in = {"mergenet-cnn", "mergenet-mlp"}
     text = set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     image = set(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) | built_in
-    assert model_types() == {"text-classification": text, "image-classification": image}
+    assert model_types() == {
+        "text-classification": text,
+        "image-classification": image,
+        "question-answering": set(modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+        "causal-language-modelling": set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        "masked-language-modelling": set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    }

@@ -1,5 +1,12 @@
 import pytest
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 import mergenet_core.models  # noqa: F401  (registers the built-in networks)
 from mergenet_core.jobs.layouts import shapes_from_config
@@ -24,6 +31,21 @@ def test_the_layout_is_that_of_the_real_model(config):
     auto = AutoModelForSequenceClassification if config["model_type"] == "bert" else AutoModelForImageClassification
     model = auto.from_config(AutoConfig.for_model(**config))
     assert shapes_from_config(config) == {name: tuple(W.shape) for name, W in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("task", "auto", "change"),
+    [
+        ("question-answering", AutoModelForQuestionAnswering, {}),
+        ("masked-language-modelling", AutoModelForMaskedLM, {}),
+        ("masked-language-modelling", AutoModelForMaskedLM, {"tie_word_embeddings": False}),
+        ("causal-language-modelling", AutoModelForCausalLM, {"is_decoder": True}),
+        ("text-classification", AutoModelForSequenceClassification, {}),
+    ],
+)
+def test_the_head_is_that_of_the_task(task, auto, change):
+    model = auto.from_config(AutoConfig.for_model(**BERT, **change))
+    assert shapes_from_config(BERT | change, task) == {name: tuple(W.shape) for name, W in model.named_parameters()}
 
 
 def test_a_family_not_known_has_no_layout():

@@ -183,3 +183,72 @@ def test_a_text_model_from_scratch_needs_a_tokenizer(
 def test_a_job_larger_than_the_disk_is_refused(plan: Callable[..., Any], document: dict[str, Any]) -> None:
     with pytest.raises(TooLarge, match="are free; free some disk"):
         plan(put(document, "target/model/config/hidden_size", 4_000_000))  # no worker is up to compare with
+
+
+QUESTIONS = {"question": "what ?", "context": "cat", "answers": {"text": [], "answer_start": []}}
+SQUAD = {"version": "v2.0", "data": [{"paragraphs": [{"context": "cat", "qas": []}]}]}
+
+
+@pytest.fixture
+def asking(home: Path, document: dict[str, Any]) -> dict[str, Any]:
+    for name, content in (("squad", SQUAD), ("rows", [QUESTIONS]), ("other", [{"question": "what ?"}])):
+        (home / "data" / f"{name}.json").write_text(json.dumps(content))
+    (home / "data" / "questions.jsonl").write_text(json.dumps(QUESTIONS) + "\n")
+    data = {"train": "squad.json", "test": "rows.json", "validation": "questions.jsonl"}
+    return put(put(document, "target/task", "question-answering"), "target/data", data)
+
+
+def test_questions_are_planned_with_the_head_that_they_need(plan: Callable[..., Any], asking: dict[str, Any]) -> None:
+    made = plan(asking)
+    assert made.notes == ("no worker is up: memory was not compared with a machine",)
+    assert {"qa_outputs.weight", "qa_outputs.bias"} <= set(made.pairing.unpaired)
+    assert not any("pooler" in name for name in made.pairing.unpaired)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value", "error", "sentence"),
+    [
+        ("target/data/train", "other.json", DataRefused, "other.json has no column 'context'; it has question"),
+        ("target/data/train", "train.jsonl", DataRefused, "train.jsonl has no column 'question'; it has text, label"),
+        ("arms", ["transfer", "control", "distill"], SpecInvalid, "arms: distill needs a task with a label an example"),
+        ("target/task", "causal-language-modelling", ModelRefused, "a bert reads the tokens that it is to predict"),
+        ("target/model/config/model_type", "resnet", ModelRefused, "'resnet' cannot learn question-answering"),
+        ("source/task", "question-answering", SpecInvalid, "source.task is what the source is trained on"),
+    ],
+)
+def test_what_a_text_task_cannot_work_with_is_told(
+    pointer: str,
+    value: object,
+    error: type[MergeNetError],
+    sentence: str,
+    plan: Callable[..., Any],
+    asking: dict[str, Any],
+) -> None:
+    changed = put(asking, pointer, value)
+    if value == "causal-language-modelling":
+        changed["target"]["data"] = {"train": "train.jsonl", "test": "test.jsonl"}
+    with pytest.raises(error) as refused:
+        plan(changed)
+    told = [refused.value.message, *(fault.message for fault in refused.value.errors)]
+    assert any(sentence in one for one in told), told
+
+
+def test_a_source_of_another_task_is_checked_by_its_own_and_teaches_only_with_a_head(
+    plan: Callable[..., Any], asking: dict[str, Any], document: dict[str, Any]
+) -> None:
+    learned = {
+        "model": {"config": document["target"]["model"]["config"], "tokenizer": "source"},
+        "task": "question-answering",
+        "data": asking["target"]["data"],
+        "train": {"steps": 5},
+    }
+    crossing = document | {"source": learned}
+    made = plan(crossing)
+    assert made.trials[0].id == "source"
+    assert "bert.encoder.layer.0.attention.self.query.weight" in {pair.target for pair in made.pairing.pairs}
+    assert "labels" not in made.pairing.anchored_axes
+    with pytest.raises(SpecInvalid, match="the source has no head for the target's labels"):
+        plan(crossing | {"arms": ["transfer", "control", "distill"]})
+    wrong = put(crossing, "source/data/train", "train.jsonl")
+    with pytest.raises(DataRefused, match=r"source.data.train: train.jsonl has no column 'question'"):
+        plan(wrong)

@@ -59,7 +59,7 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/target/model/config", {"hidden_size": 3}, "config needs model_type"),
         ("/source/model", {"config": {"model_type": "bert"}}, "knows nothing yet"),
         ("/source/train", {"steps": 3}, "source.data and source.train go together"),
-        ("/target/task", "poetry", "'text-classification' or 'image-classification'"),
+        ("/target/task", "poetry", "'text-classification', 'image-classification'"),
         ("/target/data/train", None, "target.data.train is missing"),
         ("/target/data/train_fraction", 0, "greater than 0"),
         ("/arms", ["transfer"], "arms needs control"),

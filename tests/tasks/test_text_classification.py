@@ -16,6 +16,7 @@ from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.tasks.text_classification import load_text
+from tests.tasks.words import write_reviews
 from tests.training.tiny import text_rows, write_lines, write_tokenizer
 
 
@@ -148,3 +149,27 @@ def test_csv_with_gaps_is_refused(roots: Roots) -> None:
 def test_the_hub_is_closed(roots: Roots) -> None:
     with pytest.raises(PathRefused, match=r"target.data.train: the hub is closed here"):
         load(roots, hub="org/data", revision="0" * 40)
+
+
+def test_the_folders_of_imdbs_archive_are_read(roots: Roots) -> None:
+    for split in ("train", "test"):
+        write_reviews(roots.data[0] / "aclImdb" / split, 10)
+    task = load(roots, train="aclImdb/train", test="aclImdb/test")
+    assert task.labels == ("neg", "pos")
+    assert len(task.test) == 20
+    assert sorted(texts(task, "test"))[-1] == "[UNK] apple the the the the the the the the the".replace("[UNK] ", "")
+    batch = task.test.batch(torch.arange(20))
+    assert batch["labels"].tolist() == [0] * 10 + [1] * 10
+    assert batch["attention_mask"].sum(dim=1).max() == 13
+    (roots.data[0] / "aclImdb" / "test" / "pos" / "0_7.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataRefused, match=r"target.data.test: pos/0_7.txt is not UTF-8"):
+        load(roots, train="aclImdb/train", test="aclImdb/test")
+
+
+def test_imdbs_tables_with_whole_numbers_are_read(roots: Roots) -> None:
+    for split in ("train", "test"):
+        rows = [{"text": "apple", "label": row % 2} for row in range(10)]
+        datasets.Dataset.from_list(rows).to_parquet(roots.data[0] / f"{split}-00000-of-00001.parquet")
+    task = load(roots, train="train-00000-of-00001.parquet", test="test-00000-of-00001.parquet")
+    assert task.labels == ("0", "1")
+    assert task.test.batch(torch.arange(4))["labels"].tolist() == [0, 1, 0, 1]
