@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
 from mergenet_core.transfer.reencode import factorize
@@ -54,6 +55,7 @@ class Transfer:
         self._sham_seed = seed if sham else None
         if sham:
             source_weights = Shuffled(source_weights, seed)
+        source_weights = Parts(source_weights, pairing)
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
         self._start: Iterable[Written] | None
