@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from mergenet_core.jobs.cnns import read_cnn
@@ -31,13 +32,16 @@ def read_anatomy(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tu
     cnn = read_cnn(shapes)
     if cnn is not None:
         return (replace(cnn, config=config),)
-    prefixes = {
-        name[: found.start(1)]
-        for name in shapes
-        for spelling in SPELLINGS
-        if (found := re.fullmatch(rf"(?:\w+\.)*?({spelling.base})", name))
-    }
-    towers = [tower for prefix in sorted(prefixes) if (tower := _read_tower(shapes, prefix, config)) is not None]
+    entrances: dict[str, list[Spelling]] = {}
+    for spelling in SPELLINGS:
+        for name in shapes:
+            if found := re.fullmatch(rf"(?:\w+\.)*?({spelling.base})", name):
+                entrances.setdefault(name[: found.start(1)], []).append(spelling)
+    towers = [
+        tower
+        for prefix, spellings in sorted(entrances.items(), key=lambda entry: entry[0])
+        if (tower := _read_tower(shapes, prefix, spellings, config)) is not None
+    ]
     if len(towers) < 2:
         return tuple(replace(tower, tower="") for tower in towers)
     taken: set[str] = set()
@@ -47,15 +51,19 @@ def read_anatomy(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tu
     return tuple(towers)
 
 
-def _read_tower(shapes: _Shapes, prefix: str, config: Mapping[str, Any]) -> Anatomy | None:
+def _read_tower(
+    shapes: _Shapes, prefix: str, spellings: Iterable[Spelling], config: Mapping[str, Any]
+) -> Anatomy | None:
     own = _config_of(prefix, config)
     kind = own.get("model_type")
-    fitting = [spelling for spelling in SPELLINGS if not spelling.types or kind is None or kind in spelling.types]
+    fitting = [spelling for spelling in spellings if not spelling.types or kind is None or kind in spelling.types]
+    if not fitting:
+        return None
     spelling, parts = max(
         ((spelling, _match(shapes, prefix, spelling)) for spelling in fitting), key=lambda entry: len(entry[1])
     )
     layers = 1 + max((part.layer for part in parts if part.layer is not None), default=-1)
-    if layers == 0 or not any(re.fullmatch(re.escape(prefix) + spelling.base, part.name) for part in parts):
+    if layers == 0:
         return None
     heads = _first(own, ("num_attention_heads", "n_heads", "n_head"), 12)  # as in every config of these families
     tied = bool(own.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(spelling.family, True)))
@@ -71,18 +79,22 @@ def _read_tower(shapes: _Shapes, prefix: str, config: Mapping[str, Any]) -> Anat
         gated=spelling.gated,
         rotary=spelling.rotary,
         config=own,
+        shared_head=tied and spelling.kind in ("encoder", "decoder"),
     )
-    return _with_ties(anatomy, shapes) if tied and spelling.kind in ("encoder", "decoder") else anatomy
+    return _with_ties(anatomy, shapes) if anatomy.shared_head else anatomy
 
 
 def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[Part]:
     found: list[tuple[int, Part]] = []
-    rows = [(re.escape(prefix), row) for row in spelling.body] + [(r"(?:\w+\.)*?", row) for row in spelling.ends]
-    for place, (before, row) in enumerate(rows):
-        compiled = re.compile(before + row.pattern)
-        for name, shape in shapes.items():
-            if match := compiled.fullmatch(name):
-                found.append((place, _part(name, tuple(shape), row, int(match[1]) if match.groups() else None)))
+    body = [(name, len(prefix)) for name in shapes if name.startswith(prefix)]
+    ends = [(name, start) for name in shapes for start in _starts(name)]
+    rows = [(row, body) for row in spelling.body] + [(row, ends) for row in spelling.ends]
+    for place, (row, names) in enumerate(rows):
+        pattern = _compiled(row.pattern)
+        for name, start in names:
+            if match := pattern.fullmatch(name, start):
+                layer = int(match[1]) if match.groups() else None
+                found.append((place, _part(name, tuple(shapes[name]), row, layer)))
     last = max((place for place, part in found if part.layer is not None), default=0)
 
     def forward(entry: tuple[int, Part]) -> tuple[int, int, int]:
@@ -92,6 +104,16 @@ def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[Part]:
         return (2 if place > last else 0, 0, place)
 
     return [part for _, part in sorted(found, key=forward)]
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _starts(name: str) -> list[int]:
+    """Where a name can begin, whatever its model hangs in."""
+    return [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
 
 
 def _part(name: str, shape: tuple[int, ...], row: Row, layer: int | None) -> Part:

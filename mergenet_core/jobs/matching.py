@@ -58,7 +58,7 @@ class Matching:
         layers = match_layers(self.theirs, self.ours)
         sources = dict(places(self.theirs, self.ours))
         words = next((part for part in self.theirs.parts if part.role == "embeddings.word"), None)
-        if words is not None and self.theirs.tied:  # its head is the word embedding, read the other way
+        if words is not None and self.theirs.shared_head:  # its head is the word embedding, read the other way
             head = Part(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
             sources[("tokens.head.weight", None)] = head
         for (role, place), mine in places(self.ours, self.theirs):

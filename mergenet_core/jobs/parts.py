@@ -91,6 +91,8 @@ class Anatomy:
     """The stage of every block of a CNN; empty where layers are all alike."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What the model's config says of this tower."""
+    shared_head: bool = False
+    """The head that names tokens is the word embedding, whether this model has one or not."""
     tied: dict[str, str] = field(default_factory=dict)
     """Weights that are another weight under a second name."""
 

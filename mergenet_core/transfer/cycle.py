@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.sham import Shuffled, shuffled
 from mergenet_core.transfer.shards import Shard
