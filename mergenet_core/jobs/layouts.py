@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from mergenet_core.jobs.transformer_layouts import transformer_shapes
+
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_from_config(config: Mapping[str, Any]) -> Shapes | None:
+def shapes_from_config(config: Mapping[str, Any], task: str | None = None) -> Shapes | None:
     """The state dict's names and shapes of a classifier that its config describes; None for a family not known here."""
     family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
-    return family(config) if family is not None else None
+    return family(config) if family is not None else transformer_shapes(config, task)
 
 
 def _labels(config: Mapping[str, Any]) -> int:

@@ -163,7 +163,7 @@ def _facts(
         config.setdefault("vocab_size", vocabulary.size)
     try:
         _check_sizes(config, f"{field}.config")
-        shapes = shapes_from_config(config)
+        shapes = shapes_from_config(config, task)
         sides = [side for shape in (shapes or {}).values() for side in shape]
         wrong: list[object] = [side for side in sides if not isinstance(side, int) or side < 1]
     except (TypeError, ValueError) as error:

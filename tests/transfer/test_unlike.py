@@ -90,3 +90,40 @@ def test_maps_are_made_by_size_where_one_is_told_to_go_on() -> None:
     changed = {name for name, W in written.items() if not torch.equal(W, before[name])}
     assert "classifier.weight" in changed
     assert any("expand_1x1.convolution" in name for name in changed)
+
+
+def llama(groups: int, heads: int = 4, width: int = 16) -> nn.Module:
+    config = tf.LlamaConfig(**TEXT | {"hidden_size": width, "num_attention_heads": heads}, num_key_value_heads=groups)
+    return tf.LlamaForCausalLM(config).eval()
+
+
+def test_a_decoder_into_its_like_computes_what_the_source_does() -> None:
+    source, target = llama(2), llama(2)
+    projected(source, target)
+    tokens = torch.randint(0, len(WORDS), (2, 6))
+    assert torch.allclose(source(tokens).logits, target(tokens).logits, atol=1e-5)
+
+
+def test_every_query_stays_with_the_keys_and_values_it_reads() -> None:
+    source, target = llama(4, heads=8, width=32), llama(2, heads=4, width=32)
+    with torch.no_grad():
+        for layer in source.model.layers:  # the second and the last group are the ones to keep
+            layer.self_attn.k_proj.weight.view(4, 4, 32)[[1, 3]] *= 5
+    written, weights = projected(source, target), source.state_dict()
+    name = "model.layers.0.self_attn.{}_proj.weight"
+    assert torch.equal(
+        written[name.format("k")].view(2, 8, 32)[:, [0, 4]], weights[name.format("k")].view(4, 4, 32)[[1, 3]][:, [0, 2]]
+    )
+    assert torch.equal(
+        written[name.format("v")].view(2, 8, 32)[:, :4], weights[name.format("v")].view(4, 4, 32)[[1, 3]]
+    )
+    contexts = written[name.format("o")].view(32, 4, 8)[:, :, :4]
+    assert torch.equal(contexts, weights[name.format("o")].view(32, 8, 4)[:, [2, 3, 6, 7]])
+
+
+def test_an_encoder_fills_the_leading_query_of_each_group() -> None:
+    source, target = bert(), llama(2)
+    before = target.state_dict()["model.layers.0.self_attn.q_proj.weight"].clone()
+    written = projected(source, target)["model.layers.0.self_attn.q_proj.weight"].view(4, 4, 16)
+    kept = [bool(torch.equal(written[head], before.view(4, 4, 16)[head])) for head in range(4)]
+    assert kept == [False, True, False, True]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mergenet_core.jobs.pairs import AxisPair, Pairing, WeightPair
+from mergenet_core.transfer.heads import grouped_map, is_grouped
 from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
 from mergenet_core.transfer.views import matrix_shape
 
@@ -86,7 +87,7 @@ def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mappi
         W = source[axis.basis]
         return stream_map(W if axis.basis_form == "embedding" else W.flatten(1).T, axis.target_size)
     if axis.heads is not None:
-        return _head_map(name, source, pairing)
+        return (grouped_map if is_grouped(name, pairing) else _head_map)(name, source, pairing)
     return selection(unit_scores(name, source, pairing, maps), axis.target_size)
 
 
