@@ -15,7 +15,7 @@ from mergenet_core.jobs.anatomy import KNOWN, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.matching import Anchor, Matching, by_name
 from mergenet_core.jobs.pairs import AxisPair, PairedMethod, Pairing, WeightPair
-from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Form, Kind
+from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Form, Kind, axis_kind
 from mergenet_core.jobs.shared import shared_axes
 from mergenet_core.jobs.spec import TransferSpec
 
@@ -25,6 +25,7 @@ _AUTO: dict[Kind, PairedMethod] = {
     "encoder": "project", "decoder": "project", "fusion": "project", "vit": "project", "mlp": "anchored",
     "cnn": "project",
 }  # fmt: skip
+_STORED = "the target keeps it turned or together with others, which project writes and {} does not"
 _SEVERAL = ("joint",)
 """Axes that the towers of a model have in common."""
 
@@ -153,6 +154,14 @@ def _checked(
     if method == "lpka":  # it re-encodes matrices; a vector has no factors
         unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
         pairs = [entry for entry in pairs if _is_matrix(entry)]
+    if method != "project":
+        unpaired |= {entry.target: _STORED.format(method) for entry in pairs if entry.target_stored}
+        pairs = [entry for entry in pairs if entry.target_stored is None]
+    if method == "anchored" and any(axis_kind(name) == "keys" for name in axes):
+        raise PairingRefused(
+            "transfer.method: anchored moves attention heads one by one, and here groups of them share keys and "
+            "values; name transfer.method: project"
+        )
     matrices = [entry for entry in pairs if _is_matrix(entry)]
     if not matrices:
         raise PairingRefused(
@@ -173,8 +182,9 @@ def _checked(
     ]
     taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
     reason = "not named in transfer.pairs" if kind == "named" else "not known to this anatomy"
+    told = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
     rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
-        name: reason for name, shape in target.shapes.items() if shape and name not in {*taking_part, *unpaired}
+        name: reason for name, shape in target.shapes.items() if shape and name not in told
     }
     return Pairing(
         method=method,

@@ -295,3 +295,12 @@ def test_a_long_order_is_left_out_of_what_is_kept() -> None:
     brief = pairing.brief().axes["vocabulary"]
     assert (brief.order, brief.cover, brief.shared_size, brief.how) == (None, None, 3000, "names")
     assert len(json.dumps(pairing.brief().model_dump(mode="json"))) < 40_000
+
+
+def test_what_a_method_cannot_write_is_said_before() -> None:
+    pairing = pair(made(bert()), made(gpt2()), TransferSpec(method="lpka"))
+    assert "which project writes" in pairing.unpaired["transformer.h.1.attn.c_attn.weight[0:16]"]
+    assert "not known to this anatomy" not in pairing.unpaired.values()
+    assert not any(entry.target_stored for entry in pairing.pairs)
+    with pytest.raises(PairingRefused, match=r"share keys and values; name transfer.method: project"):
+        pair(made(bert()), made(llama()), TransferSpec(method="anchored"))

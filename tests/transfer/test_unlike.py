@@ -14,6 +14,8 @@ from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.models.describe import facts
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.parts import Parts
+from mergenet_core.transfer.shards import Piece
+from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import shards
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sun", "##s", "##ing")
@@ -127,3 +129,30 @@ def test_an_encoder_fills_the_leading_query_of_each_group() -> None:
     written = projected(source, target)["model.layers.0.self_attn.q_proj.weight"].view(4, 4, 16)
     kept = [bool(torch.equal(written[head], before.view(4, 4, 16)[head])) for head in range(4)]
     assert kept == [False, True, False, True]
+
+
+def gpt2(width: int = 16) -> nn.Module:
+    config = tf.GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=20, vocab_size=len(WORDS))
+    return tf.GPT2LMHeadModel(config).eval()
+
+
+def test_fused_and_turned_weights_of_a_target_are_written_in_place() -> None:
+    source, target = gpt2(), gpt2()
+    projected(source, target)
+    tokens = torch.randint(0, len(WORDS), (2, 6))
+    assert torch.allclose(source(tokens).logits, target(tokens).logits, atol=1e-5)
+    source, target = bert(), gpt2()
+    written, weights = projected(source, target), source.state_dict()
+    fused = written["transformer.h.1.attn.c_attn.weight"]
+    assert torch.equal(fused[:, 16:32], weights["encoder.layer.1.attention.self.key.weight"].T)
+    bias = written["transformer.h.1.attn.c_attn.bias"]
+    assert torch.equal(bias[32:], weights["encoder.layer.1.attention.self.value.bias"])
+
+
+def test_columns_are_written_whatever_piece_of_the_weight_is_held() -> None:
+    W = torch.arange(12.0).view(4, 3).clone()
+    view_of(W).write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+    assert W.tolist() == [[5, 1, 1], [6, 4, 2], [7, 7, 3], [8, 10, 4]]
+    view = view_of(W)
+    piece = Piece(4, torch.zeros(5))  # from within the second row into the third
+    assert view._with_columns(piece, torch.tensor([1]), torch.tensor([[9.0, 8, 7, 6]])).tolist() == [8, 0, 0, 7, 0]
