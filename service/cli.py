@@ -16,6 +16,7 @@ from mergenet_core.jobs.spec import JobSpec
 from service import show
 from service.client import Client
 from service.document import Override, read_document
+from service.picture import draw
 from service.profile import DEFAULT_HOME, Profile, find_profile
 from service.views import JobView
 from service.watch import watch_job
@@ -110,7 +111,13 @@ def submit(
 
 
 @app.command()
-def validate(document: Document, home: Home = None, models: Models = Path("models"), data: Data = Path("data")) -> None:
+def validate(
+    document: Document,
+    home: Home = None,
+    models: Models = Path("models"),
+    data: Data = Path("data"),
+    picture: Annotated[Path | None, typer.Option(help="Draw which weights pair into this file, as SVG.")] = None,
+) -> None:
     """Check a job: which weights pair, what could be transferred, memory and disk. Nothing is queued.
 
     Asks the service when there is one, else looks into --models and --data of this machine.
@@ -121,10 +128,14 @@ def validate(document: Document, home: Home = None, models: Models = Path("model
         if profile is None:
             from service.document import check_here
 
-            show.plan(console, check_here(spec, models, data))
-            return
-        with Client(profile.url, profile.api_key) as client:
-            show.plan(console, client.validate(spec).plan)
+            plan = check_here(spec, models, data)
+        else:
+            with Client(profile.url, profile.api_key) as client:
+                plan = client.validate(spec).plan
+        show.plan(console, plan)
+        if picture is not None and plan.pairing is not None:
+            picture.write_text(draw(plan.pairing), encoding="utf-8")
+            console.print(f"the pairing is drawn in {picture}", markup=False)
 
 
 @app.command()

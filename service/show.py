@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.plan import Plan
 from mergenet_core.jobs.report import Difference, Report
 from service.views import JobPage, JobView
 
-PAIRS_SHOWN = 12
+_NAMES_SHOWN = 3
 
 
 def plan(console: Console, plan: Plan) -> None:
@@ -33,15 +36,9 @@ def plan(console: Console, plan: Plan) -> None:
         console.print(f"axes that mean the same in both: {', '.join(shared) or 'none'}", markup=False)
         if carried:
             console.print(f"axes with a map from one to the other: {', '.join(carried)}", markup=False)
-        pairs = table(console, "source", "", "target", "shape", "parameters")
-        for pair in found.pairs[:PAIRS_SHOWN]:
-            shapes = f"{_shape(pair.source_shape)} → {_shape(pair.target_shape)}"
-            pairs.add_row(escape(pair.source), "→", escape(pair.target), shapes, f"{pair.parameters:,}")
-        if len(found.pairs) > PAIRS_SHOWN:
-            pairs.add_row(f"and {len(found.pairs) - PAIRS_SHOWN} more", "", "", "", "")
-        console.print(pairs)
-        for name, reason in list(found.unpaired.items())[:PAIRS_SHOWN]:
-            console.print(f"not paired: {name}: {reason}", markup=False)
+        for name, reason in found.unshared.items():
+            console.print(f"not shared: {name}: {reason}", markup=False)
+        pairing(console, found)
     estimate = plan.estimate
     trained = sum(trial.kind != "finalize" for trial in plan.trials)
     console.print(
@@ -50,6 +47,31 @@ def plan(console: Console, plan: Plan) -> None:
     )
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def pairing(console: Console, found: Pairing) -> None:
+    """The weights layer by layer, with how each axis is anchored and how much of each weight is written."""
+    pairs = table(console, "layer", "target", "source", "rows", "columns", "entries")
+    matrices = [pair for pair in found.pairs if pair.rank is not None]
+    for pair in matrices:
+        pairs.add_row(
+            "" if pair.layer is None else str(pair.layer),
+            escape(pair.target),
+            escape(pair.source),
+            escape(_axis(found, pair.out)),
+            escape(_axis(found, pair.inp)),
+            f"{pair.parameters:,} ({pair.parameters / math.prod(pair.target_shape):.0%})",
+        )
+    console.print(pairs)
+    vectors = len(found.pairs) - len(matrices)
+    if vectors:
+        console.print(f"and {vectors} biases, norms and statistics along the same axes")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.unpaired.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        console.print(f"not paired: {', '.join(names[:_NAMES_SHOWN])}{more}: {reason}", markup=False)
 
 
 def jobs(console: Console, page: JobPage) -> None:
@@ -146,8 +168,15 @@ def _difference(found: Difference | None) -> str:
     return f"{100 * found.mean:+.2f} \\[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+def _axis(found: Pairing, name: str | None) -> str:
+    """An axis of the target: what it is called, how it is anchored, and how many of its entries are covered."""
+    if name is None or name not in found.axes:
+        return ""
+    axis = found.axes[name]
+    if axis.anchored:
+        covered = f"{axis.shared_size} of " if axis.shared_size < axis.target_size else ""
+        return f"{name} {'by names' if axis.how == 'names' else 'the same'}, {covered}{axis.target_size}"
+    return f"{name} {axis.how}, {axis.source_size} → {axis.target_size}"
 
 
 def _size(count: int | None) -> str:

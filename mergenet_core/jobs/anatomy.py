@@ -1,188 +1,101 @@
 """What a weight is, told by its name: its role in the model, and what each of its axes stands for.
 
-An axis name that ends in a layer's number (`ffn.3`) belongs to that layer; the others (`stream`, `vocabulary`) run
-through the model. Only these tables know how a library spells its layers.
+A model is read as its towers: each begins at the weight that data comes in by, and what stands before the name of that
+weight stands before every name of the tower's body. That is the one place where prefixes matter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
-Form = Literal["matrix", "convolution", "embedding", "vector", "gain"]
-Kind = Literal["encoder", "vit", "mlp", "cnn"]
+from mergenet_core.jobs.cnns import read_cnn
+from mergenet_core.jobs.parts import ANCHORS, BASES, Anatomy, Form, Kind, Part, Stored
+from mergenet_core.jobs.spellings import SPELLINGS, Row, Spelling
 
-ANCHORS = {
-    "vocabulary": "the same tokenizer",
-    "positions": "positions counted alike",
-    "specials": "segments and class tokens, which all models have alike",
-    "pixels": "the same image size and channels",
-    "channels-in": "the same image channels",
-    "patches": "the same patch size and image channels",
-    "labels": "labels of the same names",
-}
-"""Axes that can mean the same in two models, and what makes them do so."""
-BASES = ("embeddings.word", "embeddings.patch")
-"""Roles whose weight speaks of the data on one axis and of the residual stream on the other."""
+__all__ = ["ANCHORS", "BASES", "KNOWN", "Anatomy", "Form", "Kind", "Part", "read_anatomy"]
+
+KNOWN = (
+    "encoders (bert, roberta, distilbert, electra, clip's text tower), decoders (llama, mistral, qwen2, gpt2), vit and "
+    "clip's vision tower, vilt, resnet, mobilenet_v2, mergenet-mlp and mergenet-cnn, and models made of these"
+)
+_TIED_BY_DEFAULT = {"llama": False}
+_Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One weight of a model, seen as a matrix (a convolution: one a kernel position) between two named axes."""
-
-    name: str
-    role: str
-    """The same for the same part in every layer and every family of the anatomy."""
-    layer: int | None
-    form: Form
-    """`gain` is a vector that scales the residual stream; an `embedding` is stored rows × stream."""
-    out: str
-    inp: str | None
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A model as its parts, in the order that data passes through them."""
-
-    kind: Kind
-    parts: tuple[Part, ...]
-    layers: int
-
-
-# pattern, role, form, output axis, input axis; {n} is the layer's number and {p} the one before it
-_Row = tuple[str, str, Form, str, str | None]
-
-
-def _linear(name: str, role: str, out: str, inp: str) -> list[_Row]:
-    return [
-        (rf"{name}\.weight", f"{role}.weight", "matrix", out, inp),
-        (rf"{name}\.bias", f"{role}.bias", "vector", out, None),
+def read_anatomy(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tuple[Anatomy, ...]:
+    """The towers of a model, empty where no table knows it; most models are one tower."""
+    config = config or {}
+    cnn = read_cnn(shapes)
+    if cnn is not None:
+        return (replace(cnn, config=config),)
+    entrances: dict[str, list[Spelling]] = {}
+    for spelling in SPELLINGS:
+        for name in shapes:
+            if found := re.fullmatch(rf"(?:\w+\.)*?({spelling.base})", name):
+                entrances.setdefault(name[: found.start(1)], []).append(spelling)
+    towers = [
+        tower
+        for prefix, spellings in sorted(entrances.items(), key=lambda entry: entry[0])
+        if (tower := _read_tower(shapes, prefix, spellings, config)) is not None
     ]
+    if len(towers) < 2:
+        return tuple(replace(tower, tower="") for tower in towers)
+    taken: set[str] = set()
+    for place, tower in enumerate(towers):  # a head that two towers could own is the first one's
+        towers[place] = replace(tower, parts=tuple(part for part in tower.parts if part.name not in taken))
+        taken |= {part.name for part in tower.parts}
+    return tuple(towers)
 
 
-def _norm(name: str, role: str) -> list[_Row]:
-    return [
-        (rf"{name}\.weight", f"{role}.weight", "gain", "stream", None),
-        (rf"{name}\.bias", f"{role}.bias", "vector", "stream", None),
-    ]
-
-
-def _embeddings(norm: str) -> list[_Row]:
-    return [
-        (r"embeddings\.word_embeddings\.weight", "embeddings.word", "embedding", "vocabulary", "stream"),
-        (r"embeddings\.position_embeddings\.weight", "embeddings.position", "embedding", "positions", "stream"),
-        (r"embeddings\.token_type_embeddings\.weight", "embeddings.segment", "embedding", "specials", "stream"),
-        *_norm(norm, "embeddings.norm"),
-    ]
-
-
-def _block(
-    layer: str, query: str, key: str, value: str, out: str, norm1: str, up: str, down: str, norm2: str
-) -> list[_Row]:
-    return [
-        *_linear(layer + query, "attention.query", "queries.{n}", "stream"),
-        *_linear(layer + key, "attention.key", "queries.{n}", "stream"),
-        *_linear(layer + value, "attention.value", "values.{n}", "stream"),
-        *_linear(layer + out, "attention.out", "stream", "values.{n}"),
-        *_norm(layer + norm1, "attention.norm"),
-        *_linear(layer + up, "ffn.up", "ffn.{n}", "stream"),
-        *_linear(layer + down, "ffn.down", "stream", "ffn.{n}"),
-        *_norm(layer + norm2, "ffn.norm"),
-    ]
-
-
-_BERT = [
-    *_embeddings(r"embeddings\.LayerNorm"),
-    *_block(
-        r"encoder\.layer\.(\d+)\.", r"attention\.self\.query", r"attention\.self\.key", r"attention\.self\.value",
-        r"attention\.output\.dense", r"attention\.output\.LayerNorm", r"intermediate\.dense", r"output\.dense",
-        r"output\.LayerNorm",
-    ),
-    *_linear(r"(?:pooler\.dense|classifier\.dense)", "pooler", "pooled", "stream"),
-    *_linear(r"classifier(?:\.out_proj)?", "head", "labels", "pooled"),
-    *_linear(r"qa_outputs", "span", "labels", "stream"),
-]  # fmt: skip
-_DISTILBERT = [
-    *_embeddings(r"embeddings\.LayerNorm"),
-    *_block(
-        r"transformer\.layer\.(\d+)\.", r"attention\.q_lin", r"attention\.k_lin", r"attention\.v_lin",
-        r"attention\.out_lin", r"sa_layer_norm", r"ffn\.lin1", r"ffn\.lin2", r"output_layer_norm",
-    ),
-    *_linear(r"pre_classifier", "pooler", "pooled", "stream"),
-    *_linear(r"classifier", "head", "labels", "pooled"),
-    *_linear(r"qa_outputs", "span", "labels", "stream"),
-]  # fmt: skip
-_VIT_EMBEDDINGS: list[_Row] = [
-    (r"embeddings\.patch_embeddings\.projection\.weight", "embeddings.patch", "convolution", "stream", "patches"),
-    (r"embeddings\.patch_embeddings\.projection\.bias", "embeddings.patch.bias", "vector", "stream", None),
-    (r"embeddings\.cls_token", "embeddings.class", "embedding", "specials", "stream"),
-    (r"embeddings\.position_embeddings", "embeddings.position", "embedding", "positions", "stream"),
-]
-_VIT_END = [*_norm(r"layernorm", "norm"), *_linear(r"classifier", "head", "labels", "stream")]
-_VIT = [
-    *_VIT_EMBEDDINGS,
-    *_block(
-        r"layers\.(\d+)\.", r"attention\.q_proj", r"attention\.k_proj", r"attention\.v_proj", r"attention\.o_proj",
-        r"layernorm_before", r"mlp\.fc1", r"mlp\.fc2", r"layernorm_after",
-    ),
-    *_VIT_END,
-]  # fmt: skip
-_VIT_AS_PUBLISHED = [
-    *_VIT_EMBEDDINGS,
-    *_block(
-        r"encoder\.layer\.(\d+)\.", r"attention\.attention\.query", r"attention\.attention\.key",
-        r"attention\.attention\.value", r"attention\.output\.dense", r"layernorm_before", r"intermediate\.dense",
-        r"output\.dense", r"layernorm_after",
-    ),
-    *_VIT_END,
-]  # fmt: skip
-_MLP = [
-    *_linear(r"layers\.(\d+)", "layer", "units.{n}", "units.{p}"),
-    *_linear(r"head", "head", "labels", "units.last"),
-]
-_CNN: list[_Row] = [
-    (r"blocks\.(\d+)\.conv\.weight", "conv", "convolution", "channels.{n}", "channels.{p}"),
-    (r"blocks\.(\d+)\.norm\.weight", "norm.weight", "vector", "channels.{n}", None),
-    (r"blocks\.(\d+)\.norm\.bias", "norm.bias", "vector", "channels.{n}", None),
-    (r"blocks\.(\d+)\.norm\.running_mean", "norm.mean", "vector", "channels.{n}", None),
-    (r"blocks\.(\d+)\.norm\.running_var", "norm.variance", "vector", "channels.{n}", None),
-    *_linear(r"head", "head", "labels", "channels.last"),
-]
-_TABLES: list[tuple[Kind, list[_Row]]] = [
-    ("encoder", _BERT),
-    ("encoder", _DISTILBERT),
-    ("vit", _VIT),
-    ("vit", _VIT_AS_PUBLISHED),
-    ("mlp", _MLP),
-    ("cnn", _CNN),
-]
-KNOWN = "BERT-like encoders (bert, roberta, distilbert), vit, mergenet-mlp and mergenet-cnn"
-
-
-def read_anatomy(shapes: Mapping[str, tuple[int, ...]]) -> Anatomy | None:
-    """The anatomy whose names fit, None where no table knows the model; a base model's prefix (`bert.`) may stand."""
-    found = [(kind, _match(shapes, table)) for kind, table in _TABLES]
-    kind, parts = max(found, key=lambda entry: len(entry[1]))
-    layers = 1 + max((part.layer for part in parts if part.layer is not None), default=-1)
-    if layers == 0 or not any(part.form in ("embedding", "matrix", "convolution") for part in parts):
+def _read_tower(
+    shapes: _Shapes, prefix: str, spellings: Iterable[Spelling], config: Mapping[str, Any]
+) -> Anatomy | None:
+    own = _config_of(prefix, config)
+    kind = own.get("model_type")
+    fitting = [spelling for spelling in spellings if not spelling.types or kind is None or kind in spelling.types]
+    if not fitting:
         return None
-    return Anatomy(kind, tuple(_name_ends(part, layers) for part in parts), layers)
+    spelling, parts = max(
+        ((spelling, _match(shapes, prefix, spelling)) for spelling in fitting), key=lambda entry: len(entry[1])
+    )
+    layers = 1 + max((part.layer for part in parts if part.layer is not None), default=-1)
+    if layers == 0:
+        return None
+    heads = _first(own, ("num_attention_heads", "n_heads", "n_head"), 12)  # as in every config of these families
+    tied = bool(own.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(spelling.family, True)))
+    anatomy = Anatomy(
+        kind=spelling.kind,
+        family=spelling.family,
+        parts=tuple(_axes_of_this_model(parts, layers, tied=tied)),
+        layers=layers,
+        tower=prefix.rstrip("."),
+        heads=heads,
+        groups=_first(own, ("num_key_value_heads",), heads) if spelling.rotary else heads,
+        prenorm=spelling.prenorm,
+        gated=spelling.gated,
+        rotary=spelling.rotary,
+        config=own,
+        shared_head=tied and spelling.kind in ("encoder", "decoder"),
+    )
+    return _with_ties(anatomy, shapes) if anatomy.shared_head else anatomy
 
 
-def _match(shapes: Mapping[str, tuple[int, ...]], table: list[_Row]) -> list[Part]:
-    parts = []
-    for place, (pattern, role, form, out, inp) in enumerate(table):
-        compiled = re.compile(rf"(?:[a-z_]+\.)?{pattern}")
-        for name, shape in shapes.items():
-            if found := compiled.fullmatch(name):
-                layer = int(found[1]) if found.groups() else None
-                axes = [axis and axis.format(n=layer, p=(layer or 0) - 1) for axis in (out, inp)]
-                parts.append((place, Part(name, role, layer, form, axes[0] or "", axes[1], tuple(shape))))
-    layered = [place for place, part in parts if part.layer is not None]
-    last = max(layered, default=0)
+def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[Part]:
+    found: list[tuple[int, Part]] = []
+    body = [(name, len(prefix)) for name in shapes if name.startswith(prefix)]
+    ends = [(name, start) for name in shapes for start in _starts(name)]
+    rows = [(row, body) for row in spelling.body] + [(row, ends) for row in spelling.ends]
+    for place, (row, names) in enumerate(rows):
+        pattern = _compiled(row.pattern)
+        for name, start in names:
+            if match := pattern.fullmatch(name, start):
+                layer = int(match[1]) if match.groups() else None
+                found.append((place, _part(name, tuple(shapes[name]), row, layer)))
+    last = max((place for place, part in found if part.layer is not None), default=0)
 
     def forward(entry: tuple[int, Part]) -> tuple[int, int, int]:
         place, part = entry
@@ -190,11 +103,76 @@ def _match(shapes: Mapping[str, tuple[int, ...]], table: list[_Row]) -> list[Par
             return (1, part.layer, place)
         return (2 if place > last else 0, 0, place)
 
-    return [part for _, part in sorted(parts, key=forward)]
+    return [part for _, part in sorted(found, key=forward)]
 
 
-def _name_ends(part: Part, layers: int) -> Part:
-    renames = {"units.-1": "pixels", "channels.-1": "channels-in"}
-    renames |= {f"{axis}.last": f"{axis}.{layers - 1}" for axis in ("units", "channels")}
-    inp = renames.get(part.inp or "", part.inp)
-    return Part(part.name, part.role, part.layer, part.form, part.out, inp, part.shape)
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _starts(name: str) -> list[int]:
+    """Where a name can begin, whatever its model hangs in."""
+    return [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
+
+
+def _part(name: str, shape: tuple[int, ...], row: Row, layer: int | None) -> Part:
+    out, inp = (axis and axis.format(n=layer, p=(layer or 0) - 1) for axis in (row.out, row.inp))
+    if row.transposed:
+        shape = shape[::-1]
+    if row.form == "embedding" and len(shape) == 1:
+        shape = (1, *shape)
+    rows = None
+    if row.third is not None:
+        size = shape[0] // 3
+        rows, shape = (row.third * size, (row.third + 1) * size), (size, *shape[1:])
+    stored = Stored(name=name, transposed=row.transposed, rows=rows) if row.transposed or rows else None
+    own = f"{name}[{rows[0]}:{rows[1]}]" if rows else name
+    return Part(own, row.role, layer, row.form, out or "", inp, shape, stored)
+
+
+def _axes_of_this_model(parts: Iterable[Part], layers: int, *, tied: bool) -> Iterable[Part]:
+    """Names that depend on what else the model has: where embeddings are narrower, where there is no pooler."""
+    parts = list(parts)
+    roles = {part.role for part in parts}
+    narrow = "embeddings.project.weight" in roles
+    embedded = "embedded" if narrow else "stream"
+    renames = {"units.-1": "pixels", "units.last": f"units.{layers - 1}"}
+    if "pooler.weight" not in roles:
+        renames["pooled"] = "stream"
+    if tied:  # a tied head reads what the embeddings write
+        renames["transformed"] = embedded
+    for part in parts:
+        axes = [renames.get(axis or "", axis) for axis in (part.out, part.inp)]
+        if part.role.startswith("embeddings.") and not part.role.startswith("embeddings.project"):
+            axes = [embedded if axis == "stream" else axis for axis in axes]
+        gain = part.role == "tokens.norm.weight" and axes[0] in ("stream", "embedded")
+        yield replace(part, out=axes[0] or "", inp=axes[1], form="gain" if gain else part.form)
+
+
+def _with_ties(anatomy: Anatomy, shapes: _Shapes) -> Anatomy:
+    """Takes out the head that is the word embedding under another name."""
+    words = next((part for part in anatomy.parts if part.role == "embeddings.word"), None)
+    if words is None:
+        return anatomy
+    tied = {part.name: words.name for part in anatomy.parts if part.role == "tokens.head.weight"}
+    bias = next((part.name for part in anatomy.parts if part.role == "tokens.head.bias"), None)
+    if bias is not None:
+        doubles = (f"{head.removesuffix('.weight')}.bias" for head in tied)
+        tied |= {double: bias for double in doubles if double in shapes and double != bias}
+    return replace(anatomy, parts=tuple(part for part in anatomy.parts if part.name not in tied), tied=tied)
+
+
+def _config_of(prefix: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a composite model's config that tells of a tower: `text_config` of `text_model.`."""
+    for name in prefix.split("."):
+        modality = name.partition("_")[0]
+        found = config.get(f"{modality}_config")
+        if modality and isinstance(found, Mapping):
+            return found
+    return config
+
+
+def _first(config: Mapping[str, Any], names: Iterable[str], default: int) -> int:
+    found = next((config[name] for name in names if isinstance(config.get(name), int)), default)
+    return int(found)

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's entries and the rows that they have in an embedding; equal where the rows are."""
+
+    sha256: str
+    """Of the token → id map, the same whichever file it is kept in."""
+    tokens: Mapping[str, int] = field(compare=False, repr=False, default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """One more than the largest row."""
+        return 1 + max(self.tokens.values(), default=-1)
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,7 @@ class ModelFacts:
     """Its config.json."""
     shapes: Mapping[str, tuple[int, ...]]
     """Name → shape of every parameter and buffer, as in its state dict; a base model's prefix may be there or not."""
-    vocabulary: str | None = None
-    """SHA-256 of the tokenizer's token → id map; two equal ones mean that embedding rows are shared."""
+    vocabulary: Vocabulary | None = None
+    """The tokenizer's entries, which embedding rows belong to."""
     labels: tuple[str, ...] | None = None
     """The label space in the head's row order; None where there is no trained head."""

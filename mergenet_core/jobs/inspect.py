@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 
 HEADER_BYTES_MAX = 100_000_000
 """Longest safetensors header that is read, as in the safetensors library."""
@@ -32,7 +32,7 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
     return ModelFacts(
         config=config,
         shapes=shapes,
-        vocabulary=vocabulary_hash(folder),
+        vocabulary=read_vocabulary(folder),
         labels=_labels(config, folder.name) if has_head else None,
     )
 
@@ -115,25 +115,19 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
     return weights
 
 
-def vocabulary_hash(folder: Path) -> str | None:
-    """SHA-256 of a tokenizer's token → id map, the same whichever file it is kept in; None where there is none.
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """A tokenizer's entries, the same whichever file they are kept in; None where there is no tokenizer.
 
     Raises: `ModelRefused` for a tokenizer file that is not one.
     """
-    vocabulary = _vocabulary(folder)
-    if vocabulary is None:
+    tokens = _tokens(folder)
+    if tokens is None:
         return None
-    rows = json.dumps(sorted((index, token) for token, index in vocabulary.items()), ensure_ascii=True)
-    return hashlib.sha256(rows.encode()).hexdigest()
+    rows = json.dumps(sorted((index, token) for token, index in tokens.items()), ensure_ascii=True)
+    return Vocabulary(hashlib.sha256(rows.encode()).hexdigest(), tokens)
 
 
-def vocabulary_size(folder: Path) -> int | None:
-    """One more than a tokenizer's largest id; None where there is no tokenizer. Raises: `ModelRefused`."""
-    vocabulary = _vocabulary(folder)
-    return None if vocabulary is None else 1 + max(vocabulary.values(), default=-1)
-
-
-def _vocabulary(folder: Path) -> dict[str, int] | None:
+def _tokens(folder: Path) -> dict[str, int] | None:
     name = next((name for name in ("tokenizer.json", "vocab.json", "vocab.txt") if (folder / name).exists()), None)
     if name is None:
         return None

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from mergenet_core.jobs.spec import TaskName
+from mergenet_core.jobs.transformer_layouts import transformer_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -17,9 +18,10 @@ def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) 
     Without a task the head is a classifier's. A weight that is tied to another is told once.
     """
     family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
-    shapes = family(config) if family is not None else None
-    head = _HEADS.get(task) if task is not None else None
-    if shapes is None or head is None:
+    if family is None:
+        return transformer_shapes(config, task)
+    shapes, head = family(config), _HEADS.get(task) if task is not None else None
+    if head is None:
         return shapes
     body = {name: shape for name, shape in shapes.items() if not name.startswith(("bert.pooler.", "classifier."))}
     return body | head(config)

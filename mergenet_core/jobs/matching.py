@@ -5,91 +5,158 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mergenet_core.errors import PairingRefused
-from mergenet_core.jobs.anatomy import ANCHORS, Anatomy, Form, Part
+from mergenet_core.jobs.alike import match_layers, places, with_shared_heads
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.pairs import AxisPair, WeightPair
+from mergenet_core.jobs.parts import ANCHORS, BASES, STREAMS, Anatomy, Form, Part, axis_kind
 from mergenet_core.jobs.spec import PairSpec
 
-Anchors = Mapping[str, tuple[int, ...] | None]
-"""The axes that mean the same in both models, each with the source's order where it differs."""
+
+@dataclass(frozen=True)
+class Anchor:
+    """An axis that means the same in both models; with names, which of its entries do."""
+
+    because: str
+    order: tuple[int, ...] | None = None
+    cover: tuple[int, ...] | None = None
+    covered: int | None = None
 
 
-def by_role(
-    theirs: Anatomy,
-    ours: Anatomy,
-    anchors: Anchors,
-    heads: tuple[int, int],
-    *,
-    carried: bool,
-) -> tuple[list[WeightPair], dict[str, AxisPair], dict[str, str]]:
-    """Pairs, the target's axes with the source's, and why the other weights do not pair.
+Anchors = Mapping[str, Anchor]
 
-    `carried`: a weight pairs only if each of its axes is anchored, or a map of it arrives or is made there.
-    """
-    layers = _match_layers(theirs, ours)
-    by_role = {(part.role, part.layer): part for part in theirs.parts}
-    sizes = axis_sizes(theirs.parts), axis_sizes(ours.parts)
-    pairs: list[WeightPair] = []
-    axes: dict[str, AxisPair] = {}
-    unpaired: dict[str, str] = {}
-    for mine in ours.parts:
-        layer = None if mine.layer is None else layers.get(mine.layer)
-        if mine.layer is not None and layer is None:
-            unpaired[mine.name] = f"the source has only {theirs.layers} layers"
-            continue
-        other = by_role.get((mine.role, layer))
-        if other is None:
-            unpaired[mine.name] = "the source has no weight of this role"
-            continue
-        if mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
-            unpaired[mine.name] = f"kernel {_size(mine.shape[2:])} here, {_size(other.shape[2:])} in the source"
-            continue
-        met = {}
-        for name, theirs_name in ((mine.out, other.out), (mine.inp, other.inp)):
-            if name is None or theirs_name is None:
+
+class Matching:
+    """Pairs of the parts of two towers, the target's axes with the source's, and why the other weights do not pair."""
+
+    def __init__(
+        self,
+        theirs: Anatomy,
+        ours: Anatomy,
+        anchors: Anchors,
+        unshared: Mapping[str, str],
+        *,
+        carried: bool,
+        free: bool,
+    ) -> None:
+        """`carried`: a weight pairs only if each of its axes is anchored, or a map of it arrives or is made there.
+
+        `free`: a map may also be made where none arrives.
+        """
+        self.theirs, self.ours = with_shared_heads(theirs, ours)
+        self._anchors, self._unshared, self._carried, self._free = anchors, unshared, carried, free
+        self._sizes = self.theirs.sizes(), self.ours.sizes()
+        self.pairs: list[WeightPair] = []
+        self.axes: dict[str, AxisPair] = {}
+        self.unpaired: dict[str, str] = {}
+        self._match()
+
+    def _match(self) -> None:
+        layers = match_layers(self.theirs, self.ours)
+        sources = dict(places(self.theirs, self.ours))
+        words = next((part for part in self.theirs.parts if part.role == "embeddings.word"), None)
+        if words is not None and self.theirs.shared_head:  # its head is the word embedding, read the other way
+            head = Part(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
+            sources[("tokens.head.weight", None)] = head
+        for (role, place), mine in places(self.ours, self.theirs):
+            layer = None if place is None else layers.get(place)
+            if place is not None and layer is None:
+                self.unpaired[mine.name] = f"the source has only {self.theirs.layers} layers"
+                if self.ours.stages and self.theirs.layers >= self.ours.layers:
+                    self.unpaired[mine.name] = "the source's stage has fewer blocks"
                 continue
-            met[name] = AxisPair(
-                source=theirs_name,
-                source_size=sizes[0][theirs_name],
-                target_size=sizes[1][name],
-                anchored=name in anchors,
-                order=anchors.get(name),
-                heads=heads if name.startswith(("queries.", "values.")) else None,
-            )
-        if carried and (reason := _broken(mine, met, axes, anchors)):
-            unpaired[mine.name] = reason
-            continue
-        axes |= {name: axis for name, axis in met.items() if name not in axes}
-        pairs.append(_weight_pair(other, mine, met))
-    return pairs, axes, unpaired
+            other = sources.get((role, layer))
+            if other is None:
+                self.unpaired[mine.name] = self._no_counterpart(mine)
+            elif mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
+                self.unpaired[mine.name] = (
+                    f"kernel {_size(mine.shape[2:])} here, {_size(other.shape[2:])} in the source"
+                )
+            else:
+                self._take(mine, other)
+        for name, twin in self.ours.tied.items():
+            self.unpaired[name] = f"it is {twin} under another name"
+
+    def _no_counterpart(self, mine: Part) -> str:
+        if mine.role == "ffn.up.weight" and self.ours.gated and not self.theirs.gated:
+            return "the source's feed-forward is not gated; its one projection goes to the gate"
+        if mine.role == "embeddings.position" and self.theirs.rotary:
+            return "the source's positions are turns of queries and keys, which no weight holds"
+        return "the source has no weight of this role"
+
+    def _take(self, mine: Part, other: Part) -> None:
+        met = {
+            name: self._axis(name, theirs)
+            for name, theirs in ((mine.out, other.out), (mine.inp, other.inp))
+            if name is not None and theirs is not None
+        }
+        if self._carried and (reason := self._broken(mine, other, met)):
+            self.unpaired[mine.name] = reason
+            return
+        known = [name for name in met if name in self._anchors or (name in self.axes and not self.axes[name].free)]
+        for name, axis in met.items():
+            if name in self.axes:
+                continue
+            update: dict[str, object] = {"free": not axis.anchored and not known and not self._leads(axis)}
+            if name in STREAMS:
+                makers = (*BASES, "embeddings.project.weight")
+                basis = other if mine.role in makers else _basis(self.theirs, axis.source)
+                update |= {} if basis is None else {"basis": basis.name, "basis_form": basis.form}
+            self.axes[name] = axis.model_copy(update=update)
+        self.pairs.append(_weight_pair(other, mine, self.axes))
+
+    def _axis(self, name: str, source: str) -> AxisPair:
+        anchor = self._anchors.get(name)
+        counts = {"queries": "heads", "contexts": "heads", "keys": "groups", "values": "groups"}
+        kinds = axis_kind(source), axis_kind(name)
+        heads = None
+        if all(kind in counts for kind in kinds):
+            heads = (getattr(self.theirs, counts[kinds[0]]), getattr(self.ours, counts[kinds[1]]))
+        leader = name.replace(f"{kinds[1]}.", "queries.", 1) if kinds[1] in ("keys", "values", "contexts") else None
+        return AxisPair(
+            source=source,
+            source_size=self._sizes[0][source],
+            target_size=self._sizes[1][name],
+            anchored=anchor is not None,
+            order=anchor.order if anchor else None,
+            cover=anchor.cover if anchor else None,
+            covered=anchor.covered if anchor else None,
+            because=anchor.because if anchor else "",
+            heads=heads,
+            follows=leader,
+            rotary=self.ours.rotary and kinds[1] in ("queries", "keys"),
+        )
+
+    def _leads(self, axis: AxisPair) -> bool:
+        return axis.follows is not None and axis.follows in self.axes and not self.axes[axis.follows].free
+
+    def _broken(self, part: Part, other: Part, met: Mapping[str, AxisPair]) -> str | None:
+        for name, axis in met.items():
+            if name in ANCHORS and name not in self._anchors:
+                return f"{name} is not shared; {self._unshared.get(name, f'it would be with {ANCHORS[name]}')}"
+            if name in self.axes and self.axes[name].source != axis.source:
+                return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
+            if name in STREAMS and axis.source not in STREAMS:
+                return f"the source has no residual stream that could stand for {name} here"
+            arrived = name in self._anchors or name in self.axes or (axis.follows or "") in self.axes
+            made = part.role in BASES or (self._free and part.inp is not None)
+            if arrived or (made and part.inp is not None):
+                continue
+            if name == part.inp:
+                return f"no map arrives on its input axis {name}"
+            if part.inp is None:
+                return f"no map arrives on its axis {name}"
+        return None
 
 
-def _broken(part: Part, met: Mapping[str, AxisPair], axes: Mapping[str, AxisPair], anchors: Anchors) -> str | None:
-    for name, axis in met.items():
-        if name in ANCHORS and name not in anchors:
-            return f"{name} is not shared; it would be with {ANCHORS[name]}"
-        if name in axes and axes[name].source != axis.source:
-            return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
-        if name == part.inp and name not in anchors and name not in axes and name != "stream":
-            return f"no map arrives on its input axis {name}"
-        if name == part.out and part.inp is None and name not in anchors and name not in axes and name != "stream":
-            return f"no map arrives on its axis {name}"
-    return None
-
-
-def _match_layers(theirs: Anatomy, ours: Anatomy) -> dict[int, int]:
-    """Target layer → source layer: evenly spaced with the last included, along a chain consecutive from the input."""
-    count = min(theirs.layers, ours.layers)
-    if ours.kind != "encoder":
-        return {layer: layer for layer in range(count)}
-    spread = [
-        [(2 * (k + 1) * total + count) // (2 * count) - 1 for k in range(count)]
-        for total in (ours.layers, theirs.layers)
-    ]
-    return dict(zip(*spread, strict=True))
+def _basis(theirs: Anatomy, stream: str) -> Part | None:
+    """The source's weight that tells which directions of its stream speak of the data."""
+    makers = [part for part in theirs.parts if part.role in BASES and stream in (part.out, part.inp)]
+    projects = [part for part in theirs.parts if part.role == "embeddings.project.weight" and part.out == stream]
+    return next(iter([*projects, *makers]), None)
 
 
 def by_name(source: ModelFacts, target: ModelFacts, wanted: list[PairSpec]) -> list[WeightPair]:
@@ -130,7 +197,7 @@ def by_name(source: ModelFacts, target: ModelFacts, wanted: list[PairSpec]) -> l
 
 
 def _weight_pair(source: Part, target: Part, axes: Mapping[str, AxisPair]) -> WeightPair:
-    parameters = math.prod(target.shape[2:]) if target.form == "convolution" else 1
+    parameters = math.prod(target.shape[2:]) if target.form in ("convolution", "depthwise") else 1
     for name in (target.out, target.inp):
         if name is not None and name in axes:
             parameters *= axes[name].shared_size
@@ -141,23 +208,13 @@ def _weight_pair(source: Part, target: Part, axes: Mapping[str, AxisPair]) -> We
         form=target.form,
         source_shape=source.shape,
         target_shape=target.shape,
+        source_stored=source.stored,
+        target_stored=target.stored,
+        layer=target.layer,
         out=target.out,
         inp=target.inp,
         parameters=parameters,
     )
-
-
-def axis_sizes(parts: Iterable[Part]) -> dict[str, int]:
-    """The size of every axis of a model."""
-    sizes: dict[str, int] = {}
-    for part in parts:
-        out, inp = (
-            (part.shape[-2], part.shape[-1]) if part.form == "embedding" else (part.shape[0], (*part.shape, 0)[1])
-        )
-        sizes.setdefault(part.out, out)
-        if part.inp is not None:
-            sizes.setdefault(part.inp, inp)
-    return sizes
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -11,17 +11,23 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mergenet_core.errors import PairingRefused
-from mergenet_core.jobs.anatomy import ANCHORS, BASES, KNOWN, Anatomy, Form, Kind, read_anatomy
+from mergenet_core.jobs.anatomy import KNOWN, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.matching import Anchors, by_name, by_role
+from mergenet_core.jobs.matching import Anchor, Matching, by_name
 from mergenet_core.jobs.pairs import AxisPair, PairedMethod, Pairing, WeightPair
+from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Form, Kind, axis_kind
+from mergenet_core.jobs.shared import shared_axes
 from mergenet_core.jobs.spec import TransferSpec
 
 __all__ = ["Pairing", "pair"]
 
-_ENTRANCE: dict[Kind, str] = {"encoder": "vocabulary", "vit": "patches", "mlp": "pixels", "cnn": "channels-in"}
-"""The axis that data comes in by: if it means something else in the source, nothing behind it means the same."""
-_AUTO: dict[Kind, PairedMethod] = {"encoder": "project", "vit": "project", "mlp": "anchored", "cnn": "project"}
+_AUTO: dict[Kind, PairedMethod] = {
+    "encoder": "project", "decoder": "project", "fusion": "project", "vit": "project", "mlp": "anchored",
+    "cnn": "project",
+}  # fmt: skip
+_STORED = "the target keeps it turned or together with others, which project writes and {} does not"
+_SEVERAL = ("joint",)
+"""Axes that the towers of a model have in common."""
 
 
 def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pairing:
@@ -30,75 +36,95 @@ def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pair
     Raises: `PairingRefused` where nothing pairs, the models share no axis, or the rank is above the matrices.
     """
     if transfer.pairs is not None:
-        return _checked(by_name(source, target, transfer.pairs), target, transfer, "lpka", "named", {}, {}, None)
-    theirs, ours = read_anatomy(source.shapes), read_anatomy(target.shapes)
-    for side, anatomy, facts in (("source", theirs, source), ("target", ours, target)):
-        if anatomy is None:
+        named = by_name(source, target, transfer.pairs)
+        return _checked(named, target, transfer, "lpka", "named", {}, {}, {})
+    theirs, ours = read_anatomy(source.shapes, source.config), read_anatomy(target.shapes, target.config)
+    for side, towers, facts in (("source", theirs, source), ("target", ours, target)):
+        if not towers:
             raise PairingRefused(
                 f"the weights of the {side} (model_type {facts.config.get('model_type')!r}) have no known roles; known "
                 f"are {KNOWN}. Use one of these, or name the pairs: transfer.method: lpka with transfer.pairs"
             )
-    assert theirs is not None
-    assert ours is not None
-    if theirs.kind != ours.kind:
+    method = _AUTO[ours[0].kind] if transfer.method == "auto" else transfer.method
+    found, unpaired, unshared = _match_towers(theirs, ours, source, target, method, transfer)
+    pairs = [entry for matching in found for entry in matching.pairs]
+    axes = {name: axis for matching in found for name, axis in matching.axes.items()}
+    pairs, left_out = _included(pairs, transfer)
+    return _checked(pairs, target, transfer, method, found[0].ours.kind, axes, unpaired | left_out, unshared)
+
+
+def _match_towers(
+    theirs: tuple[Anatomy, ...],
+    ours: tuple[Anatomy, ...],
+    source: ModelFacts,
+    target: ModelFacts,
+    method: PairedMethod,
+    transfer: TransferSpec,
+) -> tuple[list[Matching], dict[str, str], dict[str, str]]:
+    """What pairs of each of the target's towers with the source's tower that goes with it best."""
+    found: list[Matching] = []
+    unpaired: dict[str, str] = {}
+    unshared: dict[str, str] = {}
+    missing: list[str] = []
+    for tower in ours:
+        other, anchors, reasons = _best(theirs, tower, source, target)
+        entrances = [name for name in ENTRANCES if any(name in (part.out, part.inp) for part in tower.parts)]
+        unshared |= {_of_tower(name, tower): reason for name, reason in reasons.items()}
+        if method != "lpka" and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
+            said = "; ".join(f"{name} is not shared: {_reason(name, reasons)}" for name in entrances)
+            missing.append(f"{said}. Shared are {', '.join(anchors) or 'no axes'}")
+            unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.parts}
+            continue
+        matching = Matching(other, tower, anchors, reasons, carried=method != "lpka", free=transfer.allow_unanchored)
+        unpaired |= matching.unpaired
+        found.append(matching)
+    if not found:
         raise PairingRefused(
-            f"source ({theirs.kind}) and target ({ours.kind}) have no weights of the same role. Use models of one "
-            "kind, or name the pairs: transfer.method: lpka with transfer.pairs"
+            f"method {method} needs an axis that means the same in both models, where data comes in: source "
+            f"({', '.join(tower.kind for tower in theirs)}), target ({', '.join(tower.kind for tower in ours)}); "
+            f"{'; '.join(missing)}. Take models that share one, or name transfer.method: lpka, or go on with "
+            "transfer.allow_unanchored: true"
         )
-    method = _AUTO[ours.kind] if transfer.method == "auto" else transfer.method
-    anchors = _anchors(source, target, theirs, ours)
-    entrance = _ENTRANCE[ours.kind]
-    if method != "lpka" and entrance not in anchors:
-        raise PairingRefused(
-            f"method {method} needs an axis that means the same in both models, and {entrance} is not shared. It would "
-            f"be with {ANCHORS[entrance]}; without any, name transfer.method: lpka"
-        )
-    found, axes, unpaired = by_role(theirs, ours, anchors, _heads(source, target), carried=method != "lpka")
-    found, left_out = _included(found, transfer)
-    basis = next((part.name for part in theirs.parts if part.role in BASES), None)
-    return _checked(found, target, transfer, method, ours.kind, axes, unpaired | left_out, basis)
+    if sum(bool(matching.pairs) for matching in found) > 1:
+        for matching in found:
+            _name_by_tower(matching)
+    return [matching for matching in found if matching.pairs] or found[:1], unpaired, unshared
 
 
-def _anchors(source: ModelFacts, target: ModelFacts, theirs: Anatomy, ours: Anatomy) -> Anchors:
-    """The axes that mean the same in both models, with the source's order where it differs."""
-    shared: dict[str, tuple[int, ...] | None] = {}
-    if source.vocabulary is not None and source.vocabulary == target.vocabulary:
-        shared["vocabulary"] = None
-    if not _differ(source, target, "image_size", "patch_size") and not _only_one_is_roberta(source, target):
-        shared["positions"] = None
-    shared["specials"] = None
-    for axis in ("pixels", "channels-in", "patches"):
-        mine, other = (_entry_shapes(anatomy, axis) for anatomy in (ours, theirs))
-        if mine and mine == other and not _differ(source, target, "image_size" if axis == "pixels" else "num_channels"):
-            shared[axis] = None
-    if source.labels and target.labels and set(target.labels) <= set(source.labels):
-        same = source.labels == target.labels
-        shared["labels"] = None if same else tuple(source.labels.index(label) for label in target.labels)
-    return shared
-
-
-def _differ(source: ModelFacts, target: ModelFacts, *fields: str) -> bool:
-    """Whether both configs say what they are, and not the same; a config from scratch may leave a default out."""
-    said = [(source.config.get(field), target.config.get(field)) for field in fields]
-    return any(None not in both and both[0] != both[1] for both in said)
-
-
-def _only_one_is_roberta(source: ModelFacts, target: ModelFacts) -> bool:
-    """RoBERTa's positions start behind its padding token's, so that they do not go with another's."""
-    return len({"roberta" in str(facts.config.get("model_type")) for facts in (source, target)}) > 1
-
-
-def _entry_shapes(anatomy: Anatomy, axis: str) -> set[tuple[int, ...]]:
-    """What a weight reads from an axis; a filter's kernel may differ, a patch is read whole."""
-    return {part.shape[1:2] if axis == "channels-in" else part.shape[1:] for part in anatomy.parts if part.inp == axis}
-
-
-def _heads(source: ModelFacts, target: ModelFacts) -> tuple[int, int]:
-    default = 12  # as in every transformers config of these families
-    mine, other = (
-        facts.config.get("num_attention_heads", facts.config.get("n_heads", default)) for facts in (target, source)
+def _best(
+    theirs: tuple[Anatomy, ...], tower: Anatomy, source: ModelFacts, target: ModelFacts
+) -> tuple[Anatomy, dict[str, Anchor], dict[str, str]]:
+    """The source's tower that shares what the target's tower reads, and is built most alike."""
+    options = [(other, *shared_axes(source, target, other, tower)) for other in theirs]
+    return max(
+        options,
+        key=lambda option: (any(name in option[1] for name in ENTRANCES), option[0].kind == tower.kind, len(option[1])),
     )
-    return other, mine
+
+
+def _reason(name: str, reasons: Mapping[str, str]) -> str:
+    return reasons.get(name, f"it would be with {ANCHORS[name]}")
+
+
+def _of_tower(name: str, tower: Anatomy) -> str:
+    return f"{name}@{tower.tower}" if tower.tower and name not in _SEVERAL else name
+
+
+def _name_by_tower(matching: Matching) -> None:
+    """Axes of different towers are different axes, whatever they are called in each."""
+
+    def renamed(name: str | None) -> str | None:
+        return None if name is None else _of_tower(name, matching.ours)
+
+    matching.pairs = [
+        entry.model_copy(update={"out": renamed(entry.out), "inp": renamed(entry.inp)}) for entry in matching.pairs
+    ]
+    matching.axes = {
+        renamed(name) or name: axis.model_copy(
+            update={"source": _of_tower(axis.source, matching.theirs), "follows": renamed(axis.follows)}
+        )
+        for name, axis in matching.axes.items()
+    }
 
 
 def _included(pairs: list[WeightPair], transfer: TransferSpec) -> tuple[list[WeightPair], dict[str, str]]:
@@ -123,17 +149,26 @@ def _checked(
     kind: Kind | Literal["named"],
     axes: dict[str, AxisPair],
     unpaired: dict[str, str],
-    basis: str | None,
+    unshared: dict[str, str],
 ) -> Pairing:
     if method == "lpka":  # it re-encodes matrices; a vector has no factors
         unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
         pairs = [entry for entry in pairs if _is_matrix(entry)]
+    if method != "project":
+        unpaired |= {entry.target: _STORED.format(method) for entry in pairs if entry.target_stored}
+        pairs = [entry for entry in pairs if entry.target_stored is None]
+    if method == "anchored" and any(axis_kind(name) == "keys" for name in axes):
+        raise PairingRefused(
+            "transfer.method: anchored moves attention heads one by one, and here groups of them share keys and "
+            "values; name transfer.method: project"
+        )
     matrices = [entry for entry in pairs if _is_matrix(entry)]
     if not matrices:
         raise PairingRefused(
             f"no weights pair with transfer.include: {transfer.include}"
             + (f" ({'; '.join(sorted(set(unpaired.values())))})" if unpaired else "")
             + ". Choose models that share more, or include: all"
+            + ("" if transfer.allow_unanchored else ", or go on without a shared axis: transfer.allow_unanchored: true")
         )
     narrowest = _narrowest(matrices, axes)
     if transfer.rank is not None and transfer.rank > narrowest:
@@ -145,21 +180,23 @@ def _checked(
         entry.model_copy(update={"rank": _rank(entry, transfer.rank)}) if _is_matrix(entry) else entry
         for entry in pairs
     ]
-    taking_part = {entry.target for entry in pairs}
+    taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
     reason = "not named in transfer.pairs" if kind == "named" else "not known to this anatomy"
+    told = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
     rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
-        name: reason for name, shape in target.shapes.items() if shape and name not in {*taking_part, *unpaired}
+        name: reason for name, shape in target.shapes.items() if shape and name not in told
     }
     return Pairing(
         method=method,
         kind=kind,
         axes={name: axis for name, axis in axes.items() if any(name in (entry.out, entry.inp) for entry in pairs)},
         pairs=tuple(pairs),
-        basis=basis,
+        basis=next((axis.basis for axis in axes.values() if axis.basis is not None), None),
         unpaired=unpaired | rest,
+        unshared=unshared,
         rank=max(entry.rank or 0 for entry in pairs),
         transferable_parameters=sum(
-            entry.parameters for entry in pairs if entry.role not in ("norm.mean", "norm.variance")
+            entry.parameters for entry in pairs if not entry.role.endswith(("norm.mean", "norm.variance"))
         ),
     )
 

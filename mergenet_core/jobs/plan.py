@@ -25,8 +25,8 @@ from mergenet_core.errors import (
     SpecInvalid,
     TooLarge,
 )
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.inspect import check_config, inspect_model, vocabulary_hash, vocabulary_size
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
+from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
@@ -93,7 +93,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
         pairing = pair(source, target, spec.transfer)
     estimate = _estimate(spec, source, target)
     _check_machine(estimate, home, workers, notes)
-    return Plan(trials=trials(spec), pairing=pairing, estimate=estimate, notes=tuple(notes))
+    return Plan(trials=trials(spec), pairing=pairing and pairing.brief(), estimate=estimate, notes=tuple(notes))
 
 
 @contextlib.contextmanager
@@ -161,9 +161,9 @@ def _facts(
     if tokenizer is None and donor is not None and (donor.tokenizer or donor.path):
         tokenizer = roots.model(donor.tokenizer or donor.path or "", f"{field}.tokenizer")
     if reads_text(task):
-        if tokenizer is None or _vocabulary(tokenizer, field) is None:
+        if tokenizer is None or (vocabulary := _vocabulary(tokenizer, field)) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
-        config.setdefault("vocab_size", vocabulary_size(tokenizer))
+        config.setdefault("vocab_size", vocabulary.size)
     try:
         _check_sizes(config, f"{field}.config")
         shapes = shapes_from_config(config, task)
@@ -179,9 +179,9 @@ def _facts(
     return ModelFacts(config, shapes, _vocabulary(tokenizer, field) if tokenizer else None)
 
 
-def _vocabulary(tokenizer: Path, field: str) -> str | None:
+def _vocabulary(tokenizer: Path, field: str) -> Vocabulary | None:
     with _naming(f"{field}.tokenizer"):
-        return vocabulary_hash(tokenizer)
+        return read_vocabulary(tokenizer)
 
 
 @contextlib.contextmanager

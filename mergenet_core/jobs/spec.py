@@ -238,6 +238,8 @@ class TransferSpec(Strict):
     """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless."""
     include: Literal["all", "embeddings", "body", "no-head"] = "all"
     """Which paired weights take part."""
+    allow_unanchored: bool = False
+    """Go on where no axis is shared, with maps by size alone; nothing has been seen to cross that way."""
     pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
     """Pairs by name; default: found by pairing."""
     distill: DistillSpec | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 
 
-def facts(model: nn.Module, *, vocabulary: str | None = None, labels: tuple[str, ...] | None = None) -> ModelFacts:
+def facts(
+    model: nn.Module, *, vocabulary: Vocabulary | None = None, labels: tuple[str, ...] | None = None
+) -> ModelFacts:
     """What pairing needs of a model in memory; the same as `inspect_model` says of it once it is saved."""
     weights = model.state_dict(keep_vars=True)
     # a weight that DeepSpeed has already cut up keeps its shape under another name

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.inspect import inspect_model, read_config, vocabulary_hash
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
+from mergenet_core.jobs.inspect import inspect_model, read_config, read_vocabulary
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
@@ -50,7 +50,7 @@ class Learner:
 
     task: Task
     model: nn.Module
-    vocabulary: str | None
+    vocabulary: Vocabulary | None
     weights: Path | None = None
     """The folder that fills a model which is shapes alone."""
 
@@ -163,7 +163,7 @@ def source_facts(job: JobSpec, source: Path, roots: Roots) -> ModelFacts:
     if job.source.model.tokenizer is None:
         return found
     tokenizer = roots.model(job.source.model.tokenizer, "source.model.tokenizer")
-    return replace(found, vocabulary=vocabulary_hash(tokenizer))
+    return replace(found, vocabulary=read_vocabulary(tokenizer))
 
 
 def prepare_learner(
@@ -194,7 +194,7 @@ def prepare_learner(
     else:
         model = load_target(spec, name, task.labels, roots, seed=seed, overrides=task.settings, field=f"{field}.model")
     check_fits(model.config.to_dict(), task, data, f"{field}.data")  # type: ignore[operator, union-attr]
-    return Learner(task, model, vocabulary_hash(processor) if processor is not None else None, weights)
+    return Learner(task, model, read_vocabulary(processor) if processor is not None else None, weights)
 
 
 def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str) -> None:

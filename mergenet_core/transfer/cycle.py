@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing, WeightPair
+from mergenet_core.jobs.parts import Stored
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.sham import Shuffled, shuffled
 from mergenet_core.transfer.shards import Shard
@@ -54,6 +56,7 @@ class Transfer:
         self._sham_seed = seed if sham else None
         if sham:
             source_weights = Shuffled(source_weights, seed)
+        source_weights = Parts(source_weights, pairing)
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
         self._start: Iterable[Written] | None
@@ -79,8 +82,10 @@ class Transfer:
     def start(self) -> None:
         """Write what needs no training, before step 0."""
         for part in self._start or ():
-            view = WeightView(self._target[part.pair.target], part.pair.form)
-            view.write_rows_(part.rows, part.values)
+            stored = part.pair.target_stored or Stored(name=part.pair.target)
+            view = WeightView(self._target[stored.name], part.pair.form)
+            write = view.write_columns_ if stored.transposed else view.write_rows_
+            write(part.rows + (stored.rows[0] if stored.rows else 0), part.values)
 
     def transfers_at(self, step: int) -> bool:
         """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""

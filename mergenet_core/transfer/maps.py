@@ -45,7 +45,8 @@ class AxisMap:
 def anchored_map(axis: AxisPair) -> AxisMap:
     """The map of an axis that means the same in both models: its own places, or the order that names give."""
     if axis.order is not None:
-        return AxisMap(torch.arange(axis.target_size), select_t=torch.tensor(axis.order))
+        cover_t = torch.arange(axis.target_size) if axis.cover is None else torch.tensor(axis.cover)
+        return AxisMap(cover_t, select_t=torch.tensor(axis.order))
     places = torch.arange(axis.shared_size)
     return AxisMap(places, select_t=places)
 

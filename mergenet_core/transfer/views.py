@@ -88,6 +88,13 @@ class WeightView:
             for copy in self.shard.followers():
                 copy.flat.copy_(self._with_rows(copy, rows_k, values_kn))
 
+    def write_columns_(self, columns_k: Tensor, values_km: Tensor) -> None:
+        """Replace some columns by the values given, a row of them each: for a weight kept inputs × outputs."""
+        with torch.no_grad():
+            self.shard.write_(self._with_columns(self.shard.held(), columns_k, values_km))
+            for copy in self.shard.followers():
+                copy.flat.copy_(self._with_columns(copy, columns_k, values_km))
+
     def _gradient(self) -> Piece:
         return Piece(self.shard.held().start, self.shard.gradient())
 
@@ -120,6 +127,12 @@ class WeightView:
         block_pn = block_pn.clone()
         mine = (rows_k >= first) & (rows_k < first + len(block_pn))
         block_pn[(rows_k[mine] - first).to(block_pn.device)] = values_kn[mine.to(values_kn.device)].to(block_pn)
+        return self._entries(piece, block_pn)
+
+    def _with_columns(self, piece: Piece, columns_k: Tensor, values_km: Tensor) -> Tensor:
+        first, block_pn = self._block(piece)
+        block_pn = block_pn.clone()
+        block_pn[:, columns_k.to(block_pn.device)] = values_km.T[first : first + len(block_pn)].to(block_pn)
         return self._entries(piece, block_pn)
 
     def _block(self, piece: Piece) -> tuple[int, Tensor]:

@@ -83,12 +83,19 @@ def test_what_is_not_there_yet_is_said(up: Shell, tmp_path: Path) -> None:
         assert "Traceback" not in answer.stderr
 
 
-def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell) -> None:
+def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell, tmp_path: Path) -> None:
     for one in (up, shell):  # with a service, and without one
-        answer = one.call("validate", one.write())
+        picture = tmp_path / "pairs.svg"
+        answer = one.call("validate", one.write(), "--picture", str(picture))
         assert answer.exit_code == 0, answer.stderr
         assert "target parameters can be written by method" in answer.stdout
-        assert "| layers.0.weight | → | layers.0.weight | 32×144 → 16×144 | 2,304" in answer.stdout
+        assert (
+            "| 0     | layers.0.weight | layers.0.weight | units.0 carried, 32 → 16 | pixels the same, 144"
+            in answer.stdout
+        )
+        assert "| 2,304 (100%) |" in answer.stdout
+        assert "layers.0.weight to layers.0.weight; units.0: carried" in picture.read_text()
+        picture.unlink()
         assert "axes that mean the same in both: pixels (144)" in answer.stdout
         assert "axes with a map from one to the other: units.0 (32 → 16)" in answer.stdout
         assert "memory of a trial 0.6 GB" in answer.stdout

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers.models.auto import modeling_auto
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.inspect import inspect_model, model_types, vocabulary_hash, vocabulary_size
+from mergenet_core.jobs.inspect import inspect_model, model_types, read_vocabulary
 
 
 @pytest.fixture
@@ -29,17 +29,17 @@ def test_facts_of_a_folder(folder: Path) -> None:
     facts = inspect_model(folder, "text-classification")
     assert facts.shapes == {"bert.x": (2, 3), "classifier.weight": (2, 3)}
     assert facts.labels == ("no", "yes")
-    assert vocabulary_size(folder) == 3
+    assert read_vocabulary(folder).size == 3
 
 
 def test_a_vocabulary_hashes_the_same_from_any_of_its_files(folder: Path) -> None:
-    from_lines = vocabulary_hash(folder)
+    from_lines = read_vocabulary(folder)
     tokenizer = {"model": {"vocab": {"the": 1, "[PAD]": 0, "cat": 2}}, "added_tokens": [{"id": 0, "content": "[PAD]"}]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert vocabulary_hash(folder) == from_lines
+    assert read_vocabulary(folder) == from_lines
     tokenizer["model"]["vocab"]["cat"] = 3  # type: ignore[index]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert vocabulary_hash(folder) != from_lines
+    assert read_vocabulary(folder) != from_lines
 
 
 def test_a_source_without_a_head_has_no_labels(folder: Path) -> None:

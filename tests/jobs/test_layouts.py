@@ -1,4 +1,5 @@
 import pytest
+import transformers as tf
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,5 +49,46 @@ def test_the_head_is_that_of_the_task(task, auto, change):
     assert shapes_from_config(BERT | change, task) == {name: tuple(W.shape) for name, W in model.named_parameters()}
 
 
-def test_a_family_not_known_has_no_layout():
-    assert shapes_from_config({"model_type": "gpt2"}) is None
+TEXT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+CLASSES, TOKENS = "text-classification", "causal-language-modelling"
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "model"),
+    [
+        ({"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, CLASSES,
+         tf.DistilBertForSequenceClassification),
+        ({"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2}, "question-answering",
+         tf.DistilBertForQuestionAnswering),
+        ({"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 40}, CLASSES,
+         tf.GPT2ForSequenceClassification),
+        ({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 4, "n_inner": 20}, TOKENS, tf.GPT2LMHeadModel),
+        ({"model_type": "llama", **TEXT, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}, CLASSES,
+         tf.LlamaForSequenceClassification),
+        ({"model_type": "llama", **TEXT}, TOKENS, tf.LlamaForCausalLM),
+        ({"model_type": "llama", **TEXT, "tie_word_embeddings": True}, TOKENS, tf.LlamaForCausalLM),
+        ({"model_type": "mistral", **TEXT, "num_attention_heads": 8, "head_dim": 4}, TOKENS, tf.MistralForCausalLM),
+        ({"model_type": "qwen2", **TEXT, "num_key_value_heads": 1}, CLASSES, tf.Qwen2ForSequenceClassification),
+        ({"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "intermediate_size": 24, "image_size": 8, "patch_size": 4, "num_labels": 3}, "image-classification",
+         tf.ViTForImageClassification),
+    ],
+)  # fmt: skip
+def test_the_layout_of_a_transformer_has_the_tasks_head(config, task, model):
+    made = model(AutoConfig.for_model(**config))
+    shapes = {name: tuple(W.shape) for name, W in made.state_dict().items()}
+    if getattr(made.config, "tie_word_embeddings", False):
+        shapes.pop("lm_head.weight", None)
+    assert shapes_from_config(config, task) == shapes
+
+
+def test_defaults_are_those_of_the_library():
+    for kind in ("distilbert", "gpt2", "llama", "mistral", "qwen2"):
+        config = AutoConfig.for_model(kind)
+        said = {name: value for name, value in config.to_dict().items() if name != "head_dim"}
+        assert shapes_from_config({"model_type": kind}, CLASSES) == shapes_from_config(said, CLASSES)
+
+
+def test_a_family_or_head_not_known_has_no_layout():
+    assert shapes_from_config({"model_type": "t5"}) is None
+    assert shapes_from_config({"model_type": "vit"}, CLASSES) is None

@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "vocab.txt").write_text("\n".join(WORDS))
     other = home / "models" / "other-words"
     other.mkdir()
-    (other / "vocab.txt").write_text("\n".join(reversed(WORDS)))
+    (other / "vocab.txt").write_text("\n".join(f"word{place}" for place in range(8)))
     (home / "data").mkdir()
     for split in ("train", "test"):
         (home / "data" / f"{split}.jsonl").write_text(

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergenet_core.errors import ModelRefused, PathRefused
+from mergenet_core.jobs.facts import Vocabulary
 from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import ModelSpec
@@ -78,7 +79,7 @@ def test_the_source_is_a_state_dict_in_single_precision(world: Roots, tmp_path: 
 def test_facts_in_memory_are_those_on_disk(world: Roots) -> None:
     folder = world.models[0] / "classifier"
     model = load_trained(folder, TEXT, LABELS, seed=0)
-    found, read = facts(model, vocabulary="v", labels=LABELS), inspect_model(folder)
+    found, read = facts(model, vocabulary=Vocabulary("v"), labels=LABELS), inspect_model(folder)
     assert found.shapes == read.shapes
     assert found.labels == read.labels
     assert found.config["hidden_size"] == read.config["hidden_size"]

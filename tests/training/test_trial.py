@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from mergenet_core.errors import ModelRefused, OutOfMemory, TrainingDiverged
 from mergenet_core.jobs.artifacts import verify
-from mergenet_core.jobs.inspect import vocabulary_hash
+from mergenet_core.jobs.inspect import read_vocabulary
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import JobSpec
@@ -125,7 +125,7 @@ def test_the_export_is_the_plain_target_and_loads_in_a_fresh_process(tmp_path: P
     assert result.parameters == sum(weight.numel() for weight in plain.parameters())
     assert result.adapter_parameters > 0
     assert "adapter.safetensors" in {path.name for path in (model.parent / "adapter").iterdir()}
-    assert vocabulary_hash(model) == vocabulary_hash(roots.models[0] / "source")
+    assert read_vocabulary(model) == read_vocabulary(roots.models[0] / "source")
 
     arm = prepare_arm(job, trial, JobFolder(tmp_path), roots)
     arm.training.engine.module.load_state_dict(load_file(model / "model.safetensors"))

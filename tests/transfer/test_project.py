@@ -15,7 +15,7 @@ from mergenet_core.jobs.pairing import pair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.methods.project import Projection
-from tests.transfer.tiny import LABELS, applied, bert, cnn, facts, logits, mlp, paired, shards, transfer, vit
+from tests.transfer.tiny import LABELS, WORDS, applied, bert, cnn, facts, logits, mlp, paired, shards, transfer, vit
 
 PROJECT = TransferSpec(method="project")
 FAMILIES = pytest.mark.parametrize("build", [bert, mlp, cnn])
@@ -235,7 +235,7 @@ def test_position_rows_that_only_the_target_has_stay():
     target = bert(16, seed=1)
     before = target.state_dict()["bert.embeddings.position_embeddings.weight"].clone()
     shapes = {name: tuple(W.shape) for name, W in shorter.items()}
-    pairing = pair(ModelFacts(bert(16).config.to_dict(), shapes, "words", LABELS), facts(target), PROJECT)
+    pairing = pair(ModelFacts(bert(16).config.to_dict(), shapes, WORDS, LABELS), facts(target), PROJECT)
     Transfer(shorter, shards(target), pairing, PROJECT, steps=1, seed=0).start()
     after = target.state_dict()["bert.embeddings.position_embeddings.weight"]
     assert torch.equal(after[12:], before[12:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
@@ -18,6 +18,7 @@ from mergenet_core.transfer.shards import Shard
 from mergenet_core.transfer.views import WeightView, view_of, whole
 
 LABELS = ("ant", "bee", "cat")
+WORDS = Vocabulary("words")
 
 
 def bert(
@@ -52,7 +53,7 @@ def cnn(channels: tuple[int, ...] = (6, 8, 7), seed: int = 0) -> nn.Module:
     return _moved(MergeNetCnn(MergeNetCnnConfig(num_channels=1, channels=channels, num_labels=3)), seed)
 
 
-def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: str | None = "words") -> ModelFacts:
+def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: Vocabulary | None = WORDS) -> ModelFacts:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return ModelFacts(model.config.to_dict(), shapes, vocabulary, labels)  # type: ignore[union-attr, operator]
 

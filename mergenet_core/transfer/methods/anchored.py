@@ -80,7 +80,7 @@ class Anchored:
         axis = _unit_axis(pair)
         if axis.startswith("values."):  # heads move as they do for queries and keys
             return f"queries.{axis.rpartition('.')[2]}.key" not in self.parameters
-        if axis == "stream":
+        if self._pairing.axes[axis].basis is not None:
             return pair.role in BASES
         return not self._pairing.axes[axis].anchored
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mergenet_core.jobs.pairs import AxisPair, Pairing, WeightPair
+from mergenet_core.transfer.heads import grouped_map, is_grouped
 from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
 from mergenet_core.transfer.views import matrix_shape
 
@@ -82,12 +83,11 @@ def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mappi
     axis = pairing.axes[name]
     if axis.anchored:
         return anchored_map(axis)
-    if name == "stream":
-        assert pairing.basis is not None
-        W = source[pairing.basis]
-        return stream_map(W if W.ndim == 2 else W.flatten(1).T, axis.target_size)
+    if axis.basis is not None:
+        W = source[axis.basis]
+        return stream_map(W if axis.basis_form == "embedding" else W.flatten(1).T, axis.target_size)
     if axis.heads is not None:
-        return _head_map(name, source, pairing)
+        return (grouped_map if is_grouped(name, pairing) else _head_map)(name, source, pairing)
     return selection(unit_scores(name, source, pairing, maps), axis.target_size)
 
 
@@ -117,9 +117,9 @@ def unit_scores(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps:
             factor_o = (maps[pair.inp].apply(W_oip, 1) if pair.inp in maps else W_oip).flatten(1).norm(dim=1)
         elif pair.inp == name:
             factor_o = W_oip.transpose(0, 1).flatten(1).norm(dim=1)
-        elif pair.out == name and pair.role == "norm.weight":
+        elif pair.out == name and pair.role.endswith("norm.weight"):
             factor_o = W_oip.flatten().abs()
-        elif pair.out == name and pair.role == "norm.variance":
+        elif pair.out == name and pair.role.endswith("norm.variance"):
             factor_o = (W_oip.flatten() + 1e-5).rsqrt()
         else:
             continue

@@ -1,0 +1,34 @@
+"""A source's weights as the parts that pairing names: a fused weight cut, a transposed one turned, outputs first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.parts import Stored
+
+
+class Parts(Mapping[str, Tensor]):
+    """Weights by the name of the part, each a view of the weight that holds it; other names stay what they are."""
+
+    def __init__(self, weights: Mapping[str, Tensor], pairing: Pairing) -> None:
+        self._weights = weights
+        self._stored = {pair.source: pair.source_stored for pair in pairing.pairs if pair.source_stored is not None}
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._stored.get(name)
+        return self._weights[name] if stored is None else part_of(self._weights[stored.name], stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self._weights), **dict.fromkeys(self._stored)})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def part_of(W: Tensor, stored: Stored) -> Tensor:
+    """A part of a weight, outputs first, sharing its storage."""
+    W = W.T if stored.transposed else W
+    return W if stored.rows is None else W[slice(*stored.rows)]
