@@ -1,7 +1,12 @@
-"""`python -m workers`: one worker, set up by environment variables that begin with MERGENET_."""
+"""`python -m workers`: one worker, set up by environment variables that begin with MERGENET_.
+
+With `--fleet` it takes trials on several hosts, which it starts through Ray, and no others.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import logging
 import os
 import secrets
@@ -20,21 +25,30 @@ _log = logging.getLogger("workers")
 def main() -> None:
     """Wait for Redis, then work until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="python -m workers", description="A worker; MERGENET_* variables set it up.")
+    parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
+    fleet = parser.parse_args().fleet
     settings = Settings()
-    os.environ.update(_environment(settings))
+    os.environ.update(host.environment(settings))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     me = host.describe(name)
-    if me.device.startswith("cpu"):
+    if fleet:
+        me = me.model_copy(update={"fleet": True, "device": f"the fleet at {_fleet(settings)}"})
+    elif me.device.startswith("cpu"):
         warm.warm_up()
     _wait_for_redis(settings)
     TrialWorker(settings, me).work(logging_level="WARNING")
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """What training libraries read when they are imported."""
-    threads = str(settings.threads or host.cpus())
-    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return offline | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+def _fleet(settings: Settings) -> str:
+    """The fleet's head. Raises: `SystemExit` with a sentence where something is not set up."""
+    if importlib.util.find_spec("ray") is None:
+        raise SystemExit("a fleet worker needs Ray; install the extra: pip install 'mergenet-service[worker,fleet]'")
+    if settings.ray_address is None:
+        raise SystemExit("set MERGENET_RAY_ADDRESS to HOST:PORT of the fleet's head (docs/fleet.md)")
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        raise SystemExit("set RAY_AUTH_TOKEN_PATH to the file with the fleet's token (docs/fleet.md)")
+    return settings.ray_address
 
 
 def _wait_for_redis(settings: Settings) -> None:

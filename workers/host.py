@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.settings import Settings
 
 _REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
 
@@ -28,8 +29,15 @@ def describe(name: str) -> WorkerInfo:
         memory_bytes=memory_bytes,
         cpus=cpus(),
         seen_at=now(),
-        versions={"python": platform.python_version()} | _versions(),
+        versions=versions(),
     )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What training libraries read when they are imported."""
+    threads = str(settings.threads or cpus())
+    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return offline | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def cpus() -> int:
@@ -37,8 +45,9 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Versions of Python and of what matters to a training."""
+    found = {"python": platform.python_version()}
     for package in _REPORTED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

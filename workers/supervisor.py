@@ -88,15 +88,14 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
-    devices = _gang(mine, trial)
+    gang = _gang(mine, job, trial)
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
     arguments = (job.id, trial.id, mine.number)
-    words = ["workers.launcher", *map(str, arguments), "--devices", ",".join(devices)] if devices else []
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if warm.is_warm() and not devices else None,
-            [sys.executable, "-m", *(words or ["workers.trial", *map(str, arguments)])],
+            functools.partial(report, writer, *arguments) if warm.is_warm() and not gang else None,
+            [sys.executable, "-m", gang[0] if gang else "workers.trial", *map(str, arguments), *gang[1:]],
             environment={processes.MARK: mine.mark, OUTCOME_FD: str(writer)},
             log=settings.job_folder(job.id).log(trial.id, mine.number),
             fd=writer,
@@ -112,10 +111,14 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
 
 
-def _gang(mine: Attempt, trial: Trial) -> list[str]:
-    """The devices of a trial that trains on several, a process each; none for one that needs a single process."""
+def _gang(mine: Attempt, job: Job, trial: Trial) -> list[str]:
+    """What starts a trial that trains on several devices, module and options; nothing for a single process."""
+    if trial.kind == "finalize":
+        return []
+    if job.nodes > 1:
+        return ["workers.fleet"]
     count = mine.store.spec(mine.job_id).resources.devices
-    return [str(number) for number in range(count)] if count > 1 and trial.kind != "finalize" else []
+    return ["workers.launcher", "--devices", ",".join(map(str, range(count)))] if count > 1 else []
 
 
 def _watch(mine: Attempt, child: processes.Child, drain: _Flag) -> bool:

@@ -71,7 +71,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._me = me
         raw = settings.redis(decode=False)
         super().__init__(
-            [Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
+            [Queue(queue.FLEET if me.fleet else queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
             name=me.name,
             connection=raw,
             serializer=JSONSerializer,
