@@ -93,11 +93,11 @@ class Lab:
     def store(self) -> Store:
         return Store(self.redis_server.client())
 
-    def start_worker(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *options: str, module: str = "workers", **environment: str) -> subprocess.Popen[bytes]:
         """A real worker process; what it prints ends up in the lab's folder."""
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
-            [sys.executable, "-m", "workers", *options],
+            [sys.executable, "-m", module, *options],
             env={**os.environ, **self.environment, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -30,6 +30,8 @@ from workers.outcome import Outcome, receive
 from workers.retention import drop_trials
 from workers.trial import OUTCOME_FD, report
 
+FLEET = "workers.fleet"
+"""What runs a trial on several hosts."""
 _TICK_SECONDS = 0.1
 _BEAT_SECONDS = 1.0
 """How often the lease is renewed and the record read at least, for what a user asks."""
@@ -116,7 +118,7 @@ def _gang(mine: Attempt, job: Job, trial: Trial) -> list[str]:
     if trial.kind == "finalize":
         return []
     if job.nodes > 1:
-        return ["workers.fleet"]
+        return [FLEET]
     count = mine.store.spec(mine.job_id).resources.devices
     return ["workers.launcher", "--devices", ",".join(map(str, range(count)))] if count > 1 else []
 

@@ -71,10 +71,10 @@ class Fleet:
                 process.kill()
         self.hosts[f"lost {address}"] = host
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self, module: str = "workers") -> subprocess.Popen[bytes]:
         """A real fleet worker, as soon as it is listed."""
         known = {worker.name for worker in registry.workers(self.lab.store.redis)}
-        worker = self.lab.start_worker("--fleet", **self.environment)
+        worker = self.lab.start_worker("--fleet", module=module, **self.environment)
 
         def listed() -> bool:
             assert worker.poll() is None, self.lab.explain()
@@ -84,6 +84,22 @@ class Fleet:
         wait(listed, "a fleet worker", self.lab.explain)
         self.workers.append(worker)
         return worker
+
+    def want_worker(self, count: int = 1, module: str = "workers") -> None:
+        """See to it that so many fleet workers of that kind run, and no others."""
+        alive = [worker for worker in self.workers if worker.poll() is None]
+        if len(alive) != count or any(module not in psutil.Process(worker.pid).cmdline() for worker in alive):
+            self.drain()
+            for _ in range(count):
+                self.start_worker(module)
+
+    def drain(self) -> None:
+        """Stop the fleet workers as an operator does."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in self.workers:
+            worker.wait(30)
 
     def close(self) -> None:
         """End what was started, Ray's processes too, each by its id."""
