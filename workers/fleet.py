@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from workers.fleet_ray import Want
 
 _PAUSE_SECONDS = 0.3
+_PLACE_SECONDS = 1
+"""Free devices are placed within this; Ray wants whole seconds."""
 _YIELD_SECONDS = 30.0
 """So long a trial that the fleet is too small for keeps other trials waiting."""
 _CLEAN_SECONDS = 10.0
@@ -142,7 +144,7 @@ class _Driver:
                 self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; {line} in line")
                 continue
             self._group = self._group or fleet_ray.ask(want)
-            if self._group.wait(_PAUSE_SECONDS):
+            if self._group.wait(_PLACE_SECONDS):
                 return want
             self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; first in line")
         self._said = None

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound
 from mergenet_core.jobs import artifacts, queue, state
+from mergenet_core.jobs.line import Place
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from workers import processes, warm
@@ -90,6 +91,9 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
+    if job.nodes > 1:
+        # before the driver has started, so that the order of jobs does not depend on which starts faster
+        Place(job, trial.id, mine.number).ahead(mine.store.redis)
     gang = _gang(mine, job, trial)
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()

@@ -18,7 +18,7 @@ from workers import processes
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 STEPS = 300
-ROUNDS = 20
+ROUNDS = 3
 STAND_IN = "tests.workers.fleet_worker"
 
 
@@ -36,8 +36,8 @@ def fleet(shared_lab: Lab) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet, shared_lab: Lab) -> float:
     """What a job on two hosts comes to when nothing disturbs it."""
-    job = shared_lab.submit(small())
     fleet.want_worker()
+    job = shared_lab.submit(small())
     return result_of(shared_lab.wait_for_state(job, "succeeded", seconds=120)).final_loss
 
 
@@ -60,8 +60,8 @@ def test_two_jobs_that_want_the_whole_fleet_run_one_after_the_other_the_first_on
 
 def test_a_job_for_more_hosts_than_there_are_says_so_and_keeps_nobody_waiting(fleet: Fleet, lab: Lab) -> None:
     fleet.want_worker(2, STAND_IN)
-    large = lab.submit(small(resources={"nodes": 3}, train={"steps": 30, "batch_size": 15}))
-    why = "needs 3 hosts with 1 CPU slot each, the fleet has 2 of them"
+    large = lab.submit(small(resources={"nodes": 4}))
+    why = "needs 4 hosts with 1 CPU slot each, the fleet has 2 of them"
     wait(lambda: lab.store.get(large.id).trial(SOLO).reason == why, "the reason", lab.explain)
     assert [event.message for event in lab.events(large, "trial.waiting")] == [why]
     lab.wait_for_state(lab.submit(small()), "succeeded")
