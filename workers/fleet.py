@@ -25,6 +25,7 @@ from mergenet_core.jobs.records import Job
 from mergenet_core.jobs.spec import ResourcesSpec
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
+from mergenet_core.tether import die_with
 from workers import processes
 from workers.outcome import MESSAGE_LIMIT, Outcome, send
 from workers.trial import OUTCOME_FD
@@ -48,7 +49,7 @@ _log = logging.getLogger("workers.fleet")
 def main(arguments: Sequence[str], module: str = "workers.launcher") -> NoReturn:
     """Run the attempt, with `module` on every host, and send its outcome to the supervisor."""
     signal.pthread_sigmask(signal.SIG_BLOCK, processes.HELD)  # every thread's: they are asked for, never delivered
-    processes.die_with(os.getppid())
+    die_with(os.getppid())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ["RAY_AUTH_MODE"] = "token"  # read by Ray when it is imported
     job_id, trial_id, attempt = arguments

@@ -1,4 +1,4 @@
-"""All that is asked of Ray: who is there, a group of devices held all or not at all, and an actor on each host of it."""
+"""All that is asked of Ray: who is there, a group of devices held whole or not at all, an actor on each host of it."""
 
 from __future__ import annotations
 

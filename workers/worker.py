@@ -70,8 +70,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._records = settings.redis(timeout_seconds=2, retries=0)
         self._me = me
         raw = settings.redis(decode=False)
+        name = queue.FLEET if me.fleet else queue.QUEUE
         super().__init__(
-            [Queue(queue.FLEET if me.fleet else queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
+            [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message)],
             name=me.name,
             connection=raw,
             serializer=JSONSerializer,

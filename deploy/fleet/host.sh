@@ -1,6 +1,6 @@
 #!/bin/sh
 # One host of a fleet, for systemd or a container: `host.sh head` once, `host.sh node` on every host with devices.
-# Runs until SIGTERM. docs/fleet.md says what stands around it.
+# Runs until SIGTERM; `host.sh health` says whether the head answers. docs/fleet.md tells what stands around it.
 set -eu
 
 : "${MERGENET_RAY_ADDRESS:?set it to HOST:PORT of the head, the same on every host}"
@@ -32,8 +32,11 @@ node)
     # GPUs are found by Ray; a host without any lends so many CPU slots
     exec ray start --address="$MERGENET_RAY_ADDRESS" --num-cpus="${MERGENET_CPU_SLOTS:-1}" "$@"
     ;;
+health)
+    exec ray health-check --address "$MERGENET_RAY_ADDRESS"
+    ;;
 *)
-    echo "host.sh: '$kind' is neither head nor node" >&2
+    echo "host.sh: '$kind' is not head, node or health" >&2
     exit 2
     ;;
 esac

@@ -42,7 +42,7 @@ def renew(redis: Redis, job_id: str, trial_id: str, attempt: int, seconds: float
 
 def held(redis: Redis, job_id: str, trial_id: str, attempt: int) -> bool:
     """Whether somebody works on that attempt just now."""
-    until = cast("float | None", redis.zscore(_LEASES, _member(job_id, trial_id, attempt)))
+    until = redis.zscore(_LEASES, _member(job_id, trial_id, attempt))
     return until is not None and until > deadline(redis, 0)
 
 

@@ -18,7 +18,7 @@ from workers import processes
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 STEPS = 300
-ROUNDS = 3
+ROUNDS = 20
 STAND_IN = "tests.workers.fleet_worker"
 
 
@@ -43,7 +43,8 @@ def undisturbed(fleet: Fleet, shared_lab: Lab) -> float:
 
 def notes(lab: Lab, job: Job, attempt: int = 1) -> list[dict[str, Any]]:
     """When the stand-in for the launcher ran on each host."""
-    return [json.loads(path.read_text()) for path in lab.settings.job_folder(job.id).path.glob(f"{SOLO}-{attempt}-*.json")]
+    folder = lab.settings.job_folder(job.id).path
+    return [json.loads(path.read_text()) for path in folder.glob(f"{SOLO}-{attempt}-*.json")]
 
 
 def test_two_jobs_that_want_the_whole_fleet_run_one_after_the_other_the_first_one_first(fleet: Fleet, lab: Lab) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mergenet_core.jobs.records import ArmCost, TrialResult
 from mergenet_core.settings import Settings
-from workers import processes
+from mergenet_core.tether import die_with
 from workers.outcome import Outcome, send
 from workers.trial import OUTCOME_FD
 
@@ -23,7 +23,7 @@ RESULT = TrialResult(
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    processes.die_with(os.getppid())
+    die_with(os.getppid())
     job, trial, attempt = sys.argv[1:4]
     options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))
     folder = Settings().job_folder(job)

@@ -146,5 +146,3 @@ def _session(leader: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == leader:
                 found.append(process)
     return sorted(found, key=lambda process: process.pid == leader)
-
-
