@@ -34,6 +34,8 @@ def borrow(mine: Attempt, count: int, stop: Callable[[], bool]) -> Lease | None:
                     break
             answer = _ask(mine, name, known, count)
             if isinstance(answer, Lease):
+                if said:
+                    mine.write(functools.partial(_note, mine=mine, reason=None))
                 return answer
             reason = _reason(answer, count, len(known))
             if reason != said:
@@ -85,7 +87,7 @@ def _forget(mine: Attempt, name: str) -> None:
         _log.warning("still in the line: %s", error)
 
 
-def _note(job: Job, *, mine: Attempt, reason: str) -> Job:
+def _note(job: Job, *, mine: Attempt, reason: str | None) -> Job:
     return state.waits(job, mine.trial_id, mine.number, reason)
 
 

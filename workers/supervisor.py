@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from mergenet_core.errors import NotFound
 from mergenet_core.jobs import artifacts, queue, state
 from mergenet_core.jobs.devices import Lease
+from mergenet_core.jobs.line import Place
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from workers import processes, warm
@@ -32,6 +33,8 @@ from workers.outcome import Outcome, receive
 from workers.retention import drop_trials
 from workers.trial import OUTCOME_FD, report
 
+FLEET = "workers.fleet"
+"""What runs a trial on several hosts."""
 _TICK_SECONDS = 0.1
 _BEAT_SECONDS = 1.0
 """How often the lease is renewed and the record read at least, for what a user asks."""
@@ -90,10 +93,13 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
-    count = 0 if trial.kind == "finalize" else mine.store.spec(mine.job_id).resources.devices
+    count = 0 if trial.kind == "finalize" or job.nodes > 1 else mine.store.spec(mine.job_id).resources.devices
     lease = borrow(mine, count, lambda: drain.up) if count else None
     if count and lease is None:
         return Outcome(ended="interrupted", message="stopped while it waited for devices")
+    if job.nodes > 1:
+        # before the driver has started, so that the order of jobs does not depend on which starts faster
+        Place(job, trial.id, mine.number).ahead(mine.store.redis)
     try:
         return _train_on(mine, job, trial, drain, lease)
     finally:
@@ -103,17 +109,16 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
 
 def _train_on(mine: Attempt, job: Job, trial: Trial, drain: _Flag, lease: Lease | None) -> Outcome:
     settings = mine.settings
-    gang = lease is not None and len(lease.devices) > 1
+    gang = _gang(job, trial, lease)
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
     arguments = (job.id, trial.id, mine.number)
-    words = ["workers.launcher", *map(str, arguments), "--devices", ",".join(lease.devices)] if lease and gang else []
     threads = int(os.environ.get("OMP_NUM_THREADS", "1")) * (len(lease.devices) if lease else 1)
     environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(
             functools.partial(report, writer, *arguments) if warm.is_warm() and not gang else None,
-            [sys.executable, "-m", *(words or ["workers.trial", *map(str, arguments)])],
+            [sys.executable, "-m", gang[0] if gang else "workers.trial", *map(str, arguments), *gang[1:]],
             environment=environment | visible(lease),
             log=settings.job_folder(job.id).log(trial.id, mine.number),
             fd=writer,
@@ -127,6 +132,15 @@ def _train_on(mine: Attempt, job: Job, trial: Trial, drain: _Flag, lease: Lease 
         status = child.wait(_REAP_SECONDS)
     memory_ran_out = processes.memory_kills() > kills_before
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
+
+
+def _gang(job: Job, trial: Trial, lease: Lease | None) -> list[str]:
+    """What starts a trial that trains on several devices, module and options; nothing for a single process."""
+    if job.nodes > 1 and trial.kind != "finalize":
+        return [FLEET]
+    if lease is None or len(lease.devices) == 1:
+        return []
+    return ["workers.launcher", "--devices", ",".join(lease.devices)]
 
 
 def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | None) -> bool:

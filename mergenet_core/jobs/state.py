@@ -39,9 +39,14 @@ def claim(job: Job, trial_id: str, attempt: int, worker: str) -> Job:
     return _settled(_with(job, trial, state="starting", attempt=attempt, worker=worker, reason=None, not_before=None))
 
 
+def waits(job: Job, trial_id: str, attempt: int, why: str | None) -> Job:
+    """The attempt cannot begin yet, and `why` says what it waits for; None when it does so no more."""
+    return _settled(_with(job, _owned(job, trial_id, attempt), reason=why))
+
+
 def started(job: Job, trial_id: str, attempt: int) -> Job:
     """The attempt's training has begun."""
-    return _settled(_with(job, _owned(job, trial_id, attempt), state="running"))
+    return _settled(_with(job, _owned(job, trial_id, attempt), state="running", reason=None))
 
 
 def checkpointed(job: Job, trial_id: str, attempt: int, checkpoint: Checkpoint) -> Job:
@@ -62,11 +67,6 @@ def commit(
     if trial.kind == "finalize":
         job = job.model_copy(update={"artifact": artifact})
     return _settled(job)
-
-
-def waits(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
-    """A claimed trial does not start yet. Raises: `StaleAttempt`."""
-    return _with(job, _owned(job, trial_id, attempt), reason=reason)
 
 
 def fail(job: Job, trial_id: str, attempt: int, *, code: str, reason: str, retryable: bool) -> Job:
