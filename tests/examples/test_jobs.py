@@ -10,6 +10,7 @@ import yaml
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from mergenet_core.jobs.document import parse
+from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
 from tests.tasks.words import WORDS, write_reviews, write_squad, write_words
@@ -56,15 +57,22 @@ def test_a_job_across_tasks(name: str, learned: str, metric: str, tmp_path: Path
     for part in (document, document["source"]):
         part["train"] = {key: value for key, value in part["train"].items() if key == "learning_rate"} | STEPS
         part["train"]["learning_rate"] = float(part["train"]["learning_rate"])
+    if joint := document["source"].get("mode") == "joint":
+        document["transfer"] |= {"cycle": 2, "back_cycle": 1}
     job = parse(document)
     plan = make_plan(job, roots, tmp_path, [])
-    assert plan.trials[0].id == "source"
-    assert run(job, "source", tmp_path, roots).metric == learned
-    result = run(job, "transfer-0", tmp_path, roots)
+    assert plan.pairing is not None
+    assert "vocabulary" in plan.pairing.anchored_axes
+    if joint:
+        result = run(job, "transfer-0", tmp_path, roots)
+        learnt = tmp_path / "trials" / "transfer-0" / "source-model"
+        assert inspect_model(learnt, job.source_task).labels is not None
+    else:
+        assert plan.trials[0].id == "source"
+        assert run(job, "source", tmp_path, roots).metric == learned
+        result = run(job, "transfer-0", tmp_path, roots)
     assert result.metric == metric
     assert result.transferred_parameters > 0
-    if plan.pairing is not None:
-        assert "vocabulary" in plan.pairing.anchored_axes
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
