@@ -25,6 +25,7 @@ from mergenet_core.errors import (
     SpecInvalid,
     TooLarge,
 )
+from mergenet_core.jobs.deepspeed import check_user_config
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
@@ -91,6 +92,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     if source is not None and target is not None:
         source, target = _with_labels(spec, source, target)
         pairing = pair(source, target, spec.transfer)
+    check_user_config(spec.resources.deepspeed)
     estimate = _estimate(spec, source, target)
     several = spec.resources.nodes > 1
     _check_machine(estimate, home, [worker for worker in workers if worker.fleet == several], notes, several=several)

@@ -18,7 +18,7 @@ from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.sham import Shuffled, shuffled
 from mergenet_core.transfer.shards import Shard
-from mergenet_core.transfer.views import WeightView
+from mergenet_core.transfer.views import WeightView, view_of
 
 ADAPTER_RATE, GATE_RATE = 1e-4, 1e-3
 """AdamW's peak learning rates, falling to zero over the transfers by a cosine."""
@@ -57,6 +57,7 @@ class Transfer:
         if sham:
             source_weights = Shuffled(source_weights, seed)
         source_weights = Parts(source_weights, pairing)
+        self._source = source_weights if live is not None else {}
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
         self._start: Iterable[Written] | None
@@ -118,7 +119,11 @@ class Transfer:
         """The factors of a source's weight as it is now."""
         assert self._live is not None
         assert pair.rank is not None
-        B, A = factorize(WeightView(self._live[pair.source], pair.form), pair.rank)
+        if pair.source_stored is None:
+            view = WeightView(self._live[pair.source], pair.form)
+        else:  # a part of a weight that is stored fused or turned: the one case in which it is made whole
+            view = view_of(self._source[pair.source], pair.form)
+        B, A = factorize(view, pair.rank)
         if self._sham_seed is not None:
             B, A = (shuffled(X, f"{pair.source} {part}", self._sham_seed) for X, part in ((B, "B"), (A, "A")))
         return B, A

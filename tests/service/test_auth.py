@@ -70,7 +70,13 @@ def test_a_key_does_what_its_scope_says_and_no_more(settings: ServiceSettings, s
     for method, path in every_route(settings):
         if path in OPEN or path == "/metrics":
             continue
-        needed = "admin" if path.startswith("/keys") or path.endswith("/clear") else "submit" if (method, path) in NEEDS_SUBMIT else "read"
+        needed = (
+            "admin"
+            if path.startswith("/keys") or path.endswith("/clear")
+            else "submit"
+            if (method, path) in NEEDS_SUBMIT
+            else "read"
+        )
         status = call(client, method, path, {"X-API-Key": key}).status_code
         allowed = scope in (needed, "admin")
         assert (status != 403) == allowed, (scope, method, path, status)
