@@ -83,6 +83,12 @@ def test_the_threshold_is_where_f1_is_largest() -> None:
     assert squad_scores(judged, -2.0)["f1"] == pytest.approx(3 / 4)
 
 
+def test_of_thresholds_that_do_equally_well_the_lowest_is_taken() -> None:
+    # from 1 unanswerable question: +1 −1 +1, so 2, 1, 2
+    judged = [Judged("x", ("x",), -1.0), Judged("y", (), 0.0), Judged("z", ("z",), 1.0)]
+    assert best_threshold(judged) == -1.0
+
+
 def test_where_answering_never_pays_nothing_is_answered() -> None:
     judged = [Judged("wrong", ("right",), -7.0), Judged("x", (), -6.0)]
     assert squad_scores(judged, best_threshold(judged)) == {
