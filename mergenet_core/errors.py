@@ -109,6 +109,19 @@ class RankLost(MergeNetError):
     retryable = True
 
 
+class NodeLost(MergeNetError):
+    """A host of a trial on several hosts is gone, or no longer answers."""
+
+    code = "node-lost"
+    retryable = True
+
+
+class HostsDiffer(MergeNetError):
+    """The hosts of a fleet do not run the same versions."""
+
+    code = "hosts-differ"
+
+
 class StateConflict(MergeNetError):
     """The job is in a state that does not allow what was asked."""
 

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """How long a process of a trial on several devices may give no sign of life; then all of them start again."""
     stall_seconds: Annotated[float, Field(ge=1)] = 600.0
     """How long such a trial may finish no step, and a process of it wait for another in a collective."""
+    ray_address: str | None = None
+    """HOST:PORT of the fleet's head, for trials on several hosts; Ray's token comes from RAY_AUTH_TOKEN_PATH."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a training process; default: the cores that the worker may use, shared out between workers."""
     workers: Annotated[int, Field(ge=1, le=64)] | None = None

@@ -44,6 +44,7 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
         code="accepted",
         reason="the document was accepted",
         trials=planned.trials,
+        nodes=spec.resources.nodes,
         max_attempts=spec.resources.attempts,
         created_at=moment,
         updated_at=moment,

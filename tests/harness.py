@@ -95,11 +95,11 @@ class Lab:
     def store(self) -> Store:
         return Store(self.redis_server.client())
 
-    def start_worker(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *options: str, module: str = "workers", **environment: str) -> subprocess.Popen[bytes]:
         """A real worker process; what it prints ends up in the lab's folder."""
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
-            [sys.executable, "-m", "workers"],
+            [sys.executable, "-m", module, *options],
             env={**os.environ, **self.environment, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -116,7 +116,7 @@ class Lab:
         trials = make_plan(spec, self.settings.roots, self.settings.home, []).trials
         if solo:
             trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == SOLO)
-        job = new_job(trials, max_attempts=spec.resources.attempts)
+        job = new_job(trials, max_attempts=spec.resources.attempts, nodes=spec.resources.nodes)
         folder = self.settings.job_folder(job.id)
         folder.path.mkdir(parents=True)
         if before is not None:
@@ -237,7 +237,9 @@ def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) ->
     }
 
 
-def new_job(trials: tuple[Trial, ...], *, max_attempts: int = 4, labels: dict[str, str] | None = None) -> Job:
+def new_job(
+    trials: tuple[Trial, ...], *, max_attempts: int = 4, nodes: int = 1, labels: dict[str, str] | None = None
+) -> Job:
     """A record as it is before it is queued."""
     moment = now()
     return Job(
@@ -250,6 +252,7 @@ def new_job(trials: tuple[Trial, ...], *, max_attempts: int = 4, labels: dict[st
         reason="the document was accepted",
         trials=trials,
         max_attempts=max_attempts,
+        nodes=nodes,
         created_at=moment,
         updated_at=moment,
     )

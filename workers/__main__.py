@@ -1,11 +1,17 @@
-"""`python -m workers`: the workers of a host, set up by environment variables that begin with MERGENET_."""
+"""`python -m workers`: the workers of a host, set up by environment variables that begin with MERGENET_.
+
+With `--fleet` they take trials on several hosts, which they start through Ray, and no others.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import logging
 import os
 import secrets
 import socket
+import sys
 import time
 
 from redis.exceptions import RedisError
@@ -21,28 +27,39 @@ _log = logging.getLogger("workers")
 def main() -> None:
     """Wait for Redis, then work until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="python -m workers", description="A worker; MERGENET_* variables set it up.")
+    parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
+    fleet = parser.parse_args().fleet
     settings = Settings()
+    address = _fleet(settings) if fleet else ""
     known = host.devices(settings.cpu_slots or host.cpus())
-    count = settings.workers or (1 if known[0].name.startswith("cpu") else len(known))
-    os.environ.update(_environment(settings, count))
+    cpu = known[0].name.startswith("cpu")
+    count = settings.workers or (1 if cpu or fleet else len(known))
+    os.environ.update(host.environment(settings, count))
     if count > 1:
-        pool.run(count)
+        pool.run(count, sys.argv[1:])
         return
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     me = host.describe(name, known)
-    if me.device.startswith("cpu"):
+    if fleet:
+        me = me.model_copy(update={"fleet": True, "ledger": None, "device": f"the fleet at {address}"})
+    elif cpu:
         warm.warm_up()
     _wait_for_redis(settings)
-    devices.announce(settings.redis(), host.ledger_name(known), known)
+    if not fleet:  # its trials take none of this host's
+        devices.announce(settings.redis(), host.ledger_name(known), known)
     TrialWorker(settings, me).work(logging_level="WARNING")
 
 
-def _environment(settings: Settings, workers: int) -> dict[str, str]:
-    """What training libraries read when they are imported."""
-    threads = str(settings.threads or max(1, host.cpus() // workers))
-    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    names = ("MERGENET_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    return offline | dict.fromkeys(names, threads) | {"TOKENIZERS_PARALLELISM": "false"}
+def _fleet(settings: Settings) -> str:
+    """The fleet's head. Raises: `SystemExit` with a sentence where something is not set up."""
+    if importlib.util.find_spec("ray") is None:
+        raise SystemExit("a fleet worker needs Ray; install the extra: pip install 'mergenet-service[worker,fleet]'")
+    if settings.ray_address is None:
+        raise SystemExit("set MERGENET_RAY_ADDRESS to HOST:PORT of the fleet's head (docs/fleet.md)")
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        raise SystemExit("set RAY_AUTH_TOKEN_PATH to the file with the fleet's token (docs/fleet.md)")
+    return settings.ray_address
 
 
 def _wait_for_redis(settings: Settings) -> None:

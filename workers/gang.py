@@ -118,7 +118,7 @@ class Gang:
         for fault in own_word or self.faults:
             return self._in_words(fault, exits, memory_ran_out=memory_ran_out)
         told = sorted((rank.world_rank or 0, rank.outcome) for rank in self.ranks if rank.outcome is not None)
-        return told[0][1] if told else None
+        return told[0][1].model_copy(update={"world_rank": told[0][0]}) if told else None
 
     def _in_words(self, fault: Fault, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome:
         """The fault's outcome, with how the lost process ended where that is known."""

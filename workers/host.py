@@ -15,6 +15,7 @@ import psutil
 
 from mergenet_core.jobs.devices import Device
 from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.settings import Settings
 
 _REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
 
@@ -32,7 +33,7 @@ def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
         memory_bytes=min(device.memory_bytes for device in devices),
         cpus=cpus(),
         seen_at=now(),
-        versions={"python": platform.python_version()} | _versions(),
+        versions=versions(),
     )
 
 
@@ -50,13 +51,22 @@ def ledger_name(devices: Sequence[Device]) -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def environment(settings: Settings, workers: int = 1) -> dict[str, str]:
+    """What training libraries read when they are imported, on a host with so many workers."""
+    threads = str(settings.threads or max(1, cpus() // workers))
+    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    names = ("MERGENET_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return offline | dict.fromkeys(names, threads) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
 def cpus() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Versions of Python and of what matters to a training."""
+    found = {"python": platform.python_version()}
     for package in _REPORTED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

@@ -26,6 +26,8 @@ class Outcome(Record):
     code: str = ""
     message: str = ""
     retryable: bool = False
+    world_rank: int | None = None
+    """Of several processes: the first of those that it speaks for."""
 
 
 def send(descriptor: int, outcome: Outcome) -> None:

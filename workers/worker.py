@@ -70,8 +70,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._records = settings.redis(timeout_seconds=2, retries=0)
         self._me = me
         raw = settings.redis(decode=False)
+        name = queue.FLEET if me.fleet else queue.QUEUE
         super().__init__(
-            [Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer, job_class=Message)],
+            [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message)],
             name=me.name,
             connection=raw,
             serializer=JSONSerializer,
@@ -161,9 +162,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
         signal.signal(signal.SIGTERM, self.request_force_stop)
         self._shutdown_requested_date = now()
         self._me = self._me.model_copy(update={"state": "draining"})
+        self._stop_requested = True  # also where the exception is lost in code that takes any for its own
         if self.get_state() != "busy":
             raise StopRequested
-        self._stop_requested = True
         self._signal_horse(signal.SIGTERM)
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:

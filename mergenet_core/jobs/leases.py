@@ -40,6 +40,12 @@ def renew(redis: Redis, job_id: str, trial_id: str, attempt: int, seconds: float
     return bool(changed)
 
 
+def held(redis: Redis, job_id: str, trial_id: str, attempt: int) -> bool:
+    """Whether somebody works on that attempt just now."""
+    until = redis.zscore(_LEASES, _member(job_id, trial_id, attempt))
+    return until is not None and until > deadline(redis, 0)
+
+
 def expired(redis: Redis) -> list[tuple[str, str, int]]:
     """Job, trial and attempt of every lease that has run out."""
     members = cast("list[str]", redis.zrangebyscore(_LEASES, "-inf", deadline(redis, 0)))

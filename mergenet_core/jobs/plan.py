@@ -89,7 +89,8 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
         source, target = _with_labels(spec, source, target)
         pairing = pair(source, target, spec.transfer)
     estimate = _estimate(spec, source, target)
-    _check_machine(estimate, home, workers, notes)
+    several = spec.resources.nodes > 1
+    _check_machine(estimate, home, [worker for worker in workers if worker.fleet == several], notes, several=several)
     return Plan(trials=trials(spec), pairing=pairing, estimate=estimate, notes=tuple(notes))
 
 
@@ -299,8 +300,13 @@ def _estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | Non
     )
 
 
-def _check_machine(estimate: Estimate, home: Path, workers: Sequence[WorkerInfo], notes: list[str]) -> None:
-    if estimate.memory_bytes is not None and workers:
+def _check_machine(
+    estimate: Estimate, home: Path, workers: Sequence[WorkerInfo], notes: list[str], *, several: bool
+) -> None:
+    if several:
+        if not workers:
+            notes.append("the job needs a fleet worker and none is up: it waits until one is")
+    elif estimate.memory_bytes is not None and workers:
         largest = max(workers, key=lambda worker: worker.memory_bytes)
         if estimate.memory_bytes > largest.memory_bytes:
             raise TooLarge(

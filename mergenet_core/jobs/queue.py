@@ -1,4 +1,6 @@
-"""RQ as the carrier: one queue, one allow-listed entry point, ids and nothing else in a message.
+"""RQ as the carrier: one allow-listed entry point, ids and nothing else in a message.
+
+Trials on one host and trials on several have a queue each, and a worker listens to one of the two.
 
 The record decides what runs (`store.py`); a message that is lost is sent again by `reconcile`, one that comes twice is
 refused by the record.
@@ -22,6 +24,8 @@ from mergenet_core.jobs.records import Job, Trial, now
 from mergenet_core.jobs.store import Store
 
 QUEUE = "mergenet"
+FLEET = "mergenet-fleet"
+"""The queue of jobs on several hosts; all their trials, so that a fleet needs no other worker."""
 ENTRY_POINT = "workers.supervisor.run"
 """The one function that a message may name."""
 _NO_TIMEOUT = -1
@@ -34,7 +38,7 @@ def enqueue(redis: Redis, job: Job) -> None:
 
     A trial that waits after a failure gets its message from `reconcile`, when its time has come.
     """
-    queue = _queue(redis)
+    queue = _queue(redis, name(job))
     for trial in job.trials:
         if _due(trial):
             _send(queue, job.id, trial.id, trial.attempt + 1)
@@ -53,20 +57,31 @@ def reconcile(
         return False
     for job_id, trial_id, attempt in leases.expired(store.redis):
         _lose(store, redis, job_id, trial_id, attempt)
-    queue = _queue(redis)
-    sent = {str(message).rpartition("_")[0] for message in queue.get_job_ids()}
+    queues = {each: _queue(redis, each) for each in (QUEUE, FLEET)}
+    sent = {str(message).rpartition("_")[0] for queue in queues.values() for message in queue.get_job_ids()}
     for job_id, trial_id in store.queued():
         if _stem(job_id, trial_id) in sent:
             continue
         try:
-            trial = store.get(job_id).trial(trial_id)
+            job = store.get(job_id)
         except NotFound:
             continue
+        trial, queue = job.trial(trial_id), queues[name(job)]
         message = message_id(job_id, trial_id, trial.attempt + 1)
         if _due(trial) and not _taken_lately(redis, message, patience_seconds):
             _forget(queue, message)
             _send(queue, job_id, trial_id, trial.attempt + 1)
     return True
+
+
+def name(job: Job) -> str:
+    """The queue that carries a job's trials."""
+    return FLEET if job.nodes > 1 else QUEUE
+
+
+def waiting(redis: Redis, queue: str) -> int:
+    """How many messages nobody has taken yet."""
+    return int(_queue(redis, queue).count)
 
 
 def message_id(job_id: str, trial_id: str, attempt: int) -> str:
@@ -82,8 +97,8 @@ def _due(trial: Trial) -> bool:
     return trial.state == "queued" and (trial.not_before is None or trial.not_before <= now())
 
 
-def _queue(redis: Redis) -> Queue:
-    return Queue(QUEUE, connection=redis, serializer=JSONSerializer)
+def _queue(redis: Redis, name: str = QUEUE) -> Queue:
+    return Queue(name, connection=redis, serializer=JSONSerializer)
 
 
 def _send(queue: Queue, job_id: str, trial_id: str, attempt: int) -> None:

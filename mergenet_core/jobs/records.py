@@ -128,6 +128,8 @@ class Job(Record):
     request: Request | None = None
     """What a user asked for and has not happened yet."""
     trials: tuple[Trial, ...]
+    nodes: int = 1
+    """Hosts that each trial trains on; with more than one, a fleet's workers take them."""
     max_attempts: int = 4
     created_at: datetime
     updated_at: datetime
@@ -215,6 +217,8 @@ class WorkerInfo(Record):
     state: Literal["idle", "busy", "draining"]
     job: str | None = None
     trial: str | None = None
+    fleet: bool = False
+    """It takes trials on several hosts, and no others; the devices are the fleet's."""
     device: str
     devices: int = 1
     """How many of them the host has."""

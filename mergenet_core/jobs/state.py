@@ -41,7 +41,7 @@ def claim(job: Job, trial_id: str, attempt: int, worker: str) -> Job:
 
 def started(job: Job, trial_id: str, attempt: int) -> Job:
     """The attempt's training has begun."""
-    return _settled(_with(job, _owned(job, trial_id, attempt), state="running"))
+    return _settled(_with(job, _owned(job, trial_id, attempt), state="running", reason=None))
 
 
 def checkpointed(job: Job, trial_id: str, attempt: int, checkpoint: Checkpoint) -> Job:
@@ -64,8 +64,8 @@ def commit(
     return _settled(job)
 
 
-def waits(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
-    """A claimed trial does not start yet. Raises: `StaleAttempt`."""
+def waits(job: Job, trial_id: str, attempt: int, reason: str | None) -> Job:
+    """A claimed trial does not start yet; with no reason, it need not wait any more. Raises: `StaleAttempt`."""
     return _with(job, _owned(job, trial_id, attempt), reason=reason)
 
 

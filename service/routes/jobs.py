@@ -192,11 +192,13 @@ def _waiting(context: Context, job: Job) -> str | None:
     place = min((count for count in before if count is not None), default=None)
     if place is None:
         return None
-    alive = workers(context.redis)
+    alive = [worker for worker in workers(context.redis) if worker.fleet == (job.nodes > 1)]
+    if not alive and job.nodes > 1:
+        return f"number {place + 1} in line; needs a fleet worker, none is up: `python -m workers --fleet` starts one"
     if not alive:
         return f"number {place + 1} in line; no worker is up, start one with `python -m workers`"
     busy = sum(worker.state == "busy" for worker in alive)
-    count = f"{len(alive)} worker{'s' if len(alive) > 1 else ''}"
+    count = f"{len(alive)} {'fleet ' * (job.nodes > 1)}worker{'s' if len(alive) > 1 else ''}"
     return f"number {place + 1} in line; {count}, {busy} busy"
 
 

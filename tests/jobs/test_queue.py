@@ -55,6 +55,20 @@ def test_a_message_holds_the_entry_point_and_three_words(redis: Redis, raw: Redi
     assert message.timeout == -1
 
 
+def test_a_job_on_several_hosts_has_a_queue_of_its_own_from_which_lost_messages_come_back_too(
+    redis: Redis, raw: Redis
+) -> None:
+    store = Store(redis)
+    job = store.update(create(store).id, lambda job: job.model_copy(update={"nodes": 2}))
+    queue.enqueue(raw, job)
+    sweep(store, raw)
+    assert (waiting(raw), queue.waiting(raw, queue.FLEET)) == ([], 1)
+    Queue(queue.FLEET, connection=raw).empty()
+    sweep(store, raw)
+    assert [str(message) for message in Queue(queue.FLEET, connection=raw).get_job_ids()] == [f"{job.id}_control-0_1"]
+    assert waiting(raw) == []
+
+
 def test_a_message_that_never_reached_redis_is_sent_by_the_reconciler(redis: Redis, raw: Redis) -> None:
     job = create(Store(redis))
     sweep(Store(redis), raw)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from mergenet_core.jobs import state
 from mergenet_core.jobs.document import digest
 from mergenet_core.jobs.queue import _queue, reconcile
 from mergenet_core.jobs.records import Progress, WorkerInfo, now
@@ -107,6 +108,25 @@ def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -
     assert client.get(f"/jobs/{second}").json()["waiting"] == "number 2 in line; 1 worker, 1 busy"
     assert client.get(f"/jobs/{first}").json()["waiting"] is None
     assert client.get("/workers").json()[0]["job"] == first
+
+
+def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(
+    client: TestClient, post: Post, store: Store
+) -> None:
+    job = post(resources={"nodes": 2})
+    assert any("needs a fleet worker" in note for note in client.get(f"/jobs/{job}/plan").json()["notes"])
+    plain = WorkerInfo(name="w", host="h", state="idle", device="cpu", memory_bytes=16 << 30, cpus=2, seen_at=now())
+    say_alive(store.redis, plain)
+    waiting = client.get(f"/jobs/{job}").json()["waiting"]
+    assert waiting.startswith("number 1 in line; needs a fleet worker, none is up")
+    say_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
+    assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 fleet worker, 1 busy"
+    store.update(job, lambda record: state.claim(record, "control-0", 1, "f"))
+    why = "needs 2 hosts with 4 GPUs each, 1 is free; first in line"
+    store.update(job, lambda record: state.waits(record, "control-0", 1, why))
+    assert client.get(f"/jobs/{job}").json()["waiting"] == why
+    store.update(job, lambda record: state.started(record, "control-0", 1))
+    assert client.get(f"/jobs/{job}").json()["waiting"] is None
 
 
 def test_a_job_shows_where_its_trials_are(client: TestClient, post: Post, store: Store) -> None:

@@ -1,0 +1,47 @@
+"""Takes the launcher's place on a host: notes when it ran there, for a moment or until SIGTERM, and succeeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mergenet_core.jobs.records import ArmCost, TrialResult
+from mergenet_core.settings import Settings
+from mergenet_core.tether import die_with
+from workers.outcome import Outcome, send
+from workers.trial import OUTCOME_FD
+
+SECONDS = 0.5
+RESULT = TrialResult(
+    steps=1, final_loss=1.0, metric="accuracy", cost=ArmCost(step_seconds=1, train_seconds=1), parameters=1
+)
+
+
+def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    die_with(os.getppid())
+    job, trial, attempt = sys.argv[1:4]
+    options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))
+    folder = Settings().job_folder(job)
+    begun = time.time()
+    note(folder.path / f"{trial}-{attempt}-{options['--address']}", begun=begun, options=options)
+    print(f"here is {options['--address']}", flush=True)
+    endless = "endless" in json.loads(folder.spec.read_text())["labels"]
+    stopped = signal.sigtimedwait({signal.SIGTERM}, 600 if endless else SECONDS)
+    note(folder.path / f"{trial}-{attempt}-{options['--address']}", begun=begun, ended=time.time(), options=options)
+    outcome = Outcome(ended="interrupted", message="stopped") if stopped else Outcome(ended="finished", result=RESULT)
+    send(int(os.environ[OUTCOME_FD]), outcome)
+
+
+def note(path: Path, **what: object) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(what))
+    draft.rename(path.with_name(path.name + ".json"))
+
+
+if __name__ == "__main__":
+    main()
