@@ -1,6 +1,6 @@
 """`python -m workers`: the workers of a host, set up by environment variables that begin with MERGENET_.
 
-With `--fleet` one worker takes trials on several hosts, which it starts through Ray, and no others.
+With `--fleet` they take trials on several hosts, which they start through Ray, and no others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 
 from redis.exceptions import RedisError
@@ -30,20 +31,23 @@ def main() -> None:
     parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
     fleet = parser.parse_args().fleet
     settings = Settings()
+    address = _fleet(settings) if fleet else ""
     known = host.devices(settings.cpu_slots or host.cpus())
-    count = 1 if fleet else settings.workers or (1 if known[0].name.startswith("cpu") else len(known))
+    cpu = known[0].name.startswith("cpu")
+    count = settings.workers or (1 if cpu or fleet else len(known))
     os.environ.update(host.environment(settings, count))
     if count > 1:
-        pool.run(count)
+        pool.run(count, sys.argv[1:])
         return
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     me = host.describe(name, known)
     if fleet:
-        me = me.model_copy(update={"fleet": True, "device": f"the fleet at {_fleet(settings)}", "ledger": None})
-    elif me.device.startswith("cpu"):
+        me = me.model_copy(update={"fleet": True, "ledger": None, "device": f"the fleet at {address}"})
+    elif cpu:
         warm.warm_up()
     _wait_for_redis(settings)
-    devices.announce(settings.redis(), host.ledger_name(known), known)
+    if not fleet:  # its trials take none of this host's
+        devices.announce(settings.redis(), host.ledger_name(known), known)
     TrialWorker(settings, me).work(logging_level="WARNING")
 
 

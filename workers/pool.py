@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from mergenet_core.tether import die_with
@@ -18,7 +19,7 @@ _PAUSE_SECONDS = 2.0
 _log = logging.getLogger("workers.pool")
 
 
-def run(count: int) -> None:
+def run(count: int, options: Sequence[str] = ()) -> None:
     """Keep so many workers running until SIGTERM or SIGINT; a second one cuts their checkpoints short."""
     asked: list[int] = []
 
@@ -28,7 +29,7 @@ def run(count: int) -> None:
             if child is not None and child.poll() is None:
                 child.send_signal(signal.SIGTERM)
 
-    children: list[subprocess.Popen[bytes] | None] = [_start() for _ in range(count)]
+    children: list[subprocess.Popen[bytes] | None] = [_start(options) for _ in range(count)]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     died_at = [0.0] * count
@@ -39,14 +40,14 @@ def run(count: int) -> None:
                 _log.warning("worker %d ended with status %s and is started again", place, child.returncode)
                 children[place], died_at[place] = None, time.monotonic()
             if child is None and not asked and time.monotonic() > died_at[place] + _PAUSE_SECONDS:
-                children[place] = _start()
+                children[place] = _start(options)
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
     parent = os.getpid()
     environment = os.environ | {"MERGENET_WORKERS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "workers"],
+        [sys.executable, "-m", "workers", *options],
         env=environment,
         start_new_session=True,
         preexec_fn=lambda: die_with(parent, signal.SIGTERM),

@@ -35,6 +35,7 @@ from workers.trial import OUTCOME_FD, report
 
 FLEET = "workers.fleet"
 """What runs a trial on several hosts."""
+_TRIAL = "workers.trial"
 _TICK_SECONDS = 0.1
 _BEAT_SECONDS = 1.0
 """How often the lease is renewed and the record read at least, for what a user asks."""
@@ -93,34 +94,41 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     settings = mine.settings
     processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
     _sweep(settings, job, trial)
-    count = 0 if trial.kind == "finalize" or job.nodes > 1 else mine.store.spec(mine.job_id).resources.devices
+    several = job.nodes > 1 and trial.kind != "finalize"
+    if several:
+        # before the driver has started, so that the order of jobs does not depend on which starts faster
+        Place(job, trial.id, mine.number).ahead(mine.store.redis)
+    count = 0 if several or trial.kind == "finalize" else mine.store.spec(mine.job_id).resources.devices
     lease = borrow(mine, count, lambda: drain.up) if count else None
     if count and lease is None:
         return Outcome(ended="interrupted", message="stopped while it waited for devices")
-    if job.nodes > 1:
-        # before the driver has started, so that the order of jobs does not depend on which starts faster
-        Place(job, trial.id, mine.number).ahead(mine.store.redis)
     try:
-        return _train_on(mine, job, trial, drain, lease)
+        return _train_on(mine, [FLEET] if several else _program(lease), drain, lease)
     finally:
         if lease is not None:
             give_back(mine, lease, ended=not processes.marked(mine.mark))
 
 
-def _train_on(mine: Attempt, job: Job, trial: Trial, drain: _Flag, lease: Lease | None) -> Outcome:
-    settings = mine.settings
-    gang = _gang(job, trial, lease)
+def _program(lease: Lease | None) -> list[str]:
+    """What trains on this host's devices: a module and its options."""
+    if lease is not None and len(lease.devices) > 1:
+        return ["workers.launcher", "--devices", ",".join(lease.devices)]
+    return [_TRIAL]
+
+
+def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | None) -> Outcome:
+    module, *options = program
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
-    arguments = (job.id, trial.id, mine.number)
+    arguments = (mine.job_id, mine.trial_id, mine.number)
     threads = int(os.environ.get("OMP_NUM_THREADS", "1")) * (len(lease.devices) if lease else 1)
     environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if warm.is_warm() and not gang else None,
-            [sys.executable, "-m", gang[0] if gang else "workers.trial", *map(str, arguments), *gang[1:]],
+            functools.partial(report, writer, *arguments) if warm.is_warm() and module == _TRIAL else None,
+            [sys.executable, "-m", module, *map(str, arguments), *options],
             environment=environment | visible(lease),
-            log=settings.job_folder(job.id).log(trial.id, mine.number),
+            log=mine.settings.job_folder(mine.job_id).log(mine.trial_id, mine.number),
             fd=writer,
         )
     finally:
@@ -132,15 +140,6 @@ def _train_on(mine: Attempt, job: Job, trial: Trial, drain: _Flag, lease: Lease 
         status = child.wait(_REAP_SECONDS)
     memory_ran_out = processes.memory_kills() > kills_before
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
-
-
-def _gang(job: Job, trial: Trial, lease: Lease | None) -> list[str]:
-    """What starts a trial that trains on several devices, module and options; nothing for a single process."""
-    if job.nodes > 1 and trial.kind != "finalize":
-        return [FLEET]
-    if lease is None or len(lease.devices) == 1:
-        return []
-    return ["workers.launcher", "--devices", ",".join(lease.devices)]
 
 
 def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | None) -> bool:

@@ -44,6 +44,7 @@ class LanguageModelling:
     labels: tuple[str, ...] = ()
     metric: str = "token_accuracy"
     targets: frozenset[str] = frozenset({"labels"})
+    evaluation_batch: int = 1  # a forward pass gives a number for every token of the vocabulary at every place
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross entropy over the tokens to predict. Shapes: logits (b, t, v), labels (b, t)."""

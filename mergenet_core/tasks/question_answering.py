@@ -21,7 +21,7 @@ from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.tasks.drawing import draw
 from mergenet_core.tasks.squad import Questions, read_questions
 from mergenet_core.tasks.squad_scores import Judged, best_threshold, squad_scores
-from mergenet_core.tasks.task import Examples, Task
+from mergenet_core.tasks.task import EVALUATION_BATCH, Examples, Task
 from mergenet_core.tasks.windows import TARGETS, Windows, read_windows
 
 ANSWER_TOKENS = 30
@@ -43,6 +43,7 @@ class QuestionAnswering:
     labels: tuple[str, ...] = ("start", "end")
     metric: str = "f1"
     targets: frozenset[str] = field(default=TARGETS)
+    evaluation_batch: int = EVALUATION_BATCH
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy of the span's ends over the tokens of the window, the mean of both. Shapes: logits (b, t)."""

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+EVALUATION_BATCH = 128
+
 
 class Examples(Protocol):
     """One split, decoded once and batched by index."""
@@ -36,6 +38,10 @@ class Task(Protocol):
     @property
     def targets(self) -> frozenset[str]:
         """The keys of a batch that the model does not get to see."""
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples of a forward pass when nothing is learned, where the training batch is smaller."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,6 +94,7 @@ class Classification:
     facts: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
     targets: frozenset[str] = frozenset({"labels"})
+    evaluation_batch: int = EVALUATION_BATCH
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy. Shapes: logits (b, l), labels (b)."""

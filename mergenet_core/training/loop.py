@@ -202,7 +202,7 @@ def over(
     """
     order = examples.evaluation_order()
     found = []
-    for index_b in torch.split(order, max(batch_size, 128)):
+    for index_b in torch.split(order, max(batch_size, task.evaluation_batch)):
         batch = {name: value.to(world.device) for name, value in examples.batch(world.share(index_b)).items()}
         found.append(world.gathered(keep(model(**inputs(batch, task)), batch).float(), len(index_b)))
     return torch.cat(found)[torch.argsort(order)]

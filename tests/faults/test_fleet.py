@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -16,7 +17,11 @@ from tests.workers import fleets
 from tests.workers.fleets import Fleet
 from workers import processes
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="a fleet needs Ray: install the extra `fleet`"),
+]
 STEPS = 300
 ROUNDS = 20
 STAND_IN = "tests.workers.fleet_worker"
@@ -95,6 +100,22 @@ def test_a_killed_driver_leaves_nothing_on_the_hosts_and_the_trial_goes_on(fleet
     assert len(launchers) == 2
     processes.kill(process for process in old if "tests.workers.fleet_driver" in process.cmdline())
     wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=10)
+    wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
+    lab.ask(job, "cancel")
+    lab.wait_for_state(job, "cancelled", seconds=10)
+
+
+def test_a_host_that_answers_no_more_is_told_by_its_silence(fleet: Fleet, lab: Lab) -> None:
+    fleet.want_worker(1, STAND_IN)
+    job = lab.submit(small(labels={"endless": "yes"}))
+    wait(lambda: len(notes(lab, job)) == 2, "the launchers", lab.explain)
+    launchers = [process for process in processes.marked(f"{job.id}/{SOLO}/1/") if "--address" in process.cmdline()]
+    launchers[0].parent().suspend()  # the actor: its host is there, and says nothing
+    wait(lambda: lab.store.get(job.id).trial(SOLO).failures == 1, "the failure's record", lab.explain)
+    reason = lab.store.get(job.id).trial(SOLO).reason
+    assert reason is not None
+    assert reason.endswith(f"gave no sign of life for {fleets.SILENCE_SECONDS} s")
+    wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=20)
     wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
     lab.ask(job, "cancel")
     lab.wait_for_state(job, "cancelled", seconds=10)

@@ -38,8 +38,9 @@ def main() -> None:
 
 
 def note(path: Path, **what: object) -> None:
-    path.with_suffix(".draft").write_text(json.dumps(what))
-    path.with_suffix(".draft").rename(path.with_name(path.name + ".json"))
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(what))
+    draft.rename(path.with_name(path.name + ".json"))
 
 
 if __name__ == "__main__":

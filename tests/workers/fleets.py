@@ -22,7 +22,7 @@ from tests.harness import Lab, wait
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "fleet" / "host.sh"
 SLOTS = 1
-_START_SECONDS = 60
+SILENCE_SECONDS = 20
 
 
 @dataclass
@@ -41,13 +41,18 @@ class Fleet:
         return self.lab.environment | {
             "MERGENET_RAY_ADDRESS": self.address,
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
-            "MERGENET_SILENCE_SECONDS": "20",
+            "MERGENET_SILENCE_SECONDS": str(SILENCE_SECONDS),
         }
 
     def start(self, kind: str) -> str:
         """Start a host, and return its address as soon as it is one of the fleet."""
-        place = len(self.hosts)
-        address = f"{self.net}.{place + 1}"
+        address = f"{self.net}.{len(self.hosts) + 1}"
+        self.restart(address, kind)
+        return address
+
+    def restart(self, address: str, kind: str) -> None:
+        """Start a host with that address, as soon as it is one of the fleet."""
+        place = int(address.rpartition(".")[2]) - 1
         log = (self.folder / f"host-{place}.log").open("wb")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         own = {"PATH": path, "MERGENET_FLEET_HOST": address, "MERGENET_FLEET_TEMP": str(self.folder / str(place))}
@@ -60,7 +65,6 @@ class Fleet:
         )
         log.close()
         wait(lambda: b"Ray runtime started" in self._log(place), f"host {place}", lambda: self._log(place).decode())
-        return address
 
     def lose(self, address: str) -> None:
         """SIGKILL a host's daemon, as if its machine had gone."""
