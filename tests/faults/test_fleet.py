@@ -161,3 +161,14 @@ def test_a_host_killed_in_mid_training_ends_in_a_succeeded_job_with_the_same_los
     assert lab.events(job, "trial.resumed")[0].data["step"] > 0
     assert result_of(job).final_loss == pytest.approx(undisturbed, abs=1e-6)
     assert not any(psutil.pid_exists(process.pid) for process in lab.processes(job))
+
+
+def test_every_trial_of_a_job_runs_on_the_fleet_and_the_report_is_made_there_too(fleet: Fleet, lab: Lab) -> None:
+    fleet.want_worker(1)
+    job = lab.wait_for_state(lab.submit(small(steps=60), solo=False), "succeeded", seconds=300)
+    assert {trial.id: trial.state for trial in job.trials} == dict.fromkeys(
+        ("source", "transfer-0", "control-0", "finalize"), "succeeded"
+    )
+    assert job.artifact is not None
+    assert (lab.settings.job_folder(job.id).path / job.artifact / "manifest.json").exists()
+    assert lab.store.redis.zcard("mergenet:fleet:line") == 0, "nobody is left in the line"
