@@ -110,14 +110,9 @@ def _pointing() -> Iterator[None]:
         raise
 
 
-def trains_first(spec: JobSpec) -> bool:
-    """Whether the source is trained once, before the trials that need it."""
-    return spec.source.train is not None and spec.source.mode == "frozen"
-
-
 def trials(spec: JobSpec) -> tuple[Trial, ...]:
     """The source's own training if it has one, then every arm at every seed, then the report and the artifact."""
-    first = (Trial(id="source", kind="source", seed=spec.source.seed),) if trains_first(spec) else ()
+    first = (Trial(id="source", kind="source", seed=spec.source.seed),) if spec.source.trained_first else ()
     needs = tuple(trial.id for trial in first)
     arms = tuple(
         Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed, needs=() if arm == "control" else needs)

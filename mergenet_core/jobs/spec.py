@@ -161,6 +161,11 @@ class SourceSpec(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The seed of that training, and of the source's weights when they come from a config."""
 
+    @property
+    def trained_first(self) -> bool:
+        """Whether it is trained once, before the trials that need it."""
+        return self.train is not None and self.mode == "frozen"
+
     @model_validator(mode="after")
     def _trained_on_something(self) -> Self:
         if (self.data is None) != (self.train is None):

@@ -101,7 +101,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     if job.source.mode == "joint":
         return _beside(job, trial, roots, Training(engine, learner.task, seed=seed), target, count)
     if trial.arm in TRANSFERS:
-        source = source_folder(job, folder, roots)
+        source = frozen_source(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
         weights = SourceWeights(source, world.device)
         transfer = Transfer(
@@ -148,12 +148,15 @@ def _between(giver: Training, taker: Training, pairing: Pairing, spec: TransferS
     )
 
 
-def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
-    """Where the source's weights are: trained by the job, or given."""
-    if job.source.train is not None:
-        return folder.source
-    found = folder_of(job.source.model, roots, "source.model")
-    assert found is not None, "the spec refuses a source from a config that is never trained"
+def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | None:
+    """Where the source's weights are: trained by the job, or given; None for one that begins from a config, beside."""
+    return folder.source if job.source.trained_first else folder_of(job.source.model, roots, "source.model")
+
+
+def frozen_source(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
+    """Where the weights of a source are that does not change."""
+    found = source_folder(job, folder, roots)
+    assert found is not None, "the spec refuses a frozen source from a config that is never trained"
     return found
 
 

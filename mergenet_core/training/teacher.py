@@ -21,7 +21,7 @@ from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
-from mergenet_core.training.arms import check_fits, image_channels, source_facts, source_folder
+from mergenet_core.training.arms import check_fits, frozen_source, image_channels, source_facts
 from mergenet_core.training.distill import Distillation, Relabelled
 from mergenet_core.training.engines import open_engine
 from mergenet_core.training.export import export_model
@@ -54,7 +54,7 @@ def prepare_teacher(
     Raises: `ModelRefused` where the source has no head for the target's labels and is not to be given one.
     """
     spec = job.transfer.distill or DistillSpec()
-    source = source_folder(job, folder, roots)
+    source = frozen_source(job, folder, roots)
     task = _as_the_source_reads(job, trial, source, roots)
     seconds, known = 0.0, labels
     if spec.teacher is None:

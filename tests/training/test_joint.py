@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.artifacts import verify
+from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.plan import trials
+from mergenet_core.jobs.records import Job, Trial, now
 from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.training.finalize import finalize
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import MLP, Recorder, image_job, run, text_job
 
@@ -90,3 +93,22 @@ def test_what_a_joint_source_cannot_be_is_told(changes, sentence) -> None:
 def test_a_frozen_source_gains_nothing_back() -> None:
     with pytest.raises(SpecInvalid, match=r"give source\.mode joint"):
         text_job(transfer__back_cycle=2)
+
+
+@pytest.mark.parametrize("make", [joint_text, joint_image])
+def test_a_two_way_artifact_has_both_models_and_the_proof(make, tmp_path: Path, roots: Roots) -> None:
+    job = make(transfer__back_cycle=3)
+    done = []
+    for arm in ("transfer", "control"):
+        result = run(job, f"{arm}-0", tmp_path, roots)
+        done.append(Trial(id=f"{arm}-0", kind="arm", arm=arm, state="succeeded", result=result))
+    record = Job(
+        id="j1", name="tiny", owner="me", state="finalizing", code="x", reason="x", trials=tuple(done),
+        created_at=now(), updated_at=now(),
+    )  # fmt: skip
+    folder = JobFolder(tmp_path)
+    finalize(job, record, folder, roots, attempt=1)
+    manifest = verify(folder.artifact)
+    assert {"model/model.safetensors", "source-model/model.safetensors"} <= {entry.path for entry in manifest.files}
+    given = job.source.model.path is not None
+    assert ("source" in manifest.about["inputs"]) == given, "what the source began from, where that was given"
