@@ -27,7 +27,7 @@ from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
 from mergenet_core.tether import die_with
 from workers import processes
-from workers.outcome import MESSAGE_LIMIT, Outcome, send
+from workers.outcome import Outcome, failed, send
 from workers.trial import OUTCOME_FD
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str], module: str = "workers.launcher") -> NoReturn
     try:
         outcome = driver.run(module)
     except MergeNetError as error:
-        outcome = _failed(error.code, error.message, retryable=error.retryable)
+        outcome = failed(error.code, error.message, retryable=error.retryable)
     except RedisError as error:
-        outcome = _failed("unavailable", f"Redis could not be reached: {error}", retryable=True)
+        outcome = failed("unavailable", f"Redis could not be reached: {error}", retryable=True)
     if outcome.ended == "failed":
         _log.error("%s: %s", outcome.code, outcome.message)
     send(int(os.environ[OUTCOME_FD]), outcome)
@@ -197,10 +197,6 @@ class _Driver:
             _log.warning("not said yet: %s", error)
             return
         self._said = why
-
-
-def _failed(code: str, message: str, *, retryable: bool) -> Outcome:
-    return Outcome(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the failed collectives of the hosts that were only left alone.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from mergenet_core.errors import HostsDiffer, MergeNetError, NodeLost, RankLost
 from workers.fleet_host import Facts, Heard
 from workers.outcome import Outcome
+from workers.processes import copy_out
 
 _LISTEN_SECONDS = 0.5
 _START_SECONDS = 120.0
@@ -108,7 +108,7 @@ class Launchers:
             self._lose(member, f"is lost: {_last_line(error)}")
             return
         member.asked, member.heard_at = None, time.monotonic()
-        _print(heard.output)
+        copy_out(heard.output)
         if not heard.ended:
             return
         member.last = heard
@@ -161,9 +161,3 @@ class Launchers:
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip()
-
-
-def _print(text: bytes) -> None:
-    with contextlib.suppress(OSError):  # a full disk must not stop a training
-        while text:
-            text = text[os.write(1, text) :]

@@ -23,10 +23,11 @@ import psutil
 from mergenet_core.errors import RankLost
 from mergenet_core.settings import Settings
 from mergenet_core.tether import die_with
+from mergenet_core.training.seams import COLLECTIVE_SECONDS
 from workers import host, processes
 from workers.gang import Gang
 from workers.member import ADDRESS, SILENCE
-from workers.outcome import MESSAGE_LIMIT, Outcome, send
+from workers.outcome import Outcome, failed, send
 from workers.trial import OUTCOME_FD
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def launch(place: Place, trial: tuple[str, str, str], settings: Settings, module
     if stopped:
         return Outcome(ended="interrupted", message="stopped on request before the training began")
     message = f"the processes of the trial could not be started: {agent.error or 'they ended without a word'}"
-    return Outcome(ended="failed", code=RankLost.code, message=message[:MESSAGE_LIMIT], retryable=True)
+    return failed(RankLost.code, message, retryable=True)
 
 
 def _watch(gang: Gang, agent: _Agent, place: Place, settings: Settings) -> bool:
@@ -144,7 +145,7 @@ def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
     return {
         ADDRESS: address,
         SILENCE: str(settings.silence_seconds),
-        "MERGENET_COLLECTIVE_SECONDS": str(settings.stall_seconds),
+        COLLECTIVE_SECONDS: str(settings.stall_seconds),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # a store that outlives its processes gives later ones the addresses of the dead

@@ -30,6 +30,11 @@ class Outcome(Record):
     """Of several processes: the first of those that it speaks for."""
 
 
+def failed(code: str, message: str, *, retryable: bool = False) -> Outcome:
+    """The end of an attempt that went wrong, its sentence cut where it would not go through the pipe at once."""
+    return Outcome(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
+
+
 def send(descriptor: int, outcome: Outcome) -> None:
     """Write the outcome; a supervisor that is gone has no use for it."""
     with contextlib.suppress(OSError), os.fdopen(descriptor, "wb") as pipe:

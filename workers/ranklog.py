@@ -5,12 +5,13 @@ Through pipes, so that the last lines of a process that was killed are kept, and
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import threading
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+
+from workers.processes import copy_out
 
 _CHUNK_BYTES = 65536
 _LOOK_SECONDS = 0.2
@@ -55,12 +56,12 @@ class RankLogs(LogsSpecs):
         while self._copy_once(0):
             pass
         for key in self._selector.get_map().values():
-            _print(key.data.rest())
+            copy_out(key.data.rest())
 
     def _copy_once(self, seconds: float) -> bool:
         ready = self._selector.select(seconds)
         for key, _ in ready:
-            _print(key.data.whole(os.read(key.fd, _CHUNK_BYTES)))
+            copy_out(key.data.whole(os.read(key.fd, _CHUNK_BYTES)))
         return bool(ready)
 
 
@@ -78,9 +79,3 @@ class _Lines:
 
     def rest(self) -> bytes:
         return self.whole(b"\n") if self._begun else b""
-
-
-def _print(text: bytes) -> None:
-    with contextlib.suppress(OSError):  # a full disk must not stop a training, which waits when its pipe is full
-        while text:
-            text = text[os.write(1, text) :]

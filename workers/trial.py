@@ -19,7 +19,7 @@ from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
 from mergenet_core.training.seams import Control, Reporter
 from workers.member import Member
-from workers.outcome import MESSAGE_LIMIT, Outcome, send
+from workers.outcome import Outcome, failed, send
 from workers.reporting import RedisReporter, SignalControl
 
 OUTCOME_FD = "MERGENET_OUTCOME_FD"
@@ -45,9 +45,9 @@ def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None)
         return _run(settings, job, spec, job.trial(trial_id), attempt, reporter, control, member)
     except MergeNetError as error:
         logging.error("%s: %s", error.code, error.message)
-        return _failed(error.code, error.message, retryable=error.retryable)
+        return failed(error.code, error.message, retryable=error.retryable)
     except RedisError as error:
-        return _failed("unavailable", f"Redis could not be reached when the attempt began: {error}", retryable=True)
+        return failed("unavailable", f"Redis could not be reached when the attempt began: {error}", retryable=True)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
             traceback.print_exc()
@@ -104,20 +104,16 @@ def failure(error: Exception, member: Member | None, where: str) -> Outcome:
     """What to make of an exception that is none of the service's own."""
     last = traceback.format_exception_only(error)[-1].strip()
     if member is not None and _between_processes(error):
-        return _failed(RankLost.code, f"rank {member.world_rank} no longer reaches the others: {last}", retryable=True)
+        return failed(RankLost.code, f"rank {member.world_rank} no longer reaches the others: {last}", retryable=True)
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         advice = "take a smaller batch_size, a shorter max_length or a smaller model"
-        return _failed("out-of-memory", f"out of memory: {last}; {advice} ({where})")
+        return failed("out-of-memory", f"out of memory: {last}; {advice} ({where})")
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return _failed("storage-full", f"no space left on the disk: {last}; free some, then resume ({where})")
+        return failed("storage-full", f"no space left on the disk: {last}; free some, then resume ({where})")
     # a broken device or disk may be another one next time; a bug is the same bug
     hardware = type(error).__name__ == "AcceleratorError" or number in _HARDWARE
-    return _failed("internal", f"{last} ({where})", retryable=hardware)
-
-
-def _failed(code: str, message: str, *, retryable: bool = False) -> Outcome:
-    return Outcome(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
+    return failed("internal", f"{last} ({where})", retryable=hardware)
 
 
 def report(descriptor: int, job_id: str, trial_id: str, attempt: int) -> None:

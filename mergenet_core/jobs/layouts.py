@@ -7,9 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from mergenet_core.jobs.spec import TaskName
-from mergenet_core.jobs.transformer_layouts import transformer_shapes
-
-Shapes = dict[str, tuple[int, ...]]
+from mergenet_core.jobs.transformer_layouts import Shapes, labels, linear, norm, transformer_shapes
 
 
 def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) -> Shapes | None:
@@ -27,39 +25,27 @@ def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) 
     return body | head(config)
 
 
-def _labels(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
-
-
-def _linear(name: str, outputs: int, inputs: int) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _norm(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
 def _bert(config: Mapping[str, Any]) -> Shapes:
     width, inner = config.get("hidden_size", 768), config.get("intermediate_size", 3072)
     shapes: Shapes = {
         "bert.embeddings.word_embeddings.weight": (config.get("vocab_size", 30522), width),
         "bert.embeddings.position_embeddings.weight": (config.get("max_position_embeddings", 512), width),
         "bert.embeddings.token_type_embeddings.weight": (config.get("type_vocab_size", 2), width),
-        **_norm("bert.embeddings.LayerNorm", width),
+        **norm("bert.embeddings.LayerNorm", width),
     }
     for layer in range(config.get("num_hidden_layers", 12)):
         block = f"bert.encoder.layer.{layer}"
         for part in ("self.query", "self.key", "self.value", "output.dense"):
-            shapes |= _linear(f"{block}.attention.{part}", width, width)
-        shapes |= _norm(f"{block}.attention.output.LayerNorm", width)
-        shapes |= _linear(f"{block}.intermediate.dense", inner, width)
-        shapes |= _linear(f"{block}.output.dense", width, inner)
-        shapes |= _norm(f"{block}.output.LayerNorm", width)
-    return shapes | _linear("bert.pooler.dense", width, width) | _linear("classifier", _labels(config), width)
+            shapes |= linear(f"{block}.attention.{part}", width, width)
+        shapes |= norm(f"{block}.attention.output.LayerNorm", width)
+        shapes |= linear(f"{block}.intermediate.dense", inner, width)
+        shapes |= linear(f"{block}.output.dense", width, inner)
+        shapes |= norm(f"{block}.output.LayerNorm", width)
+    return shapes | linear("bert.pooler.dense", width, width) | linear("classifier", labels(config), width)
 
 
 def _span(config: Mapping[str, Any]) -> Shapes:
-    return _linear("qa_outputs", 2, config.get("hidden_size", 768))
+    return linear("qa_outputs", 2, config.get("hidden_size", 768))
 
 
 def _words(config: Mapping[str, Any]) -> Shapes:
@@ -68,9 +54,9 @@ def _words(config: Mapping[str, Any]) -> Shapes:
     tied = config.get("tie_word_embeddings", True)
     return (
         {"cls.predictions.bias": (vocabulary,)}
-        | ({} if tied else _linear("cls.predictions.decoder", vocabulary, width))
-        | _linear(f"{transform}.dense", width, width)
-        | _norm(f"{transform}.LayerNorm", width)
+        | ({} if tied else linear("cls.predictions.decoder", vocabulary, width))
+        | linear(f"{transform}.dense", width, width)
+        | norm(f"{transform}.LayerNorm", width)
     )
 
 
@@ -79,8 +65,8 @@ def _mlp(config: Mapping[str, Any]) -> Shapes:
     widths = [pixels, *config.get("hidden_sizes", (128, 128))]
     shapes: Shapes = {}
     for layer, (inputs, outputs) in enumerate(pairwise(widths)):
-        shapes |= _linear(f"layers.{layer}", outputs, inputs)
-    return shapes | _linear("head", _labels(config), widths[-1])
+        shapes |= linear(f"layers.{layer}", outputs, inputs)
+    return shapes | linear("head", labels(config), widths[-1])
 
 
 def _cnn(config: Mapping[str, Any]) -> Shapes:
@@ -89,10 +75,10 @@ def _cnn(config: Mapping[str, Any]) -> Shapes:
     shapes: Shapes = {}
     for block, (inputs, outputs) in enumerate(pairwise(widths)):
         shapes[f"blocks.{block}.conv.weight"] = (outputs, inputs, kernel, kernel)
-        shapes |= _norm(f"blocks.{block}.norm", outputs)
+        shapes |= norm(f"blocks.{block}.norm", outputs)
         shapes |= {f"blocks.{block}.norm.running_{name}": (outputs,) for name in ("mean", "var")}
         shapes[f"blocks.{block}.norm.num_batches_tracked"] = ()
-    return shapes | _linear("head", _labels(config), widths[-1])
+    return shapes | linear("head", labels(config), widths[-1])
 
 
 _HEADS: dict[TaskName, Callable[[Mapping[str, Any]], Shapes]] = {

@@ -6,7 +6,6 @@ is carried into the next layer's input axis (*mapped*). A weight that has an axi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,7 +14,7 @@ from mergenet_core.jobs.anatomy import KNOWN, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.matching import Anchor, Matching, by_name
 from mergenet_core.jobs.pairs import AxisPair, PairedMethod, Pairing, WeightPair
-from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Form, Kind, axis_kind
+from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
 from mergenet_core.jobs.shared import shared_axes
 from mergenet_core.jobs.spec import TransferSpec
 
@@ -205,13 +204,12 @@ def _is_matrix(entry: WeightPair) -> bool:
     return entry.form not in ("vector", "gain")
 
 
-def _sides(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
-    """The two sides of a weight as one matrix; a convolution is out × in·k·k."""
-    return (shape[0], math.prod(shape[1:])) if form != "embedding" else (math.prod(shape[:-1]), shape[-1])
+def _smallest_side(entry: WeightPair) -> int:
+    return min(*matrix_shape(entry.source_shape, entry.form), *matrix_shape(entry.target_shape, entry.form))
 
 
 def _rank(entry: WeightPair, asked: int | None) -> int:
-    smallest = min(*_sides(entry.source_shape, entry.form), *_sides(entry.target_shape, entry.form))
+    smallest = _smallest_side(entry)
     return min(smallest, asked or max(4, smallest // 4))
 
 
@@ -221,6 +219,4 @@ def _narrowest(matrices: list[WeightPair], axes: Mapping[str, AxisPair]) -> int:
     mapped = [axis.shared_size for name, axis in axes.items() if name in met and not axis.anchored]
     if mapped:
         return min(mapped)
-    return min(
-        min(*_sides(entry.source_shape, entry.form), *_sides(entry.target_shape, entry.form)) for entry in matrices
-    )
+    return min(_smallest_side(entry) for entry in matrices)

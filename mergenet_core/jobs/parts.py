@@ -6,6 +6,7 @@ through the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -112,6 +113,12 @@ def part_sizes(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
     if form == "embedding":
         return shape[-2] if len(shape) > 1 else 1, shape[-1]
     return shape[0], shape[1] if len(shape) > 1 else 1
+
+
+def matrix_shape(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
+    """Rows and columns of a weight seen as one matrix: a convolution is out × in·k·k, an embedding rows × stream."""
+    count = math.prod(shape)
+    return (count // shape[-1], shape[-1]) if form == "embedding" else (shape[0], count // shape[0])
 
 
 def axis_kind(name: str) -> str:

@@ -22,7 +22,8 @@ def transformer_shapes(config: Config, task: str | None) -> Shapes | None:
     return None if head is None else body(config) | head(config)
 
 
-def _linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> Shapes:
+def linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> Shapes:
+    """A linear layer's weight and bias."""
     return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
 
 
@@ -30,11 +31,13 @@ def _turned(name: str, outputs: int, inputs: int) -> Shapes:
     return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
-def _norm(name: str, width: int) -> Shapes:
+def norm(name: str, width: int) -> Shapes:
+    """A norm's gain and bias."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _labels(config: Config) -> int:
+def labels(config: Config) -> int:
+    """How many labels a classifier's head has."""
     return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
 
 
@@ -43,20 +46,20 @@ def _distilbert(config: Config) -> Shapes:
     shapes: Shapes = {
         "distilbert.embeddings.word_embeddings.weight": (config.get("vocab_size", 30522), width),
         "distilbert.embeddings.position_embeddings.weight": (config.get("max_position_embeddings", 512), width),
-        **_norm("distilbert.embeddings.LayerNorm", width),
+        **norm("distilbert.embeddings.LayerNorm", width),
     }
     for layer in range(config.get("n_layers", 6)):
         block = f"distilbert.transformer.layer.{layer}"
         for part in ("q_lin", "k_lin", "v_lin", "out_lin"):
-            shapes |= _linear(f"{block}.attention.{part}", width, width)
-        shapes |= _norm(f"{block}.sa_layer_norm", width) | _norm(f"{block}.output_layer_norm", width)
-        shapes |= _linear(f"{block}.ffn.lin1", inner, width) | _linear(f"{block}.ffn.lin2", width, inner)
+            shapes |= linear(f"{block}.attention.{part}", width, width)
+        shapes |= norm(f"{block}.sa_layer_norm", width) | norm(f"{block}.output_layer_norm", width)
+        shapes |= linear(f"{block}.ffn.lin1", inner, width) | linear(f"{block}.ffn.lin2", width, inner)
     return shapes
 
 
 def _distilbert_classifier(config: Config) -> Shapes:
     width = config.get("dim", 768)
-    return _linear("pre_classifier", width, width) | _linear("classifier", _labels(config), width)
+    return linear("pre_classifier", width, width) | linear("classifier", labels(config), width)
 
 
 def _gpt2(config: Config) -> Shapes:
@@ -65,11 +68,11 @@ def _gpt2(config: Config) -> Shapes:
     shapes: Shapes = {
         "transformer.wte.weight": (config.get("vocab_size", 50257), width),
         "transformer.wpe.weight": (config.get("n_positions", 1024), width),
-        **_norm("transformer.ln_f", width),
+        **norm("transformer.ln_f", width),
     }
     for layer in range(config.get("n_layer", 12)):
         block = f"transformer.h.{layer}"
-        shapes |= _norm(f"{block}.ln_1", width) | _norm(f"{block}.ln_2", width)
+        shapes |= norm(f"{block}.ln_1", width) | norm(f"{block}.ln_2", width)
         shapes |= _turned(f"{block}.attn.c_attn", 3 * width, width) | _turned(f"{block}.attn.c_proj", width, width)
         shapes |= _turned(f"{block}.mlp.c_fc", inner, width) | _turned(f"{block}.mlp.c_proj", width, inner)
     return shapes
@@ -90,11 +93,11 @@ def _llama(config: Config) -> Shapes:
     for layer in range(config.get("num_hidden_layers", 32)):
         block = f"model.layers.{layer}"
         for part, count in (("q", heads), ("k", groups), ("v", groups)):
-            shapes |= _linear(f"{block}.self_attn.{part}_proj", count * size, width, bias=qwen or bias)
-        shapes |= _linear(f"{block}.self_attn.o_proj", width, heads * size, bias=bias)
+            shapes |= linear(f"{block}.self_attn.{part}_proj", count * size, width, bias=qwen or bias)
+        shapes |= linear(f"{block}.self_attn.o_proj", width, heads * size, bias=bias)
         for part in ("gate_proj", "up_proj"):
-            shapes |= _linear(f"{block}.mlp.{part}", inner, width, bias=inner_bias)
-        shapes |= _linear(f"{block}.mlp.down_proj", width, inner, bias=inner_bias)
+            shapes |= linear(f"{block}.mlp.{part}", inner, width, bias=inner_bias)
+        shapes |= linear(f"{block}.mlp.down_proj", width, inner, bias=inner_bias)
         shapes |= {f"{block}.{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
     return shapes
 
@@ -116,15 +119,15 @@ def _vit(config: Config) -> Shapes:
         "vit.embeddings.position_embeddings": (1, places + 1, width),
         "vit.embeddings.patch_embeddings.projection.weight": (width, config.get("num_channels", 3), *patch),
         "vit.embeddings.patch_embeddings.projection.bias": (width,),
-        **_norm("vit.layernorm", width),
+        **norm("vit.layernorm", width),
     }
     for layer in range(config.get("num_hidden_layers", 12)):
         block = f"vit.layers.{layer}"
         for part in ("q_proj", "k_proj", "v_proj"):
-            shapes |= _linear(f"{block}.attention.{part}", width, width, bias=config.get("qkv_bias", True))
-        shapes |= _linear(f"{block}.attention.o_proj", width, width)
-        shapes |= _norm(f"{block}.layernorm_before", width) | _norm(f"{block}.layernorm_after", width)
-        shapes |= _linear(f"{block}.mlp.fc1", inner, width) | _linear(f"{block}.mlp.fc2", width, inner)
+            shapes |= linear(f"{block}.attention.{part}", width, width, bias=config.get("qkv_bias", True))
+        shapes |= linear(f"{block}.attention.o_proj", width, width)
+        shapes |= norm(f"{block}.layernorm_before", width) | norm(f"{block}.layernorm_after", width)
+        shapes |= linear(f"{block}.mlp.fc1", inner, width) | linear(f"{block}.mlp.fc2", width, inner)
     return shapes
 
 
@@ -134,11 +137,11 @@ def _pair(config: Config, name: str = "patch_size", default: int = 16) -> tuple[
 
 
 def _scores(width: str, default: int) -> Callable[[Config], Shapes]:
-    return lambda config: {"score.weight": (_labels(config), config.get(width, default))}
+    return lambda config: {"score.weight": (labels(config), config.get(width, default))}
 
 
 def _spans(width: str, default: int) -> Callable[[Config], Shapes]:
-    return lambda config: _linear("qa_outputs", 2, config.get(width, default))
+    return lambda config: linear("qa_outputs", 2, config.get(width, default))
 
 
 def _tokens(width: str, default: int, rows: int, *, tied: bool) -> Callable[[Config], Shapes]:
@@ -151,7 +154,7 @@ def _tokens(width: str, default: int, rows: int, *, tied: bool) -> Callable[[Con
 
 
 def _classes(config: Config) -> Shapes:
-    return _linear("classifier", _labels(config), config.get("hidden_size", 768))
+    return linear("classifier", labels(config), config.get("hidden_size", 768))
 
 
 def _decoder_heads(rows: int) -> dict[str, Callable[[Config], Shapes]]:

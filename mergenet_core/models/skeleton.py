@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
             continue
         if saved.shape(found) != shard.shape:
             raise ModelRefused(f"{folder.name}: {found} is {saved.shape(found)}, by config.json {shard.shape}")
-        shard.load_(lambda start, stop, key=found: saved(key, start, stop))  # type: ignore[misc]
+        shard.load_(partial(saved, found))
         if not torch.isfinite(shard.held().flat).all():
             raise ModelRefused(f"{folder.name}: weight {found} holds NaN or infinity; train or export the model again")
 

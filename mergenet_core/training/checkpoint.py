@@ -38,8 +38,7 @@ def publish(
         world, folder, kind="checkpoint", step=training.step, attempt=attempt, about=about
     ) as draft:
         for prefix, learner in _learners(training):
-            held = {name: shard.held() for name, shard in learner.engine.shards.items()}
-            save_together(draft / f"{prefix}{_MODEL}", parts(learner.engine, held), world)
+            save_together(draft / f"{prefix}{_MODEL}", parts(learner.engine, learner.engine.held()), world)
             save_together(draft / f"{prefix}{_OPTIMIZER}", parts(learner.engine, learner.engine.moments()), world)
         if selection.weights is not None:
             save_together(draft / _BEST, parts(engine, selection.weights), world)
@@ -69,8 +68,8 @@ def resume(training: Training, selection: Selection, trial_folder: Path) -> list
     best = None
     if (chosen / _BEST).exists():
         read = SavedTensors([chosen / _BEST])
-        held = {name: shard.held() for name, shard in engine.shards.items()}
-        best = {name: Piece(piece.start, read(name, piece.start, piece.stop)) for name, piece in held.items()}
+        held = engine.held().items()
+        best = {name: Piece(piece.start, read(name, piece.start, piece.stop)) for name, piece in held}
     selection.load_state_dict(state["selection"], best)
     return list(refused)
 

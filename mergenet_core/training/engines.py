@@ -101,9 +101,13 @@ class Engine:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def held(self) -> dict[str, Piece]:
+        """What this process holds of every saved tensor."""
+        return {name: shard.held() for name, shard in self.shards.items()}
+
     def snapshot(self) -> dict[str, Piece]:
         """A copy on the CPU of what this process holds, which no later step changes."""
-        return {name: _copied(shard.held()) for name, shard in self.shards.items()}
+        return {name: _copied(piece) for name, piece in self.held().items()}
 
     def restore(self, pieces: Mapping[str, Piece]) -> None:
         """Take over weights from such a copy of this very process."""
@@ -122,8 +126,7 @@ class Engine:
         found = {}
         for name, parameter in self._parameters().items():
             for key, value in self._state_of(parameter).items():
-                if key != "step":
-                    found[f"{key}/{name}"] = Piece(self.shards[name].held().start, value)
+                found[f"{key}/{name}"] = Piece(self.shards[name].held().start, value)
         return found
 
     def load_moments(self, saved: Collection[str], read: Reader, steps: int) -> None:
@@ -138,7 +141,7 @@ class Engine:
                 state[key].copy_(read(f"{key}/{name}", held.start, held.stop))
 
     def _state_of(self, parameter: Any) -> dict[str, Tensor]:
-        """The optimizer's tensors of one parameter, flat, where this process holds them."""
+        """The optimizer's tensors of one parameter, flat, where this process holds them; the count of steps is none."""
         state = self.optimizer.state.get(parameter, {})
         return {key: _local(value) for key, value in state.items() if key != "step" and value is not None}
 
@@ -188,7 +191,6 @@ class ZeroEngine(Engine):
         self.forward, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module, optimizer=make_optimizer(self.module, self.spec), config=config
         )
-        self._zero = self.forward.optimizer
 
     def __call__(self, **inputs: Tensor) -> Any:
         """The model's outputs; DeepSpeed itself computes in bf16 where that is asked for."""
@@ -210,7 +212,7 @@ class ZeroEngine(Engine):
 
     def step(self, rate: float) -> None:
         """Let the engine clip and step at a learning rate."""
-        for group in self._zero.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.forward.step()
 
@@ -218,7 +220,7 @@ class ZeroEngine(Engine):
         flat, start, count = self._range(parameter)
         if flat is None or count == 0:
             return {}
-        state = self._zero.optimizer.state.get(flat, {})
+        state = self.optimizer.optimizer.state.get(flat, {})
         return {
             key: value.narrow(0, start, count)
             for key, value in state.items()
@@ -229,7 +231,7 @@ class ZeroEngine(Engine):
         flat, start, count = self._range(parameter)
         if flat is None:
             return {key: torch.empty(0) for key in keys}
-        state = self._zero.optimizer.state[flat]
+        state = self.optimizer.optimizer.state[flat]
         for key in keys:
             state.setdefault(key, torch.zeros_like(flat))
         if "exp_avg" in keys:
@@ -239,13 +241,13 @@ class ZeroEngine(Engine):
     def _range(self, parameter: Any) -> tuple[Tensor | None, int, int]:
         """The flat weight of the base optimizer that a parameter's entries here are part of, and which part."""
         if self._stage == 3:
-            group, start, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            group, start, _ = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
             held = shard_of(parameter).held()
-            return self._zero.fp32_partitioned_groups_flat[group], start, held.flat.numel()
+            return self.optimizer.fp32_partitioned_groups_flat[group], start, held.flat.numel()
         mapping = parameter._hp_mapping
         if mapping is None:
             return None, 0, 0
-        flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
         return flat, mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
 
 

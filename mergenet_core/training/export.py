@@ -41,11 +41,10 @@ def export_model(engine: Engine, processor: Any, folder: Path, *, attempt: int, 
 
     Every process writes what it holds into the files, so no process needs more memory than in training.
     """
-    held = {name: shard.held() for name, shard in engine.shards.items()}
     with publishing_together(
         engine.world, folder, kind="artifact", step=int(about["step"]), attempt=attempt, roles=ROLES, about=about
     ) as draft:
-        save_together(draft / "model.safetensors", parts(engine, held), engine.world)
+        save_together(draft / "model.safetensors", parts(engine, engine.held()), engine.world)
         if engine.world.main:
             config: Any = engine.module.config
             config.architectures = [type(engine.module).__name__]

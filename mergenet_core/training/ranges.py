@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from mergenet_core.training.world import World
 from mergenet_core.transfer.shards import Piece
@@ -60,11 +59,7 @@ def save_together(path: Path, parts: Mapping[str, Part], world: World) -> None:
 
 
 def _union(kinds: dict[str, Any], world: World) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    if world.size > 1:
-        everyone: list[Any] = [None] * world.size
-        dist.all_gather_object(everyone, kinds)
-        kinds = {name: kind for known in everyone for name, kind in known.items()}
-    return dict(sorted(kinds.items()))
+    return dict(sorted((name, kind) for known in world.all_told(kinds) for name, kind in known.items()))
 
 
 def _layout(kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:

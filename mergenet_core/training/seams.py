@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 
 from mergenet_core.jobs.records import Checkpoint
 
+COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
+"""Environment variable: how long a process waits for the others in an exchange before it gives up."""
+
 
 class Reporter(Protocol):
     """Where a trial says what happens."""

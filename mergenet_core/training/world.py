@@ -17,10 +17,7 @@ from torch._C._distributed_c10d import HashStore
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.spec import ResourcesSpec
-
-COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
-"""Environment variable: how long a process waits for the others in an exchange before it gives up."""
-
+from mergenet_core.training.seams import COLLECTIVE_SECONDS
 
 GROUPED = ("fsdp2", "zero1", "zero2", "zero3")
 """Strategies that need a process group even for one process."""
@@ -88,6 +85,13 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def all_told(self, value: Any) -> list[Any]:
+        """Every process's value, on every process."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def wait(self) -> None:
         """Go on when every process has come here."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergenet_core.jobs.anatomy import Form
 from mergenet_core.jobs.pairs import AxisPair, WeightPair
-from mergenet_core.transfer.views import matrix_shape
+from mergenet_core.jobs.parts import matrix_shape
 
 
 @dataclass(frozen=True)

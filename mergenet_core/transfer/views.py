@@ -8,13 +8,12 @@ Shape suffixes: m rows, n columns, k any small number; for a piece, p rows that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.anatomy import Form
+from mergenet_core.jobs.parts import Form, matrix_shape
 from mergenet_core.transfer.shards import Piece, Shard
 
 
@@ -155,16 +154,3 @@ class WeightView:
 def view_of(W: Tensor, form: Form = "matrix") -> WeightView:
     """The view of a tensor that is held whole."""
     return WeightView(Shard(W), form)
-
-
-def whole(weights: Mapping[str, Tensor]) -> dict[str, Shard]:
-    """A model's tensors by name, each held whole."""
-    return {name: Shard(W) for name, W in weights.items()}
-
-
-def matrix_shape(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
-    """Rows and columns of a weight of any number of axes, seen as a matrix."""
-    count = torch.Size(shape).numel()
-    if form == "embedding":
-        return count // shape[-1], shape[-1]
-    return shape[0], count // shape[0]

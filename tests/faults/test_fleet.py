@@ -52,6 +52,22 @@ def notes(lab: Lab, job: Job, attempt: int = 1) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in folder.glob(f"{SOLO}-{attempt}-*.json")]
 
 
+def endless(fleet: Fleet, lab: Lab) -> Job:
+    """A job whose launchers run on both hosts until they are told to end."""
+    fleet.want_worker(1, STAND_IN)
+    job = lab.submit(small(labels={"endless": "yes"}))
+    wait(lambda: len(notes(lab, job)) == 2, "the launchers", lab.explain)
+    return job
+
+
+def see_it_go_on(lab: Lab, job: Job, launchers: list[psutil.Process], seconds: float) -> None:
+    """The first attempt's launchers end, a second attempt's begin; then the job is cancelled."""
+    wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=seconds)
+    wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
+    lab.ask(job, "cancel")
+    lab.wait_for_state(job, "cancelled", seconds=10)
+
+
 def test_two_jobs_that_want_the_whole_fleet_run_one_after_the_other_the_first_one_first(fleet: Fleet, lab: Lab) -> None:
     fleet.want_worker(2, STAND_IN)
     for round_ in range(ROUNDS):
@@ -92,33 +108,23 @@ def test_a_waiting_job_says_what_it_waits_for_and_pauses_at_once(fleet: Fleet, l
 
 
 def test_a_killed_driver_leaves_nothing_on_the_hosts_and_the_trial_goes_on(fleet: Fleet, lab: Lab) -> None:
-    fleet.want_worker(1, STAND_IN)
-    job = lab.submit(small(labels={"endless": "yes"}))
-    wait(lambda: len(notes(lab, job)) == 2, "the launchers", lab.explain)
+    job = endless(fleet, lab)
     old = processes.marked(f"{job.id}/{SOLO}/1/")
     launchers = [process for process in old if "tests.workers.fleet_launcher" in process.cmdline()]
     assert len(launchers) == 2
     processes.kill(process for process in old if "tests.workers.fleet_driver" in process.cmdline())
-    wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=10)
-    wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
-    lab.ask(job, "cancel")
-    lab.wait_for_state(job, "cancelled", seconds=10)
+    see_it_go_on(lab, job, launchers, 10)
 
 
 def test_a_host_that_answers_no_more_is_told_by_its_silence(fleet: Fleet, lab: Lab) -> None:
-    fleet.want_worker(1, STAND_IN)
-    job = lab.submit(small(labels={"endless": "yes"}))
-    wait(lambda: len(notes(lab, job)) == 2, "the launchers", lab.explain)
+    job = endless(fleet, lab)
     launchers = [process for process in processes.marked(f"{job.id}/{SOLO}/1/") if "--address" in process.cmdline()]
     launchers[0].parent().suspend()  # the actor: its host is there, and says nothing
     wait(lambda: lab.store.get(job.id).trial(SOLO).failures == 1, "the failure's record", lab.explain)
     reason = lab.store.get(job.id).trial(SOLO).reason
     assert reason is not None
     assert reason.endswith(f"gave no sign of life for {fleets.SILENCE_SECONDS} s")
-    wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=20)
-    wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
-    lab.ask(job, "cancel")
-    lab.wait_for_state(job, "cancelled", seconds=10)
+    see_it_go_on(lab, job, launchers, 20)
 
 
 def test_a_drained_fleet_worker_hands_its_trial_back_after_a_checkpoint(

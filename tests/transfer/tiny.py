@@ -15,7 +15,7 @@ from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNe
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.shards import Shard
-from mergenet_core.transfer.views import WeightView, view_of, whole
+from mergenet_core.transfer.views import WeightView, view_of
 
 LABELS = ("ant", "bee", "cat")
 WORDS = Vocabulary("words")
@@ -67,7 +67,7 @@ def transfer(source: nn.Module, target: nn.Module, spec: TransferSpec, steps: in
 
 
 def shards(model: nn.Module) -> dict[str, Shard]:
-    return whole(model.state_dict(keep_vars=True))
+    return {name: Shard(W) for name, W in model.state_dict(keep_vars=True).items()}
 
 
 def matrix(view: WeightView) -> Tensor:

@@ -138,7 +138,7 @@ def test_a_process_that_ended_before_it_came_is_missed(gang: Gang) -> None:
 
 def test_the_limit_of_a_collective_is_the_one_that_the_training_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     from mergenet_core.settings import Settings
-    from mergenet_core.training.world import COLLECTIVE_SECONDS
+    from mergenet_core.training.seams import COLLECTIVE_SECONDS
 
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     environment = _environment(2, "address", Settings(stall_seconds=7))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.parts import matrix_shape
 from mergenet_core.transfer.maps import Written, as_oip, selection, written
-from mergenet_core.transfer.views import matrix_shape
 
 
 def copied(source: Mapping[str, Tensor], pairing: Pairing) -> Iterator[Written]:
