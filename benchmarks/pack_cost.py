@@ -92,8 +92,8 @@ def page(found: dict[str, Any]) -> str:
         "# What a pack's rank costs",
         "",
         "MiniLM-L6 into a BERT 2×128 by `project`, BBC topics, 300 labels, 160 steps (`examples/bbc-topics.yaml`);",
-        "test accuracy after the last step. Energy: the share of squared entries that the factors keep, over matrices.",
-        "From `benchmarks/pack_cost.py`.",
+        "test accuracy after the last step. Energy: the share of squared entries kept, over the matrices that are",
+        "kept as factors (from rank 192 on the square ones are smaller whole). From `benchmarks/pack_cost.py`.",
         "",
         "| source | bytes | of the source | energy | "
         + " | ".join(f"seed {seed}" for seed in found["seeds"])
