@@ -44,8 +44,8 @@ training time. Two trials ran at a time on two cores: the step times of these pa
 `benchmarks/step_cost.py` compares the methods within one process. Steps are equal in all arms; compute is not, where a
 teacher had to be fine-tuned first.
 
-Beside the settings: [what a pack's rank costs](packs.md), two seeds and so no claim, and [what an adapter costs](adapter_cost.md).
-"""
+Beside the settings: [what a pack's rank costs](packs.md), two seeds and so no claim, and
+[what an adapter costs](adapter_cost.md)."""
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.packs import MANIFEST_KEY, read_pack, unpack
 from mergenet_core.models.loading import SourceWeights
-from mergenet_core.models.packs import at_rank, open_pack, write_pack
+from mergenet_core.models.packs import at_rank, composed, open_pack, reencoded, write_pack
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.views import view_of
 from tests.training.tiny import write_bert
@@ -87,6 +87,19 @@ def test_the_source_at_a_rank_is_its_pack_bit_for_bit_whatever_the_threads(sourc
         assert not torch.equal(packed[MATRIX], SourceWeights(source)[MATRIX])
     finally:
         torch.set_num_threads(threads)
+
+
+def test_threads_do_not_change_a_bit_of_a_matrix_so_large_that_they_would():
+    W = torch.randn(1536, 384, generator=torch.Generator().manual_seed(0))
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            parts = reencoded(W, 96, "float32")
+            made.append((*parts, composed(parts, (1536, 384))))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
 
 
 def test_half_precision_halves_the_factors_and_keeps_vectors(source, tmp_path):
