@@ -42,7 +42,10 @@ takes the top-norm units of each source weight without carrying their places to 
 teacher's outputs once, before the first step, so its steps cost what the control's do; what came first is in its
 training time. Two trials ran at a time on two cores: the step times of these pages do not compare between arms,
 `benchmarks/step_cost.py` compares the methods within one process. Steps are equal in all arms; compute is not, where a
-teacher had to be fine-tuned first."""
+teacher had to be fine-tuned first.
+
+Beside the settings: [what a pack's rank costs](packs.md), two seeds and so no claim, and
+[what an adapter costs](adapter_cost.md)."""
 
 
 def main() -> None:

@@ -139,6 +139,20 @@ def validate(
 
 
 @app.command()
+def pack(
+    sources: Annotated[list[Path], typer.Argument(help="A model's folder, or its checkpoints' in the order of time.")],
+    rank: Annotated[int, typer.Option(min=1, max=65536, help="Rank of every matrix's factors W = B A.")],
+    out: Annotated[Path, typer.Option(help="The file to write; jobs name it as source.model.pack.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 for half the bytes, int8 for a quarter.")] = "float32",
+) -> None:
+    """Keep a source's factors in one small file, which stands for the source on hosts that never see it."""
+    from service.packing import run_pack
+
+    with _sentences():
+        raise typer.Exit(run_pack(sources, rank, out, dtype))
+
+
+@app.command()
 def status(
     job_id: Annotated[str | None, typer.Argument(help="The job's id; without one, all jobs are listed.")] = None,
     home: Home = None,

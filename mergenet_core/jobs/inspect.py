@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
+from mergenet_core.jobs.headers import header
+from mergenet_core.jobs.packs import read_pack, unpacked
 
-HEADER_BYTES_MAX = 100_000_000
-"""Longest safetensors header that is read, as in the safetensors library."""
 _JSON_BYTES_MAX = 200_000_000
 _HEADS = ("classifier.", "score.", "head.", "cls_head.", "qa_outputs.")
 
 
 def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
-    """Everything that pairing needs of a saved model.
+    """Everything that pairing needs of a saved model, or of a pack.
 
     Raises: `ModelRefused` for pickled weights, code of its own, a model type that no task here knows, torn files.
     """
+    if folder.is_file():
+        return _inspect_pack(folder, task)
     config = read_config(folder, task)
     shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
     has_head = any(name.startswith(_HEADS) or ".classifier." in name for name in shapes)
@@ -35,6 +36,13 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
         vocabulary=read_vocabulary(folder),
         labels=_labels(config, folder.name) if has_head else None,
     )
+
+
+def _inspect_pack(path: Path, task: str | None) -> ModelFacts:
+    pack = read_pack(path)
+    check_config(pack.config, task, where=path.name)
+    shapes = {name: tensor.shape for name, tensor in pack.tensors.items()}
+    return ModelFacts(config=pack.config, shapes=shapes, vocabulary=read_vocabulary(path), labels=pack.labels)
 
 
 def read_config(folder: Path, task: str | None = None) -> dict[str, Any]:
@@ -70,7 +78,9 @@ def model_types() -> dict[str, frozenset[str]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises: `ModelRefused` when there is none, or one is missing."""
+    """A model folder's safetensors files, or the one that a pack is. Raises: `ModelRefused` when one is missing."""
+    if folder.is_file():
+        return [folder]
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = _json(index).get("weight_map", {})
@@ -93,28 +103,6 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelRefused(f"{folder.name} has no weights: expected model.safetensors")
 
 
-def header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name → dtype and shape of a safetensors file, from its first bytes. Raises: `ModelRefused` when it is torn."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_BYTES_MAX + 1
-        if length > min(HEADER_BYTES_MAX, size - 8):
-            raise ModelRefused(f"{path.name} is not a whole safetensors file; download or save it again")
-        try:
-            entries = json.loads(file.read(length))
-            weights = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-            end = max((int(entry["data_offsets"][1]) for entry in weights.values()), default=0)
-            sides = [side for entry in weights.values() for side in entry["shape"]]
-            if any(type(side) is not int or not 0 <= side <= size for side in sides):
-                raise ValueError("a side of a shape is no count, or larger than the file")
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-            raise ModelRefused(f"{path.name}: its safetensors header cannot be read; save it again") from None
-    if 8 + length + end != size:
-        raise ModelRefused(f"{path.name} is {size:,} bytes, its header says {8 + length + end:,}; it is torn")
-    return weights
-
-
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """A tokenizer's entries, the same whichever file they are kept in; None where there is no tokenizer.
 
@@ -128,6 +116,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def _tokens(folder: Path) -> dict[str, int] | None:
+    if folder.is_file():
+        with unpacked(folder) as files:
+            return _tokens(files)
     name = next((name for name in ("tokenizer.json", "vocab.json", "vocab.txt") if (folder / name).exists()), None)
     if name is None:
         return None

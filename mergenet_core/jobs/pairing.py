@@ -13,7 +13,7 @@ from mergenet_core.errors import PairingRefused
 from mergenet_core.jobs.anatomy import KNOWN, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.matching import Anchor, Matching, by_name
-from mergenet_core.jobs.pairs import AxisPair, PairedMethod, Pairing, WeightPair
+from mergenet_core.jobs.pairs import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
 from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
 from mergenet_core.jobs.shared import shared_axes
 from mergenet_core.jobs.spec import TransferSpec
@@ -36,7 +36,8 @@ def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pair
     """
     if transfer.pairs is not None:
         named = by_name(source, target, transfer.pairs)
-        return _checked(named, target, transfer, "lpka", "named", {}, {}, {})
+        by: PairedMethod = "lpka-raw" if transfer.method == "lpka-raw" else "lpka"
+        return _checked(named, target, transfer, by, "named", {}, {}, {})
     theirs, ours = read_anatomy(source.shapes, source.config), read_anatomy(target.shapes, target.config)
     for side, towers, facts in (("source", theirs, source), ("target", ours, target)):
         if not towers:
@@ -65,16 +66,17 @@ def _match_towers(
     unpaired: dict[str, str] = {}
     unshared: dict[str, str] = {}
     missing: list[str] = []
+    carried = method not in UNANCHORED
     for tower in ours:
         other, anchors, reasons = _best(theirs, tower, source, target)
         entrances = [name for name in ENTRANCES if any(name in (part.out, part.inp) for part in tower.parts)]
         unshared |= {_of_tower(name, tower): reason for name, reason in reasons.items()}
-        if method != "lpka" and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
+        if carried and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
             said = "; ".join(f"{name} is not shared: {_reason(name, reasons)}" for name in entrances)
             missing.append(f"{said}. Shared are {', '.join(anchors) or 'no axes'}")
             unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.parts}
             continue
-        matching = Matching(other, tower, anchors, reasons, carried=method != "lpka", free=transfer.allow_unanchored)
+        matching = Matching(other, tower, anchors, reasons, carried=carried, free=transfer.allow_unanchored)
         unpaired |= matching.unpaired
         found.append(matching)
     if not found:
@@ -150,7 +152,7 @@ def _checked(
     unpaired: dict[str, str],
     unshared: dict[str, str],
 ) -> Pairing:
-    if method == "lpka":  # it re-encodes matrices; a vector has no factors
+    if method in UNANCHORED:  # a vector has neither factors nor rows and columns
         unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
         pairs = [entry for entry in pairs if _is_matrix(entry)]
     if method != "project":

@@ -9,7 +9,9 @@ from pydantic import Field
 from mergenet_core.jobs.parts import Form, Kind, Stored
 from mergenet_core.jobs.records import Record
 
-PairedMethod = Literal["project", "anchored", "lpka"]
+PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw"]
+UNANCHORED = ("lpka", "lpka-raw")
+"""Methods that need no axis to mean the same in both models, and move matrices only."""
 How = Literal["same", "names", "carried", "free"]
 """An axis means the same place by place, or by names; or its map is carried from such axes, or from none."""
 

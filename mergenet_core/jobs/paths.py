@@ -19,7 +19,17 @@ class Roots:
 
     def model(self, text: str, field: str) -> Path:
         """Resolve a model folder. Raises: `PathRefused`."""
-        return _inside(text, self.models, field, "model")
+        found = _inside(text, self.models, field, "model")
+        if found.is_file():
+            raise PathRefused(f"{field}: {text!r} is a file; give a model's folder, or as source.model.pack a pack")
+        return found
+
+    def pack(self, text: str, field: str) -> Path:
+        """Resolve a knowledge pack, which is a file. Raises: `PathRefused`."""
+        found = _inside(text, self.models, field, "model")
+        if not found.is_file():
+            raise PathRefused(f"{field}: {text!r} is a folder; give a file that `mergenet pack` has written")
+        return found
 
     def dataset(self, text: str, field: str) -> Path:
         """Resolve a data file or folder. Raises: `PathRefused`."""
@@ -46,6 +56,11 @@ class JobFolder:
     def source(self) -> Path:
         """The source as trained by the trial `source`, in the Hugging Face layout."""
         return self.path / "source"
+
+    @property
+    def processor(self) -> Path:
+        """The tokenizer or image processor out of the source's pack."""
+        return self.path / "processor"
 
     @property
     def teachers(self) -> Path:

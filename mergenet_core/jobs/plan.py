@@ -29,6 +29,7 @@ from mergenet_core.jobs.deepspeed import check_user_config
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
+from mergenet_core.jobs.packs import read_pack, within
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, named_in, reads_text
@@ -91,7 +92,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     pairing = None
     if source is not None and target is not None:
         source, target = _with_labels(spec, source, target)
-        pairing = pair(source, target, spec.transfer)
+        pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
     check_user_config(spec.resources.deepspeed)
     estimate = _estimate(spec, source, target)
     several = spec.resources.nodes > 1
@@ -144,10 +145,10 @@ def _facts(
             )
         notes.append(f"{field} is on the hub: a worker checks and pairs it after the download")
         return None
-    if model.path is not None:
-        folder = roots.model(model.path, f"{field}.path")
+    if model.path is not None or model.pack is not None:
+        folder = _saved(model, roots, field)
         # a source is read as an encoder or as a classifier; only what is trained must be able to learn the task
-        with _naming(f"{field}.path"):
+        with _naming(f"{field}.{'path' if model.pack is None else 'pack'}"):
             found = inspect_model(folder, task if trained else None)
         return found if tokenizer is None else replace(found, vocabulary=_vocabulary(tokenizer, field))
     config = dict(model.config or {})
@@ -156,8 +157,10 @@ def _facts(
         if size != data.image_size:
             raise SpecInvalid(f"{field}.config.image_size is {size}, the data's is {data.image_size}; make them equal")
     check_config(config, task, where=f"{field}.config")
-    if tokenizer is None and donor is not None and (donor.tokenizer or donor.path):
-        tokenizer = roots.model(donor.tokenizer or donor.path or "", f"{field}.tokenizer")
+    if tokenizer is None and donor is not None and donor.tokenizer is not None:
+        tokenizer = roots.model(donor.tokenizer, f"{field}.tokenizer")
+    elif tokenizer is None and donor is not None and (donor.path or donor.pack):
+        tokenizer = _saved(donor, roots, "source.model")
     if reads_text(task):
         if tokenizer is None or (vocabulary := _vocabulary(tokenizer, field)) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
@@ -175,6 +178,20 @@ def _facts(
         notes.append(f"{field}: shapes of a {config['model_type']} from scratch are known once a worker has built it")
         return None
     return ModelFacts(config, shapes, _vocabulary(tokenizer, field) if tokenizer else None)
+
+
+def _saved(model: ModelSpec, roots: Roots, field: str) -> Path:
+    """The folder of a saved model, or the file that is its pack."""
+    if model.pack is not None:
+        return roots.pack(model.pack, f"{field}.pack")
+    return roots.model(model.path or "", f"{field}.path")
+
+
+def _source_rank(spec: JobSpec, roots: Roots) -> int | None:
+    """The rank that the source is told at; None where it is told whole."""
+    if spec.source.model.pack is None:
+        return spec.source.rank
+    return read_pack(_saved(spec.source.model, roots, "source.model")).rank
 
 
 def _vocabulary(tokenizer: Path, field: str) -> Vocabulary | None:

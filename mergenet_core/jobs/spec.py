@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mergenet_core.jobs.plain import check_plain
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
-MethodName = Literal["auto", "project", "anchored", "lpka"]
+MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
 TaskName = Literal[
     "text-classification",
     "image-classification",
@@ -33,7 +33,7 @@ class Strict(BaseModel):
 
 
 class ModelSpec(Strict):
-    """Where a model comes from: exactly one of `path`, `hub` and `config`."""
+    """Where a model comes from: exactly one of `path`, `hub`, `config` and, for a source, `pack`."""
 
     path: PathText | None = None
     """A folder in the Hugging Face layout (config.json, *.safetensors), inside the server's model roots."""
@@ -43,14 +43,17 @@ class ModelSpec(Strict):
     """The commit of the hub repository, 40 hexadecimal digits."""
     config: dict[str, Any] | None = None
     """A model from scratch: a transformers config with its `model_type` (also `mergenet-cnn`, `mergenet-mlp`)."""
+    pack: PathText | None = None
+    """Source only: a file that `mergenet pack` wrote, inside the model roots; the source itself is not needed."""
     tokenizer: PathText | None = None
     """A folder with the tokenizer or image processor; default: its own, and from scratch the source's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [name for name in ("path", "hub", "config") if getattr(self, name) is not None]
+        given = [name for name in ("path", "hub", "config", "pack") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of path, hub and config, not {' and '.join(given) or 'none of them'}")
+            told = " and ".join(given) or "none of them"
+            raise ValueError(f"give exactly one of path, hub, config and, for a source, pack, not {told}")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
@@ -160,6 +163,10 @@ class SourceSpec(Strict):
     """How the source learns: frozen, once before the trials, as a trial of its own (`source`); joint, beside each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The seed of that training, and of the source's weights when they come from a config."""
+    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Use a frozen source's matrices at this rank: the same curve, bit for bit, as from its pack of that rank."""
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    """With `rank`: how the pack that it equals is stored."""
 
     @property
     def trained_first(self) -> bool:
@@ -174,6 +181,10 @@ class SourceSpec(Strict):
             raise ValueError("source.task is what the source is trained on: give source.data and source.train")
         if self.model.config is not None and self.train is None:
             raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
+        if self.model.pack is not None and (self.train is not None or self.rank is not None):
+            raise ValueError("a pack is frozen, at a rank of its own: leave train, data and rank out")
+        if (self.rank is None and self.dtype != "float32") or (self.rank is not None and self.mode == "joint"):
+            raise ValueError("rank, and dtype with it, say how a frozen source is told; leave them out otherwise")
         if self.mode == "joint" and self.train is None:
             raise ValueError("a joint source learns beside the target: give source.data and source.train")
         return self
@@ -220,7 +231,7 @@ class TransferSpec(Strict):
     """How knowledge moves from the source's weights into the target's."""
 
     method: MethodName = "auto"
-    """`project` once at the start, `anchored` and `lpka` every `cycle` steps; `auto` picks by what is shared."""
+    """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` chooses."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rank r of the re-encoding W = B A; default: a quarter of the narrower matrix's smaller side, at least 4."""
     cycle: Annotated[int, Field(ge=1)] = 8
@@ -254,8 +265,8 @@ class TransferSpec(Strict):
     def _fits_together(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.pairs is not None and self.method != "lpka":
-            raise ValueError(f"pairs by name work with method lpka only, not {self.method}; leave pairs out")
+        if self.pairs is not None and self.method not in ("lpka", "lpka-raw"):
+            raise ValueError(f"pairs by name work with methods lpka and lpka-raw, not {self.method}; leave pairs out")
         if self.pairs is not None and not self.pairs:
             raise ValueError("pairs is empty: name at least one pair, or leave it out")
         return self
@@ -347,6 +358,19 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.target.model.pack is not None:
+            raise ValueError("a pack is a source's: give target.model by path, hub or config")
+        if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
+            raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
+        if self.transfer.method == "lpka-raw" and self.resources.strategy in ("fsdp2", "zero3"):
+            raise ValueError(
+                f"lpka-raw needs whole weights, {self.resources.strategy} spreads them over processes: take strategy "
+                "ddp, zero1 or zero2, or method lpka, which works on factors"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _joint_source_fits(self) -> Self:
         if self.source.mode == "frozen":
             if self.transfer.back_cycle is not None:
@@ -358,7 +382,7 @@ class JobSpec(Strict):
                 f"a joint source takes a step with each of the target's: source.train.steps {self.source.train.steps} "
                 f"must be train.steps {self.train.steps}"
             )
-        if self.transfer.method not in ("anchored", "lpka"):
+        if self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
             raise ValueError(
                 f"a joint source changes, transfer.method {self.transfer.method} reads it once; take anchored or lpka"
             )

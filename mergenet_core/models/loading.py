@@ -49,12 +49,14 @@ _HEADS = ("classifier.", "score.", "head.", "cls_head.")
 
 
 def folder_of(spec: ModelSpec, roots: Roots, field: str) -> Path | None:
-    """The folder that holds a model, from the hub where the operator allows it; None for a model from a config.
+    """The folder that holds a model, or the file that is its pack; None for a model from a config.
 
     Raises: `PathRefused` outside the roots, or where the hub is closed.
     """
     if spec.path is not None:
         return roots.model(spec.path, f"{field}.path")
+    if spec.pack is not None:
+        return roots.pack(spec.pack, f"{field}.pack")
     if spec.hub is None:
         return None
     if not roots.hub:

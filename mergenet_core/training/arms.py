@@ -13,12 +13,14 @@ from torch import nn
 from mergenet_core.errors import DataRefused
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import inspect_model, read_config, read_vocabulary
+from mergenet_core.jobs.packs import unpack, within
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
 from mergenet_core.models.describe import facts, parameters
-from mergenet_core.models.loading import SourceWeights, folder_of, load_target
+from mergenet_core.models.loading import folder_of, load_target
+from mergenet_core.models.packs import open_source, source_rank
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.skeleton import fill, load_skeleton
 from mergenet_core.tasks.loading import load_task
@@ -88,7 +90,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`.
     """
     world = open_world(job.resources, job.train.precision)
-    heir = _shared_processor(job, roots)
+    heir = _shared_processor(job, folder, roots)
     seed = trial.seed
     parts = building(job.train, world)
     learner = prepare_learner(
@@ -103,9 +105,9 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     if trial.arm in TRANSFERS:
         source = frozen_source(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
-        weights = SourceWeights(source, world.device)
+        pairing = within(pairing, source_rank(job.source, source), job.transfer.rank)
         transfer = Transfer(
-            weights,
+            open_source(job.source, source, world.device),
             engine.named(),
             pairing,
             job.transfer,
@@ -213,12 +215,16 @@ def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str
         raise DataRefused(f"{field}.image_size is {data.image_size}, the model's is {size}; make them the same")
 
 
-def _shared_processor(job: JobSpec, roots: Roots) -> Path | None:
+def _shared_processor(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | None:
     # never the folder of a source that the job trains itself: the control does not wait for it, and has to see the
     # same inputs as the other arms
     if job.source.model.tokenizer is not None:
         return roots.model(job.source.model.tokenizer, "source.model.tokenizer")
-    return folder_of(job.source.model, roots, "source.model")
+    found = folder_of(job.source.model, roots, "source.model")
+    if found is not None and job.source.model.pack is not None:
+        unpack(found, folder.processor)
+        return folder.processor
+    return found
 
 
 def image_channels(config: Mapping[str, Any]) -> int:

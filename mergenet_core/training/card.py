@@ -78,4 +78,4 @@ the mean over the seeds after the last step; selection never looked at the test 
 def _named(model: ModelSpec) -> str:
     if model.config is not None:
         return f"a {model.config['model_type']} from scratch"
-    return f"`{model.path or model.hub}`"
+    return f"`{model.path or model.hub or model.pack}`"

@@ -13,7 +13,7 @@ from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.parts import Stored
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import Written
-from mergenet_core.transfer.methods import LEARNED, TRAINING_FREE
+from mergenet_core.transfer.methods import CLIP_NORMS, LEARNED, TRAINING_FREE
 from mergenet_core.transfer.parts import Parts
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.sham import Shuffled, shuffled
@@ -109,7 +109,7 @@ class Transfer:
         if self._method is None or not self.transfers_at(step):
             return
         self._method.after_step()
-        nn.utils.clip_grad_norm_(self._method.parameters.values(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(self._method.parameters.values(), CLIP_NORMS.get(self.pairing.method, CLIP_NORM))
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2
         self._optimizer.step()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.parts import Stored
+from mergenet_core.transfer.reencode import Factored
 
 
 class Parts(Mapping[str, Tensor]):
@@ -20,6 +21,11 @@ class Parts(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored.get(name)
         return self._weights[name] if stored is None else part_of(self._weights[stored.name], stored)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The factors that a weight is kept by; None where it is kept whole, or is a part of another."""
+        kept = isinstance(self._weights, Factored) and name not in self._stored
+        return self._weights.factors(name) if kept else None  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[str]:
         return iter({**dict.fromkeys(self._weights), **dict.fromkeys(self._stored)})

@@ -5,13 +5,37 @@ Shape suffixes: m rows, n columns, r rank, k rank with oversampling.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
-from mergenet_core.transfer.views import WeightView
+from mergenet_core.jobs.pairs import WeightPair
+from mergenet_core.jobs.parts import matrix_shape
+from mergenet_core.transfer.views import WeightView, view_of
 
 _OVERSAMPLING = 8
 _POWER_STEPS = 4
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """Weights that are kept by their factors: a re-encoding of no higher rank is there without composing them."""
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """B and A of a weight, as `factorize` gives them; None where it is kept whole."""
+
+
+def source_factors(source: Mapping[str, Tensor], pair: WeightPair, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The re-encoding of a pair's source weight, its dtype and device those of `like`. Shapes: B (m, r), A (r, n)."""
+    assert pair.rank is not None
+    kept = source.factors(pair.source) if isinstance(source, Factored) else None
+    if kept is not None:
+        B_mk, A_kn = kept
+        if (len(B_mk), A_kn.shape[1]) == matrix_shape(pair.source_shape, pair.form):
+            return B_mk[:, : pair.rank].to(like, copy=True), A_kn[: pair.rank].to(like, copy=True)
+    return factorize(view_of(source[pair.source].detach().to(like), pair.form), pair.rank)
 
 
 def factorize(view: WeightView, rank: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.profile import Profile, find_profile, read_profile
 from tests.cli.conftest import Shell
+from tests.service.conftest import job_document
 
 
 def submitted(up: Shell) -> str:
@@ -192,3 +193,24 @@ def test_the_environment_wins_over_the_home_unless_it_is_named(tmp_path: Path, m
     monkeypatch.delenv("MERGENET_URL")
     monkeypatch.setenv("MERGENET_HOME", os.fspath(tmp_path))
     assert find_profile(None) == Profile(url="http://home", api_key="of-elsewhere")
+
+
+def test_a_pack_is_written_from_the_command_line_and_stands_for_its_source(shell: Shell) -> None:
+    made = shell.run("pack", "models/mlp", "--rank", "4", "--out", "models/small.pack", "--dtype", "float16")
+    assert made.returncode == 0, made.stderr
+    assert "rank 4 as float16, 1 checkpoint(s)" in made.stdout
+    assert "% of the source's" in made.stdout
+    document = job_document()
+    document["source"] = {"model": {"pack": "small.pack"}}
+    document["arms"] = ["transfer", "control"]
+    shown = shell.call("validate", shell.write(**document))
+    assert shown.exit_code == 0, shown.output
+
+
+def test_what_cannot_be_packed_is_told_in_a_sentence(shell: Shell) -> None:
+    refused = shell.run("pack", "models/nothing", "--rank", "4", "--out", "p")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("mergenet: nothing has no config.json")
+    refused = shell.run("pack", "models/mlp", "--rank", "4", "--out", "no/such/p")
+    assert refused.returncode == 2
+    assert "there is no folder no/such to write the pack into" in refused.stderr

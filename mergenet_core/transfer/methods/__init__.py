@@ -13,6 +13,8 @@ from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods.anchored import Anchored
 from mergenet_core.transfer.methods.copy import copied
 from mergenet_core.transfer.methods.lpka import Lpka
+from mergenet_core.transfer.methods.lpka_raw import CLIP_NORM as RAW_CLIP_NORM
+from mergenet_core.transfer.methods.lpka_raw import LpkaRaw
 from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.shards import Shard
 
@@ -54,5 +56,9 @@ TRAINING_FREE: dict[str, Callable[[Weights, Pairing], Iterable[Written]]] = {
 LEARNED: dict[str, Callable[[Weights, Mapping[str, Shard], Pairing, TransferSpec, int], Learned]] = {
     "anchored": Anchored,
     "lpka": Lpka,
+    "lpka-raw": LpkaRaw,
 }
 """Source weights, target weights, pairing, spec, seed → the method."""
+
+CLIP_NORMS = {"lpka-raw": RAW_CLIP_NORM}
+"""The largest norm of an adapter's gradient, where it is not the usual one."""

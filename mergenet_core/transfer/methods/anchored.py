@@ -25,7 +25,7 @@ from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import anchored_map
 from mergenet_core.transfer.methods.moves import Moved, UnitMap, move
 from mergenet_core.transfer.methods.project import Projection
-from mergenet_core.transfer.reencode import factorize
+from mergenet_core.transfer.reencode import factorize, source_factors
 from mergenet_core.transfer.shards import Shard
 from mergenet_core.transfer.views import WeightView, view_of
 
@@ -56,8 +56,10 @@ class Anchored:
     def _take_factors(self, pair: WeightPair, source: Mapping[str, Tensor]) -> None:
         assert pair.rank is not None
         like = self._views[pair.target].shard.held().flat
-        weight = source[pair.source].detach() if self.start is None else self.start.weight(pair)
-        self._keep_factors(pair, *factorize(view_of(weight.to(like), pair.form), pair.rank))
+        if self.start is None:
+            self._keep_factors(pair, *source_factors(source, pair, like))
+        else:
+            self._keep_factors(pair, *factorize(view_of(self.start.weight(pair).to(like), pair.form), pair.rank))
 
     def _keep_factors(self, pair: WeightPair, B: Tensor, A: Tensor) -> None:
         if pair.form == "embedding":  # its rows are shared, so B is the coordinates and only the width is mapped

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.reencode import factorize
+from mergenet_core.transfer.reencode import factorize, source_factors
 from mergenet_core.transfer.shards import Shard
-from mergenet_core.transfer.views import WeightView, view_of
+from mergenet_core.transfer.views import WeightView
 
 
 class KnowledgeTransferLayer(nn.Module):
@@ -108,9 +108,9 @@ class Lpka:
                 assert pair.rank is not None
                 mine = WeightView(target[pair.target], pair.form)
                 like = mine.shard.held().flat
-                theirs = view_of(source[pair.source].detach().to(like), pair.form)
-                self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = factorize(theirs, pair.rank)
-                adapter = PairAdapter(mine.shape, theirs.shape, spec).to(like)
+                B_Mr, A_rN = source_factors(source, pair, like)
+                self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B_Mr, A_rN
+                adapter = PairAdapter(mine.shape, (len(B_Mr), A_rN.shape[1]), spec).to(like)
                 self._ranks[pair.target], self._views[pair.target], self._adapters[pair.target] = (
                     pair.rank,
                     mine,

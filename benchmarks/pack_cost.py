@@ -1,0 +1,113 @@
+"""What a knowledge pack weighs and what its rank costs the target: the example's pair, `project`, a pack a rank.
+
+    python benchmarks/pack_cost.py [--seeds 0,1] [--packs float16:32,float16:84,int8:128]
+
+Writes docs/evidence/packs.json and packs.md; rows that are there at the same seeds and versions are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergenet_core.jobs.document import parse
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import Trial
+from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.models.packs import write_pack
+from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.export import environment
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "models" / "all-minilm-l6"
+EVIDENCE = ROOT / "docs" / "evidence"
+
+
+def main() -> None:
+    """Train the arms and write the table; a row is printed as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--packs", default="float16:32,float16:64,float16:84,float16:128,float16:192,int8:128,int8:168")
+    wanted = parser.parse_args()
+    seeds = [int(seed) for seed in wanted.seeds.split(",")]
+    whole = sum(path.stat().st_size for path in SOURCE.glob("*.safetensors"))
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        roots = Roots(models=(ROOT / "models", place), data=(ROOT / "data",))
+        rows = known(seeds)
+        if not rows:
+            rows = [row("control", 0, 1.0, "control", {"path": SOURCE.name}, seeds, roots)]
+            rows.append(row("the source itself", whole, 1.0, "transfer", {"path": SOURCE.name}, seeds, roots))
+        for dtype, rank in (text.split(":") for text in wanted.packs.split(",")):
+            label, out = f"pack of rank {rank}, {dtype}", place / f"{dtype}-{rank}.safetensors"
+            if any(entry["source"] == label for entry in rows):
+                continue
+            pack = write_pack([SOURCE], out, rank=int(rank), dtype=dtype)
+            energy = statistics.fmean(tensor.energy[0] for tensor in pack.tensors.values() if tensor.rank is not None)
+            rows.append(row(label, out.stat().st_size, energy, "transfer", {"pack": out.name}, seeds, roots))
+    found = {"source_bytes": whole, "seeds": seeds, "environment": environment(), "rows": rows}
+    (EVIDENCE / "packs.json").write_text(json.dumps(found, indent=1) + "\n")
+    (EVIDENCE / "packs.md").write_text(page(found))
+
+
+def known(seeds: list[int]) -> list[Any]:
+    """The rows of an earlier run."""
+    path = EVIDENCE / "packs.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    same = found.get("seeds") == seeds and found.get("environment") == environment()
+    return found["rows"] if same else []
+
+
+def row(label: str, size: int, energy: float, arm: str, model: dict[str, str], seeds: list[int], roots: Roots) -> Any:
+    """One arm at every seed."""
+    text = (ROOT / "examples" / "bbc-topics.yaml").read_text()
+    document = parse(text).model_dump(exclude_unset=True)
+    job = parse(document | {"source": {"model": model}, "arms": ["transfer", "control"]})
+    accuracies = [accuracy(job, arm, seed, roots) for seed in seeds]
+    found = {"source": label, "bytes": size, "energy": energy, "test_accuracy": accuracies}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def accuracy(job: JobSpec, arm: str, seed: int, roots: Roots) -> float:
+    """The test accuracy after the last step."""
+    with tempfile.TemporaryDirectory() as place:
+        trial = Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed)
+        prepared = prepare_arm(job, trial, JobFolder(Path(place)), roots)
+        prepared.training.start()
+        while prepared.training.step < job.train.steps:
+            prepared.training.advance()
+        return prepared.training.evaluate(prepared.task.test)[prepared.task.metric]
+
+
+def page(found: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# What a pack's rank costs",
+        "",
+        "MiniLM-L6 into a BERT 2×128 by `project`, BBC topics, 300 labels, 160 steps (`examples/bbc-topics.yaml`);",
+        "test accuracy after the last step. Energy: the share of squared entries kept, over the matrices that are",
+        "kept as factors (from rank 192 on the square ones are smaller whole). From `benchmarks/pack_cost.py`.",
+        "",
+        "| source | bytes | of the source | energy | "
+        + " | ".join(f"seed {seed}" for seed in found["seeds"])
+        + " | mean |",
+        "|---" * (5 + len(found["seeds"])) + "|",
+    ]
+    for row in found["rows"]:
+        size = f"{row['bytes']:,} | {100 * row['bytes'] / found['source_bytes']:.1f} %" if row["bytes"] else "– | –"
+        energy = f"{row['energy']:.3f}" if row["bytes"] else "–"
+        values = " | ".join(f"{100 * value:.2f}" for value in row["test_accuracy"])
+        mean = f"{100 * statistics.fmean(row['test_accuracy']):.2f}"
+        lines.append(f"| {row['source']} | {size} | {energy} | {values} | {mean} |")
+    return "\n".join([*lines, "", f"torch {torch.__version__}, CPU."]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

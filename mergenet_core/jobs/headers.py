@@ -1,0 +1,47 @@
+"""What a safetensors file says of itself in its first bytes: names, shapes and metadata. No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from mergenet_core.errors import ModelRefused
+
+HEADER_BYTES_MAX = 100_000_000
+"""Longest safetensors header that is read, as in the safetensors library."""
+
+
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name → dtype and shape of a safetensors file. Raises: `ModelRefused` when it is torn."""
+    return _read(path)[0]
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors. Raises: `ModelRefused` when it is torn."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_BYTES_MAX + 1
+        if length > min(HEADER_BYTES_MAX, size - 8):
+            raise ModelRefused(f"{path.name} is not a whole safetensors file; download or save it again")
+        try:
+            entries = json.loads(file.read(length))
+            weights = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+            texts = dict(entries.get("__metadata__", {}))
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise ValueError("metadata is text")
+            end = max((int(entry["data_offsets"][1]) for entry in weights.values()), default=0)
+            sides = [side for entry in weights.values() for side in entry["shape"]]
+            if any(type(side) is not int or not 0 <= side <= size for side in sides):
+                raise ValueError("a side of a shape is no count, or larger than the file")
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+            raise ModelRefused(f"{path.name}: its safetensors header cannot be read; save it again") from None
+    if 8 + length + end != size:
+        raise ModelRefused(f"{path.name} is {size:,} bytes, its header says {8 + length + end:,}; it is torn")
+    return weights, texts
