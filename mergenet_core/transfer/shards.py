@@ -87,7 +87,9 @@ class Shard:
 
     def write_gradient_(self, flat: Tensor) -> None:
         """Replace this process's entries of the gradient."""
-        self.parameter.grad = flat.detach().reshape(self.parameter.shape).to(self.parameter, copy=True)
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+        self.parameter.grad.detach().copy_(flat.detach().view(self.parameter.shape))
 
     def sum_(self, X: Tensor) -> Tensor:
         """Add up what each process made of its own entries; nothing to do where one holds them all."""
