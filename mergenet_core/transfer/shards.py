@@ -24,6 +24,8 @@ class Traffic:
     calls: int = 0
 
 
+READ = 2_000_000
+"""Entries of a weight that are read at a time."""
 TRAFFIC = Traffic()
 """Counts every reduction that a transfer makes, on this process."""
 
@@ -120,6 +122,13 @@ class RowShard(Shard):
         """Replace them."""
         local = self.parameter.to_local().detach()
         local.copy_(flat.view(local.shape))
+
+    def load_(self, read: Callable[[int, int], Tensor]) -> None:
+        """Take them from elsewhere, a part at a time: what is read is never there a second time as a whole."""
+        held = self.held()
+        for start in range(held.start, held.stop, READ):
+            stop = min(start + READ, held.stop)
+            held.flat[start - held.start : stop - held.start].copy_(read(start, stop))
 
     def gradient(self) -> Tensor:
         """Their gradient."""
