@@ -37,6 +37,7 @@ RANKS = (8, 64, None)
 PATIENCE_SECONDS = 900
 LIMIT_BYTES = 1_750_000_000
 BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+SMALL = {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
     "bert 4×384, 18 M": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6},
     "bert 8×512, 42 M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -147,7 +148,8 @@ def exchange(world: World, only: list[str] | None) -> Any:
 def held(world: World, only: list[str] | None) -> Any:
     for strategy in only or ("ddp", "fsdp2", "zero3"):
         document = world.job({"path": world.saved()}, strategy)
-        found = world.run("held", document=document)
+        small = world.job({"config": SMALL | {"intermediate_size": 512}}, strategy)
+        found = world.run("held", document=document, small=small)
         yield strategy, max(found, key=lambda one: one["loading_bytes"])
 
 
@@ -166,13 +168,12 @@ def peak(world: World, only: list[str] | None) -> Any:
 
 
 def steps(world: World, only: list[str] | None) -> Any:
-    small = {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    example = {"config": small | {"intermediate_size": 512}}
+    example = {"config": SMALL | {"intermediate_size": 512}}
     for strategy in only or ("single", *STRATEGIES):
         size = 1 if strategy == "single" else 2
         document = world.job(example, strategy, size, batch_size=32)
         document["target"]["data"]["max_length"] = 48
-        told = {"document": document, "cycle": 8, "rounds": 40, "methods": ["anchored", "lpka"]}
+        told = {"document": document, "cycle": 8, "rounds": 24, "methods": ["anchored", "lpka"]}
         yield f"example's pair, {strategy}", world.run("steps", size, **told)[0]
     for strategy in only or ("ddp", "fsdp2", "zero3"):
         document = world.job({"config": BASE | {"intermediate_size": 3072}}, strategy, batch_size=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -95,8 +96,9 @@ def held(told: dict[str, Any]) -> dict[str, Any]:
     """Bytes of parameters that the process holds, and the most beyond what it began with while it loaded them."""
     job = parse(told["document"])
     trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
-    if job.resources.strategy.startswith("zero"):
-        import deepspeed  # noqa: F401  # its own memory is not the model's
+    # imports, tokenizer, examples and process group are not the model's
+    prepare_arm(parse(told["small"]), trial, JobFolder(Path(told["folder"])), told["roots"])
+    gc.collect()
     before = _anonymous()
     seen, stop = [before], threading.Event()
 

@@ -24,7 +24,7 @@ class Traffic:
     calls: int = 0
 
 
-READ = 2_000_000
+READ = 250_000
 """Entries of a weight that are read at a time."""
 TRAFFIC = Traffic()
 """Counts every reduction that a transfer makes, on this process."""
