@@ -31,7 +31,7 @@ class Estimate(Record):
     strategies: tuple[Need, ...] = ()
     """A trial's process under each strategy that the number of devices allows; the largest trial counts."""
     memory_bytes: int | None
-    """Of a process under the job's strategy, at its fullest moment."""
+    """Of a process under the job's strategy, at its fullest moment; of its GPU, where it would get one."""
     disk_bytes: int | None
     """Checkpoints, exports and the artifact, at their peak."""
     transfer_numbers: int = 0
@@ -112,6 +112,14 @@ def fits(needed: Need, resources: ResourcesSpec, worker: WorkerInfo) -> bool:
     if _on_cpu(resources, worker):
         return needed.memory_bytes * resources.devices <= worker.memory_bytes
     return needed.device_bytes + CONTEXT_BYTES <= worker.memory_bytes
+
+
+def told_bytes(needed: Need, resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> int:
+    """What to compare with a measured peak: of the device where trials would get a GPU, else all of the process."""
+    able = suitable(resources, workers)
+    if able and not any(_on_cpu(resources, worker) for worker in able):
+        return needed.device_bytes + CONTEXT_BYTES
+    return needed.memory_bytes
 
 
 def choose(found: Estimate, resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> Strategy:

@@ -19,7 +19,7 @@ from mergenet_core.jobs.records import Record
 from mergenet_core.jobs.spec import DataSpec, ResourcesSpec, TrainSpec, TransferSpec
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-RUNTIME_BYTES = 560_000_000
+RUNTIME_BYTES = 640_000_000
 """The interpreter and the libraries, in the host's memory."""
 DEEPSPEED_BYTES = 90_000_000
 """DeepSpeed's own, beside that."""
@@ -36,6 +36,10 @@ _SCORES = 2.25
 _WITHOUT_DROPOUT = ("llama", "mistral", "qwen2")
 _SINKHORN = 12
 """Numbers kept for an entry of a map between units while the loss is carried through it."""
+_GRAPH = 8
+"""Numbers kept likewise for one of a move's factors, r(m + n)."""
+_TAKEN = 3
+"""Copies of a weight's part while a transfer or the optimizer changes it."""
 
 
 class Need(Record):
@@ -135,7 +139,7 @@ def need(
     }[strategy]
     if train.precision == "bf16" and strategy in ("single", "ddp"):
         gathered = low * whole  # the copies that autocast computes with
-    stepping = 2 * _BYTES * (model.largest // processes if cut else model.largest)
+    stepping = _TAKEN * _BYTES * (model.largest // processes if cut else model.largest)
     held_at_host = 0
     optimizer = moments * (whole if strategy in ("single", "ddp") else part) + masters
     if strategy.startswith("zero") and resources.offload != "none":
@@ -239,13 +243,13 @@ def _drops(config: Mapping[str, Any]) -> bool:
 def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int]:
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
-    Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the maps
-    between units. Exchanged, k = r + 8: lpka 5k(m + n) for the target's factors and r(m + n) for their gradient;
+    Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the
+    graph of the maps between units and of the moves. Exchanged, k = r + 8: lpka 5k(m + n) for the target's factors and r(m + n) for their gradient;
     anchored the products that it needs with the source's factors, the same again for the gradient.
     """
     if pairing is None or pairing.method == "project":
         return 0, 0
-    factors = adapter = exchanged = 0
+    factors = adapter = exchanged = graph = 0
     maps: dict[str, int] = {}
     for pair in pairing.pairs:
         if pair.rank is None:
@@ -258,11 +262,12 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
             exchanged += 5 * drawn * (m + n) + pair.rank * (m + n)
             continue
         adapter += 2 * pair.rank * n
+        graph += _GRAPH * pair.rank * (m + n)
         exchanged += 2 * pair.rank * (m + n) + 2 * m
         axis = pair.inp if pair.form == "embedding" else pair.out
         if axis is not None and axis in pairing.axes and not pairing.axes[axis].anchored:
             maps[axis] = _SINKHORN * pairing.axes[axis].target_size * pairing.axes[axis].source_size
-    return _BYTES * (factors + 4 * adapter + sum(maps.values())), exchanged
+    return _BYTES * (factors + 4 * adapter + graph + sum(maps.values())), exchanged
 
 
 def _sides(shape: tuple[int, ...], form: str) -> tuple[int, int]:

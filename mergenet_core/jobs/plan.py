@@ -23,7 +23,7 @@ from mergenet_core.errors import (
     SpecInvalid,
 )
 from mergenet_core.jobs.deepspeed import check_user_config
-from mergenet_core.jobs.estimate import Estimate, check_machine, choose, estimate, suitable
+from mergenet_core.jobs.estimate import Estimate, check_machine, choose, estimate, suitable, told_bytes
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
@@ -81,7 +81,8 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     found = estimate(spec, source, target, pairing)
     strategy = choose(found, spec.resources, workers)
     needed = found.under(strategy)
-    found = found.model_copy(update={"memory_bytes": needed.memory_bytes if needed is not None else None})
+    told = None if needed is None else told_bytes(needed, spec.resources, workers)
+    found = found.model_copy(update={"memory_bytes": told})
     check_machine(found, strategy, spec, home, workers, notes)
     if spec.resources.strategy == "auto" and strategy != "single":
         unknown = needed is None or not suitable(spec.resources, workers)

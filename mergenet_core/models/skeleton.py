@@ -50,7 +50,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
         if saved.shape(found) != shard.shape:
             raise ModelRefused(f"{folder.name}: {found} is {saved.shape(found)}, by config.json {shard.shape}")
         shard.load_(lambda start, stop, key=found: saved(key, start, stop))  # type: ignore[misc]
-        if not all(bool(torch.isfinite(part).all()) for part in shard.held().flat.split(READ)):
+        if not all(bool(torch.isfinite(part).all()) for part in torch.split(shard.held().flat, READ)):
             raise ModelRefused(f"{folder.name}: weight {found} holds NaN or infinity; train or export the model again")
 
 
