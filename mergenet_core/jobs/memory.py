@@ -244,8 +244,9 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
     Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the
-    graph of the maps between units and of the moves. Exchanged, k = r + 8: lpka 5k(m + n) for the target's factors and r(m + n) for their gradient;
-    anchored the products that it needs with the source's factors, the same again for the gradient.
+    graph of the maps between units and of the moves. Exchanged, k = r + 8: lpka 5k(m + n) for the target's factors
+    and r(m + n) for their gradient; anchored the products that it needs with the source's factors, and as much again
+    for the gradient.
     """
     if pairing is None or pairing.method == "project":
         return 0, 0
