@@ -100,7 +100,8 @@ def _limited(found: dict[str, Any]) -> list[str]:
         ended = f"trained {one['steps']} steps and exported {one.get('exported_bytes', 0) / 1e6:.0f} MB"
         refused = f"ended: {one.get('because', '')}"
         count = f"{one['processes']} process{'es' if one['processes'] > 1 else ''}"
-        lines.append(f"- {name}, {count}: {ended if one['finished'] else refused}")
+        missed = _met(one["finished"] or one["processes"] == 1)
+        lines.append(f"- {name}, {count}: {ended if one['finished'] else refused}{missed}")
     return lines
 
 
