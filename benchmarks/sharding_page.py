@@ -70,8 +70,8 @@ def _peak(found: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {values} | {one['off']:+.0%}{_met(abs(one['off']) <= OFF)} |")
     lines += [
         "",
-        f"Target: within {OFF:.0%}. The most that any process held resident, from its imports to its export. Three of the",
-        "estimate's constants (runtime, a move's graph, copies while a weight changes) were set after the three peaks of",
+        f"Target: within {OFF:.0%}. The most that any process held resident, imports included. Three of the",
+        "estimate's constants (runtime, a move's graph, copies of a changing weight) were set after the three peaks of",
         "18 M and 42 M under ddp were seen; before that these were 6 % to 20 % too low. The others were predicted.",
     ]
     return lines
