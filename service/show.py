@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.plan import Plan
-from mergenet_core.jobs.report import Difference, Report
+from mergenet_core.jobs.report import Difference, Report, memory
 from service.views import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -42,11 +42,26 @@ def plan(console: Console, plan: Plan) -> None:
     estimate = plan.estimate
     trained = sum(trial.kind != "finalize" for trial in plan.trials)
     console.print(
-        f"{trained} trials, {estimate.steps:,} steps together; memory of a trial {_size(estimate.memory_bytes)}, "
+        f"{trained} trials, {estimate.steps:,} steps together; memory of a process {_size(estimate.memory_bytes)}, "
         f"disk {_size(estimate.disk_bytes)}"
     )
+    if estimate.strategies:
+        memory_by_strategy(console, plan)
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def memory_by_strategy(console: Console, plan: Plan) -> None:
+    """What a process needs under each strategy, and what a step exchanges."""
+    parts = ("weights", "gradients", "moments", "buffers", "activations", "transfer")
+    needs = table(console, "strategy", *parts, "on its device", "in the host", "sent in a step")
+    for one in plan.estimate.strategies:
+        chosen = "*" if one.strategy == plan.strategy else ""
+        held = [_size(getattr(one, part)) for part in (*parts, "device_bytes", "host_bytes")]
+        needs.add_row(f"{one.strategy}{chosen}", *held, f"{one.exchanged:,}")
+    console.print(needs)
+    if plan.strategy not in ("single", "ddp"):
+        console.print(f"a transfer exchanges about {plan.estimate.transfer_numbers:,} numbers")
 
 
 def pairing(console: Console, found: Pairing) -> None:
@@ -137,6 +152,8 @@ def report(console: Console, report: Report) -> None:
         )
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
+    if told := memory(report):
+        console.print(told, markup=False)
     console.print(f"the artifact is {report.chosen}", markup=False)
 
 

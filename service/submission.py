@@ -44,6 +44,8 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
         code="accepted",
         reason="the document was accepted",
         trials=planned.trials,
+        strategy=planned.strategy,
+        memory_bytes=planned.estimate.memory_bytes,
         nodes=spec.resources.nodes,
         max_attempts=spec.resources.attempts,
         created_at=moment,

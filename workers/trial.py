@@ -13,6 +13,7 @@ import traceback
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import MergeNetError, RankLost, StaleAttempt
+from mergenet_core.jobs.estimate import settled
 from mergenet_core.jobs.records import Job, Trial
 from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.jobs.store import Store
@@ -37,7 +38,8 @@ def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None)
     reporter = None
     try:
         store = Store(settings.redis())
-        job, spec = store.get(job_id), store.spec(job_id)
+        job = store.get(job_id)
+        spec = settled(store.spec(job_id), job.strategy)
         if member is None or member.world_rank == 0:
             quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
             folder = settings.job_folder(job_id).trial(trial_id)

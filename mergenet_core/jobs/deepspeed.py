@@ -28,6 +28,19 @@ OWNED = {
 }
 """Keys that a job sets by other means, and by which."""
 
+BUCKET = 20_000_000
+"""Numbers that are reduced or gathered at a time."""
+LIVE = 50_000_000
+"""Numbers that ZeRO-3 keeps gathered between the forward and the backward pass."""
+SIZES = {
+    "reduce_bucket_size": BUCKET,
+    "allgather_bucket_size": BUCKET,
+    "stage3_prefetch_bucket_size": BUCKET,
+    "stage3_max_live_parameters": LIVE,
+    "stage3_max_reuse_distance": LIVE,
+}
+"""DeepSpeed's own defaults, up to a thousand million, hold gigabytes, and a model of that size whole under ZeRO-3."""
+
 
 def check_user_config(config: Mapping[str, Any] | None) -> None:
     """Refuse keys that the service owns. Raises: `SpecInvalid` naming the job's own setting."""
@@ -55,7 +68,7 @@ def zero_config(resources: ResourcesSpec, train: TrainSpec, processes: int, devi
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
     }
-    return _merged(ours, resources.deepspeed or {})
+    return _merged(ours, _merged(resources.deepspeed or {}, {"zero_optimization": SIZES}))
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

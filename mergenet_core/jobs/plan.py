@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +21,13 @@ from mergenet_core.errors import (
     ModelRefused,
     PathRefused,
     SpecInvalid,
-    TooLarge,
 )
 from mergenet_core.jobs.deepspeed import check_user_config
+from mergenet_core.jobs.estimate import Estimate, check_machine, choose, estimate, suitable, told_bytes
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
+from mergenet_core.jobs.memory import Strategy
 from mergenet_core.jobs.packs import read_pack, within
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
@@ -36,27 +35,11 @@ from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, named_in, reads
 from mergenet_core.jobs.records import Record, Trial, WorkerInfo
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
 
-_BYTES = 4
-_RUNTIME_BYTES = 600_000_000
-"""What a training process holds before any model: the interpreter and the libraries."""
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
 _JSON_HEAD = 1_000_000
 """Characters at a JSON file's beginning in which its columns must be named."""
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-
-
-class Estimate(Record):
-    """What the job needs of a machine, counted from shapes; activations are not in it."""
-
-    target_parameters: int | None
-    source_parameters: int | None
-    memory_bytes: int | None
-    """Of one trial: weights, gradients, optimizer state and source, at single precision, and the runtime."""
-    disk_bytes: int | None
-    """Checkpoints, exports and the artifact, at their peak."""
-    steps: int
-    """Optimizer steps of all trials together."""
 
 
 class Plan(Record):
@@ -66,6 +49,8 @@ class Plan(Record):
     pairing: Pairing | None
     """Null where a model's shapes are only known once a worker has loaded it."""
     estimate: Estimate
+    strategy: Strategy
+    """How each trial's model is spread; for `auto` what was chosen by the estimate."""
     notes: tuple[str, ...] = ()
 
 
@@ -94,10 +79,18 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
         source, target = _with_labels(spec, source, target)
         pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
     check_user_config(spec.resources.deepspeed)
-    estimate = _estimate(spec, source, target)
-    several = spec.resources.nodes > 1
-    _check_machine(estimate, home, [worker for worker in workers if worker.fleet == several], notes, several=several)
-    return Plan(trials=trials(spec), pairing=pairing and pairing.brief(), estimate=estimate, notes=tuple(notes))
+    found = estimate(spec, source, target, pairing)
+    strategy = choose(found, spec, workers)
+    needed = found.under(strategy)
+    told = None if needed is None else told_bytes(needed, spec.resources, workers)
+    found = found.model_copy(update={"memory_bytes": told})
+    check_machine(found, strategy, spec, home, workers, notes)
+    if spec.resources.strategy == "auto" and strategy != "single":
+        unknown = needed is None or not suitable(spec.resources, workers)
+        because = "no machine or no shape is known, and it needs least" if unknown else "by the estimate"
+        notes.append(f"resources.strategy auto is {strategy}: {because}")
+    brief = pairing and pairing.brief()
+    return Plan(trials=trials(spec), pairing=brief, estimate=found, strategy=strategy, notes=tuple(notes))
 
 
 @contextlib.contextmanager
@@ -299,68 +292,3 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
                 f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}. "
                 f"Name the right ones in {field.rsplit('.', 1)[0]}"
             )
-
-
-def _estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None) -> Estimate:
-    source_parameters = _count(source)
-    target_parameters = _count(target)
-    teaches = any("distill" in arm for arm in spec.arms)
-    steps = spec.train.steps * len(spec.arms) * len(spec.seeds) + (spec.source.train.steps if spec.source.train else 0)
-    if source_parameters is None or target_parameters is None:
-        return Estimate(
-            target_parameters=target_parameters,
-            source_parameters=source_parameters,
-            memory_bytes=None,
-            disk_bytes=None,
-            steps=steps,
-        )
-    states = 4 if spec.train.optimizer == "adamw" else 3  # weight, gradient, one or two moments
-    learning = states * target_parameters
-    teaching = (4 if spec.transfer.distill and spec.transfer.distill.teacher else 1) * source_parameters
-    trial = _RUNTIME_BYTES + _BYTES * (learning + max(source_parameters, teaching if teaches else 0))
-    if spec.source.train is not None:
-        trial = max(trial, _RUNTIME_BYTES + _BYTES * 4 * source_parameters)
-    saved = _BYTES * states * target_parameters  # weights, moments, and the best weights so far
-    exports = _BYTES * target_parameters * (len(spec.arms) * len(spec.seeds) + 1)
-    disk = saved * (spec.retention.checkpoints + 1) + exports
-    if spec.source.train is not None:
-        disk += _BYTES * source_parameters * (1 + 4 * (spec.retention.checkpoints + 1))
-    return Estimate(
-        target_parameters=target_parameters,
-        source_parameters=source_parameters,
-        memory_bytes=trial,
-        disk_bytes=disk,
-        steps=steps,
-    )
-
-
-def _check_machine(
-    estimate: Estimate, home: Path, workers: Sequence[WorkerInfo], notes: list[str], *, several: bool
-) -> None:
-    if several:
-        if not workers:
-            notes.append("the job needs a fleet worker and none is up: it waits until one is")
-    elif estimate.memory_bytes is not None and workers:
-        largest = max(workers, key=lambda worker: worker.memory_bytes)
-        if estimate.memory_bytes > largest.memory_bytes:
-            raise TooLarge(
-                f"a trial needs {_gigabytes(estimate.memory_bytes)} for weights, gradients and optimizer; the largest "
-                f"worker, {largest.name}, has {_gigabytes(largest.memory_bytes)}. Take a smaller target or source"
-            )
-    elif not workers:
-        notes.append("no worker is up: memory was not compared with a machine")
-    if estimate.disk_bytes is not None:
-        free = shutil.disk_usage(home if home.exists() else home.absolute().anchor).free
-        if estimate.disk_bytes > free:
-            raise TooLarge(
-                f"the job writes up to {_gigabytes(estimate.disk_bytes)}, {_gigabytes(free)} are free; free some disk, "
-                "or lower retention.checkpoints, arms or seeds"
-            )
-
-
-def _count(facts: ModelFacts | None) -> int | None:
-    return None if facts is None else sum(math.prod(shape) for shape in facts.shapes.values())
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -74,6 +74,10 @@ class TrialResult(Record):
     metrics: dict[str, float] = {}
     """Every metric of the task over the test split, with the last step's weights."""
     cost: ArmCost
+    memory_bytes: int | None = None
+    """The most that a process of the trial held: of its GPU's memory, or resident on a CPU."""
+    strategy: str | None = None
+    """How the model was spread over the processes."""
     parameters: int
     """Trained parameters of the target, the adapter's apart."""
     adapter_parameters: int = 0
@@ -128,6 +132,10 @@ class Job(Record):
     request: Request | None = None
     """What a user asked for and has not happened yet."""
     trials: tuple[Trial, ...]
+    strategy: str | None = None
+    """How a trial's model is spread over its processes, chosen when the job was accepted."""
+    memory_bytes: int | None = None
+    """What a trial's process needs, by the plan's estimate."""
     nodes: int = 1
     """Hosts that each trial trains on; with more than one, a fleet's workers take them."""
     max_attempts: int = 4

@@ -41,6 +41,8 @@ class ArmReport(Record):
     """Median over the seeds of a training step's median time."""
     seconds: float
     """Mean over the seeds of all training, what had to come first included."""
+    memory_bytes: int | None = None
+    """The most that a process of any of its trials held."""
     difference: Difference | None
     """To the control; null for the control itself."""
 
@@ -53,6 +55,10 @@ class Report(Record):
     metric: str
     steps: int
     arms: tuple[ArmReport, ...]
+    strategy: str | None = None
+    """How a trial's model was spread over its processes."""
+    estimated_bytes: int | None = None
+    """What the plan thought that a process would hold."""
     verdict: Verdict
     sentence: str
     """The verdict with its numbers."""
@@ -64,7 +70,7 @@ class Report(Record):
         return next((arm for arm in self.arms if arm.arm == name), None)
 
 
-def build_report(job_id: str, name: str, trials: Sequence[Trial]) -> Report:
+def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_bytes: int | None = None) -> Report:
     """Compare the arms of a job whose trials have all succeeded."""
     results = {trial.id: trial.result for trial in trials if trial.kind == "arm" and trial.result is not None}
     arms: dict[str, dict[int, TrialResult]] = {}
@@ -84,6 +90,8 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial]) -> Report:
         metric=metric.metric,
         steps=metric.steps,
         arms=reports,
+        strategy=metric.strategy,
+        estimated_bytes=estimated_bytes,
         verdict=verdict,
         sentence=_sentence(asked, gained, verdict, metric.metric, arms),
         chosen=f"{asked}-{seed}",
@@ -114,7 +122,17 @@ def markdown(report: Report) -> str:
         cells = [arm.arm, _plus_minus(arm.mean, arm.sd), f"{100 * best:.2f}", _interval(arm.difference)]
         cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"**{report.verdict}**: {report.sentence}"])
+    lines += ["", f"**{report.verdict}**: {report.sentence}"]
+    return "\n".join([*lines, *(["", told] if (told := memory(report)) else [])])
+
+
+def memory(report: Report) -> str:
+    """What a process held, beside what the plan thought; empty where it was not measured."""
+    held = max((arm.memory_bytes for arm in report.arms if arm.memory_bytes), default=None)
+    if held is None:
+        return ""
+    thought = "" if report.estimated_bytes is None else f"; the estimate was {report.estimated_bytes / 1e9:.2f} GB"
+    return f"A process held at most {held / 1e9:.2f} GB ({report.strategy}){thought}."
 
 
 def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialResult]) -> ArmReport:
@@ -131,6 +149,7 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
         sd=_sd(last) if len(last) > 1 else None,
         step_seconds=steps[len(steps) // 2],
         seconds=sum(totals) / len(totals),
+        memory_bytes=max((result.memory_bytes for result in results if result.memory_bytes), default=None),
         difference=None if name == "control" else difference(_test(by_seed), _test(control), "control"),
     )
 

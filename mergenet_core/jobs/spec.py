@@ -363,10 +363,11 @@ class JobSpec(Strict):
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
         if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
             raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
-        if self.transfer.method == "lpka-raw" and self.resources.strategy in ("fsdp2", "zero3"):
+        spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
+        if self.transfer.method == "lpka-raw" and spread in ("fsdp2", "zero3"):
             raise ValueError(
-                f"lpka-raw needs whole weights, {self.resources.strategy} spreads them over processes: take strategy "
-                "ddp, zero1 or zero2, or method lpka, which works on factors"
+                f"lpka-raw needs whole weights, {spread} spreads them over processes: take strategy ddp, zero1 or "
+                "zero2, or method lpka, which works on factors"
             )
         return self
 

@@ -15,7 +15,7 @@ from mergenet_core.jobs.inspect import weight_files
 from mergenet_core.jobs.spec import TaskName
 from mergenet_core.models.loading import AUTO, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.shards import READ, Shard
 
 
 def load_skeleton(folder: Path, task: TaskName, labels: tuple[str, ...]) -> nn.Module:
@@ -51,7 +51,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
         if saved.shape(found) != shard.shape:
             raise ModelRefused(f"{folder.name}: {found} is {saved.shape(found)}, by config.json {shard.shape}")
         shard.load_(partial(saved, found))
-        if not torch.isfinite(shard.held().flat).all():
+        if not all(bool(torch.isfinite(part).all()) for part in torch.split(shard.held().flat, READ)):
             raise ModelRefused(f"{folder.name}: weight {found} holds NaN or infinity; train or export the model again")
 
 

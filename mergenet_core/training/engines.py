@@ -59,7 +59,10 @@ class Engine:
     def _place(self) -> None:
         self.module.to(self.world.device)
         if self.world.size > 1:
-            self.forward = DistributedDataParallel(self.module, find_unused_parameters=True)
+            # a gradient lives in the bucket that is exchanged, so that it is held once
+            self.forward = DistributedDataParallel(
+                self.module, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
         self.optimizer = make_optimizer(self.module, self.spec)
 
     def __call__(self, **inputs: Tensor) -> Any:

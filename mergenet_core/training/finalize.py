@@ -27,7 +27,7 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     It holds `model/` (the chosen trial's target as it was after its last step, chosen on validation), the adapter, the
     pairing, report.json, README.md, job.json and the manifest. Raises: `CheckpointInvalid`, `StorageFull`.
     """
-    report = build_report(record.id, record.name, record.trials)
+    report = build_report(record.id, record.name, record.trials, record.memory_bytes)
     trial = record.trial(report.chosen)
     trial_folder = folder.trial(trial.id)
     for part in ("model", "adapter"):

@@ -24,6 +24,7 @@ class Selection:
         """Note a metric; weights are taken only when it is better than all before, so a tie goes to the earlier."""
         self.evaluated, self.newest = step, metric
         if self.best is None or metric > self.best:
+            self.weights = None  # the old ones go first: two copies at a time may not fit
             self.best, self.best_step, self.weights = metric, step, weights()
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.training.arms import DISTILLS, Arm, prepare_arm, prepare_source
 from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.export import environment, export_adapter, export_model
+from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.seams import Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.teacher import Teacher, prepare_teacher
@@ -54,6 +55,7 @@ def run_trial(
     Raises: `Interrupted` after a checkpoint when asked to stop; `TrainingDiverged`, `OutOfMemory`, `StorageFull`,
     `ModelRefused`, `DataRefused`, `PairingRefused`.
     """
+    reset_peak()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     arm = prepare_source(job, roots) if trial.kind == "source" else prepare_arm(job, trial, folder, roots)
@@ -145,7 +147,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
     assert selection.newest is not None
     assert selection.best is not None
     assert selection.weights is not None
-    metrics = training.evaluate(task.test)
+    metrics, world = training.evaluate(task.test), training.engine.world
     last = {"test": metrics[task.metric], "validation": selection.newest}
     training.engine.restore(selection.weights)
     again = metrics if selection.best_step == training.step else training.evaluate(task.test)
@@ -164,6 +166,8 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
             train_seconds=training.seconds,
             extra_seconds=training.extra_seconds + (teacher.seconds if teacher is not None else 0.0),
         ),
+        memory_bytes=world.largest(peak_bytes(world.device)),
+        strategy=world.strategy,
         parameters=run.arm.parameters,
         adapter_parameters=transfer.parameters_count if transfer is not None else 0,
         transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,

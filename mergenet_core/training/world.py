@@ -49,6 +49,13 @@ class World:
         return self.place == 0
 
     @property
+    def strategy(self) -> str:
+        """How a model is spread over the processes; where the job leaves it open, not at all."""
+        if self.resources.strategy != "auto":
+            return self.resources.strategy
+        return "single" if self.size == 1 else "ddp"
+
+    @property
     def device(self) -> torch.device:
         """This process's device."""
         device: torch.device = self.accelerator.device

@@ -24,6 +24,8 @@ class Traffic:
     calls: int = 0
 
 
+READ = 250_000
+"""Entries of a weight that are read at a time."""
 TRAFFIC = Traffic()
 """Counts every reduction that a transfer makes, on this process."""
 
@@ -87,7 +89,9 @@ class Shard:
 
     def write_gradient_(self, flat: Tensor) -> None:
         """Replace this process's entries of the gradient."""
-        self.parameter.grad = flat.detach().reshape(self.parameter.shape).to(self.parameter, copy=True)
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+        self.parameter.grad.detach().copy_(flat.detach().view(self.parameter.shape))
 
     def sum_(self, X: Tensor) -> Tensor:
         """Add up what each process made of its own entries; nothing to do where one holds them all."""
@@ -118,6 +122,13 @@ class RowShard(Shard):
         """Replace them."""
         local = self.parameter.to_local().detach()
         local.copy_(flat.view(local.shape))
+
+    def load_(self, read: Callable[[int, int], Tensor]) -> None:
+        """Take them from elsewhere, a part at a time: what is read is never there a second time as a whole."""
+        held = self.held()
+        for start in range(held.start, held.stop, READ):
+            stop = min(start + READ, held.stop)
+            held.flat[start - held.start : stop - held.start].copy_(read(start, stop))
 
     def gradient(self) -> Tensor:
         """Their gradient."""

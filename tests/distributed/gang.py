@@ -18,6 +18,13 @@ def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Pa
     work.mkdir(parents=True, exist_ok=True)
     tasks = {"models": str(roots.models[0]), "data": str(roots.data[0]), "trials": trials}
     (work / "tasks.json").write_text(json.dumps(tasks))
+    start_together(size, "tests.distributed.rank", work)
+    found = {trial["name"]: json.loads((work / f"{trial['name']}.json").read_text()) for trial in trials}
+    return {name: {int(step): loss for step, loss in losses.items()} for name, losses in found.items()}
+
+
+def start_together(size: int, module: str, work: Path) -> None:
+    """Run a module in `size` processes that find one another, until all have ended well."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -26,7 +33,7 @@ def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Pa
     for place in range(size):
         environment = os.environ | shared | {"RANK": str(place), "LOCAL_RANK": str(place)}
         log = (work / f"{place}.log").open("w")
-        command = [sys.executable, "-m", "tests.distributed.rank", str(work)]
+        command = [sys.executable, "-m", module, str(work)]
         processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(timeout=500) for process in processes]
@@ -35,8 +42,6 @@ def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Pa
             process.kill()
     logs = "\n".join((work / f"{place}.log").read_text()[-3000:] for place in range(size))
     assert codes == [0] * size, logs
-    found = {trial["name"]: json.loads((work / f"{trial['name']}.json").read_text()) for trial in trials}
-    return {name: {int(step): loss for step, loss in losses.items()} for name, losses in found.items()}
 
 
 def farthest(curve: dict[int, float], other: dict[int, float]) -> float:

@@ -70,7 +70,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
     ("zero steps", put("train.steps", 0), "spec-invalid", "greater than or equal to 1 (given: 0)"),
     ("missing part", put("source", None), "spec-invalid", "source is missing; it is required"),
     ("wrong version", put("version", 2), "spec-invalid", "version: input should be 1 (given: 2)"),
-    ("no origin", put("source.model", {}), "spec-invalid", "give exactly one of path, hub and config"),
+    ("no origin", put("source.model", {}), "spec-invalid", "exactly one of path, hub, config and, for a source, pack"),
     ("two origins", put("source.model.config", {"model_type": "bert"}), "spec-invalid", "not path and config"),
     ("unpinned hub", put("source.model", {"hub": "a/b"}), "spec-invalid", "pin the hub id to a 40-digit commit"),
     ("no control", put("arms", ["transfer"]), "spec-invalid", "arms needs control"),

@@ -1,0 +1,235 @@
+"""One process of those that `sharding.py` starts: does its part of a measurement and writes what it saw."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergenet_core.errors import OutOfMemory
+from mergenet_core.jobs.document import parse
+from mergenet_core.jobs.pairing import pair
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import Trial
+from mergenet_core.jobs.spec import ResourcesSpec, TrainSpec, TransferSpec
+from mergenet_core.models.describe import facts
+from mergenet_core.models.loading import build
+from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.engines import open_engine
+from mergenet_core.training.loop import Training
+from mergenet_core.training.peak import peak_bytes, reset_peak
+from mergenet_core.training.trial import run_trial
+from mergenet_core.training.world import open_world
+from mergenet_core.transfer.cycle import Transfer
+from mergenet_core.transfer.shards import TRAFFIC, Zero3Shard
+
+PIXELS, UNITS, SOURCE_UNITS = 1024, 2816, 1408
+
+
+class Silent:
+    """Takes a trial's reports and asks nothing of it."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None: ...
+    def metric(self, step: int, split: str, values: Any) -> None: ...
+    def checkpoint(self, checkpoint: Any) -> None: ...
+    def requested(self) -> None:
+        return None
+
+    def progress(self, step: int, steps: int, *, loss: float, metric: Any, eta_seconds: Any) -> None:
+        self.losses.append(loss)
+
+
+def exchange(told: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that one transfer exchanges for one weight of 2816 × 1024, in the transferring step of a real engine."""
+    spec = TrainSpec(steps=100, batch_size=4)
+    world = open_world(ResourcesSpec(devices=2, strategy=told["strategy"], device="cpu"), "fp32")
+    made = {}
+    for name, units in (("source", SOURCE_UNITS), ("target", UNITS)):
+        config = {"model_type": "mergenet-mlp", "image_size": 32, "num_channels": 1, "hidden_sizes": [units]}
+        made[name] = build(config, "image-classification", ("a", "b"), seed=0, overrides={})
+    weight = "layers.0.weight"
+    named = {"pairs": [{"source": weight, "target": weight}]} if told["method"] == "lpka" else {"include": "no-head"}
+    settings = TransferSpec.model_validate({"method": told["method"], "rank": told["rank"], "stop_at": 1.0} | named)
+    pairing = pair(facts(made["source"]), facts(made["target"]), settings)
+    matrices = [one for one in pairing.pairs if one.rank is not None]
+    engine = open_engine(made["target"], spec, world)
+    source = {name: W.detach() for name, W in made["source"].state_dict().items()}
+    transfer = Transfer(source, engine.named(), pairing, settings, steps=100, seed=0)
+    transfer.start()
+    TRAFFIC.numbers = TRAFFIC.calls = 0
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(world.place))
+    engine.train(True)
+    transfer.before(0)
+    engine.begin()
+    loss = nn.functional.cross_entropy(engine(pixel_values=images).logits, torch.tensor([0, 1]))
+    engine.backward(loss, last=True)
+    transfer.after_backward(0)
+    engine.clip()
+    engine.step(1e-3)
+    transfer.after_step(0)
+    assert [one.target for one in matrices] == [weight]
+    m, n, rank = UNITS, PIXELS, matrices[0].rank or 0
+    return {
+        "rank": rank,
+        "numbers": TRAFFIC.numbers,
+        "calls": TRAFFIC.calls,
+        "c": TRAFFIC.numbers / (rank * (m + n)),
+        "share": TRAFFIC.numbers / (m * n),
+    }
+
+
+def held(told: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of parameters that the process holds, and the most beyond what it began with while it loaded them."""
+    job = parse(told["document"])
+    trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
+    # imports, tokenizer, examples and process group are not the model's
+    prepare_arm(parse(told["small"]), trial, JobFolder(Path(told["folder"])), told["roots"])
+    gc.collect()
+    before = _anonymous()
+    seen, stop = [before], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            seen.append(_anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    arm = prepare_arm(job, trial, JobFolder(Path(told["folder"])), told["roots"])
+    stop.set()
+    watcher.join()
+    shards = arm.training.engine.shards
+    parameters = {name: shard for name, shard in shards.items() if isinstance(shard.parameter, nn.Parameter)}
+    kept = sum(
+        _bytes(shard.parameter.ds_tensor) if isinstance(shard, Zero3Shard) else _bytes(shard.held().flat)
+        for shard in parameters.values()
+    )
+    masters = sum(_bytes(shard.held().flat) for shard in parameters.values() if isinstance(shard, Zero3Shard))
+    full = 4 * arm.parameters
+    world = arm.training.engine.world
+    share = full / world.size
+    return {
+        "parameters": arm.parameters,
+        "full_bytes": full,
+        "held_bytes": kept,
+        "held": kept / share,
+        "master_bytes": masters,
+        "loading_bytes": max(seen) - before,
+        "loading": (max(seen) - before) / share,
+        "loading_over_held": (max(seen) - before) / kept,
+    }
+
+
+def peak(told: dict[str, Any]) -> dict[str, Any]:
+    """The most memory that a whole trial's process held."""
+    job, silent = parse(told["document"]), Silent()
+    trial = Trial(id="transfer-0", kind="arm", arm="transfer", seed=0)
+    reset_peak()
+    folder = JobFolder(Path(told["folder"]))
+    result = run_trial(job, trial, folder, told["roots"], attempt=1, reporter=silent, control=silent)
+    return {"own_bytes": peak_bytes(torch.device("cpu")), "memory_bytes": result.memory_bytes}
+
+
+def steps(told: dict[str, Any]) -> dict[str, Any]:
+    """Step times of a control and of arms that transfer, a step each in turn, in one process."""
+    cycle, rounds = told["cycle"], told["rounds"]
+    arms: dict[str, Training] = {}
+    for name in ("control", *told["methods"]):
+        document = json.loads(json.dumps(told["document"]))
+        document["train"]["steps"] = 4 * (rounds + cycle)
+        document["transfer"] = {"method": "anchored" if name == "control" else name, "cycle": cycle}
+        arm = "control" if name == "control" else "transfer"
+        trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
+        arms[name] = prepare_arm(parse(document), trial, JobFolder(Path(told["folder"])), told["roots"]).training
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for training in arms.values():
+        training.start()
+        for _ in range(cycle):  # the optimizer's first step makes its state
+            training.advance()
+    for _ in range(rounds):
+        for name, training in arms.items():
+            training.engine.world.wait()
+            begun = time.perf_counter()
+            training.advance()
+            seconds[name].append(time.perf_counter() - begun)
+    control = seconds.pop("control")
+    found: dict[str, Any] = {"control_seconds": statistics.fmean(control)}
+    for name, own in seconds.items():
+        starts = range(0, rounds, cycle)
+        ratios = [sum(own[at : at + cycle]) / sum(control[at : at + cycle]) for at in starts]
+        if cycle != 8:  # a transfer and a plain step were timed in turn: what eight steps with one transfer take
+            ratios = [(own[at] + 7 * own[at + 1]) / (control[at] + 7 * control[at + 1]) for at in starts]
+        found[name] = {"ratio": statistics.fmean(ratios), "least": min(ratios), "most": max(ratios)}
+    return found
+
+
+def limited(told: dict[str, Any]) -> dict[str, Any]:
+    """A trial whose process may not have more than so much beyond what it begins with."""
+    job, silent = parse(told["document"]), Silent()
+    trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
+    if told["strategy"].startswith("zero"):
+        import deepspeed  # noqa: F401
+    torch.ones(512, 512) @ torch.ones(512, 512)  # the threads' stacks count as data
+    most = _data() + told["limit_bytes"]
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    folder = JobFolder(Path(told["folder"]))
+    try:
+        run_trial(job, trial, folder, told["roots"], attempt=1, reporter=silent, control=silent)
+    except (OutOfMemory, MemoryError, RuntimeError) as error:
+        refused = " ".join(str(error).split())[:160]
+        return {"finished": False, "because": refused, "steps": len(silent.losses)}
+    exported = folder.trial("control-0") / "model" / "model.safetensors"
+    return {"finished": True, "steps": len(silent.losses), "exported_bytes": exported.stat().st_size}
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "exchange": exchange,
+    "held": held,
+    "peak": peak,
+    "steps": steps,
+    "limited": limited,
+}
+
+
+def _bytes(X: torch.Tensor) -> int:
+    return X.numel() * X.element_size()
+
+
+def _anonymous() -> int:
+    return _status("RssAnon")
+
+
+def _data() -> int:
+    return _status("VmData")
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"this kernel does not tell {field}")
+
+
+def main(work: Path) -> None:
+    torch.set_num_threads(1)
+    told = json.loads((work / "told.json").read_text())
+    told["roots"] = Roots(tuple(map(Path, told["models"])), tuple(map(Path, told["data"])))
+    found = PARTS[told["part"]](told)
+    (work / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

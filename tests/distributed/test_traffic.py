@@ -1,0 +1,27 @@
+"""A transfer exchanges c·r(m + n) numbers for a weight, whatever m·n is; counted in two real processes."""
+
+import json
+
+import pytest
+
+from tests.distributed.gang import start_together
+from tests.distributed.traffic import RANK, SHAPE
+
+MOST = {"anchored": 3.5, "lpka": 11.0}
+"""c: three products with r columns and a few vectors; for lpka ten of r + 8 columns, and two of r for the gradient."""
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    work = tmp_path_factory.mktemp("traffic")
+    start_together(2, "tests.distributed.traffic", work)
+    return [json.loads((work / f"{place}.json").read_text()) for place in range(2)]
+
+
+@pytest.mark.parametrize("method", MOST)
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+def test_a_transfer_costs_what_its_factors_have(counted, strategy, method):
+    first, second = (found[f"{strategy} {method}"] for found in counted)
+    assert first == second
+    assert 0 < first <= MOST[method] * RANK * sum(SHAPE)
+    assert first < SHAPE[0] * SHAPE[1]
