@@ -45,6 +45,7 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
         reason="the document was accepted",
         trials=planned.trials,
         nodes=spec.resources.nodes,
+        devices=spec.resources.devices,
         max_attempts=spec.resources.attempts,
         created_at=moment,
         updated_at=moment,

@@ -95,6 +95,8 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     check_user_config(spec.resources.deepspeed)
     estimate = _estimate(spec, source, target)
     several = spec.resources.nodes > 1
+    if not several:
+        _check_devices(spec.resources.devices, workers)
     _check_machine(estimate, home, [worker for worker in workers if worker.fleet == several], notes, several=several)
     return Plan(trials=trials(spec), pairing=pairing and pairing.brief(), estimate=estimate, notes=tuple(notes))
 
@@ -320,6 +322,15 @@ def _estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | Non
         disk_bytes=disk,
         steps=steps,
     )
+
+
+def _check_devices(wanted: int, workers: Sequence[WorkerInfo]) -> None:
+    hosts = [worker for worker in workers if worker.devices]
+    if hosts and wanted > len((largest := max(hosts, key=lambda worker: len(worker.devices))).devices):
+        raise TooLarge(
+            f"resources.devices is {wanted}; the largest host, {largest.host}, has {len(largest.devices)}. Take at "
+            "most so many, spread the trial over several hosts with resources.nodes, or start a worker on a larger host"
+        )
 
 
 def _check_machine(
