@@ -104,7 +104,7 @@ def _due(trial: Trial) -> bool:
     return trial.state == "queued" and (trial.not_before is None or trial.not_before <= now())
 
 
-def _queue(redis: Redis, name: str) -> Queue:
+def _queue(redis: Redis, name: str = QUEUE) -> Queue:
     return Queue(name, connection=redis, serializer=JSONSerializer)
 
 
