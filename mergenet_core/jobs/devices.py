@@ -1,9 +1,9 @@
 """The devices of a host, lent to trials all or nothing: who holds which, who waits, and since when.
 
-A host's ledger is a few keys in Redis, changed by one script at a time, on Redis's clock. Waiters are served in the
-order in which they began to wait; one that needs few devices may pass those ahead that cannot start yet, until one of
-them has waited longer than the ageing limit. A lease carries a number that only grows: an older holder can neither
-prolong nor return what has been lent again.
+A host's ledger is a few keys in Redis, changed by one script at a time, on Redis's clock. Who waits for the same devices
+is served in the order in which they began to wait; one that needs few may pass those ahead that cannot start yet, until
+one of them has waited longer than the ageing limit. A lease carries a number that only grows: an older holder can
+neither prolong nor return what has been lent again.
 """
 
 from __future__ import annotations
@@ -35,29 +35,40 @@ for _, member in ipairs(redis.call('HKEYS', KEYS[3])) do
     redis.call('HDEL', KEYS[3], member); redis.call('ZREM', KEYS[2], member)
   end
 end
-local free, mine, usable, number = {}, {}, 0, 0
-for i = 6, #ARGV do
-  local held = read(KEYS[1], ARGV[i])
-  if not (held and held.fault) then
-    usable = usable + 1
-    if not held or held['until'] <= now then free[#free + 1] = ARGV[i]
-    elseif held.holder == holder then mine[#mine + 1] = ARGV[i]; number = held.number end
-  end
+local function is(device, what)
+  local held = read(KEYS[1], device)
+  if held and held.fault then return false end
+  if what == 'mine' then return held and held.holder == holder and held['until'] > now and held.number end
+  return what == 'usable' or not held or held['until'] <= now
 end
-if #mine == count then return cjson.encode({number = number, devices = mine, left = {}}) end
+local function those(devices, what)
+  local found = {}
+  for _, device in ipairs(devices) do if is(device, what) then found[#found + 1] = device end end
+  return found
+end
+local all = {}
+for i = 6, #ARGV do all[#all + 1] = ARGV[i] end
+local mine, free, usable = those(all, 'mine'), those(all, 'free'), those(all, 'usable')
+if #mine == count then return cjson.encode({number = is(mine[1], 'mine'), devices = mine, left = {}}) end
 redis.call('ZADD', KEYS[2], 'NX', now, holder)
-redis.call('HSET', KEYS[3], holder, cjson.encode({count = count, seen = now}))
-local place, may = 0, #free >= count
+redis.call('HSET', KEYS[3], holder, cjson.encode({count = count, seen = now, among = all}))
+local place, may, known = 0, #free >= count, {}
+for _, device in ipairs(all) do known[device] = true end
 for _, ahead in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   if ahead == holder then break end
-  place = place + 1
-  local wants = read(KEYS[3], ahead).count
-  local old = now - tonumber(redis.call('ZSCORE', KEYS[2], ahead)) > ageing
-  -- who wants more than could ever be free holds nobody up
-  if wants <= #free or (old and wants <= usable) then may = false end
+  local wants, shared = read(KEYS[3], ahead), false
+  for _, device in ipairs(wants.among) do shared = shared or known[device] end
+  if shared then
+    place = place + 1
+    local old = now - tonumber(redis.call('ZSCORE', KEYS[2], ahead)) > ageing
+    -- who wants more than could ever be free holds nobody up
+    if wants.count <= #those(wants.among, 'free') or (old and wants.count <= #those(wants.among, 'usable')) then
+      may = false
+    end
+  end
 end
-if not may then return cjson.encode({place = place, free = #free, usable = usable}) end
-number = redis.call('INCR', KEYS[4])
+if not may then return cjson.encode({place = place, free = #free, usable = #usable}) end
+local number = redis.call('INCR', KEYS[4])
 local taken, left = {}, {}
 for i = 1, count do
   local before = read(KEYS[1], free[i])

@@ -95,6 +95,16 @@ def test_who_wants_more_than_can_ever_be_free_holds_nobody_up(redis: Redis) -> N
     assert isinstance(ask(redis, "one", 1, ageing=0.0), Lease), "four are not to be had while one is quarantined"
 
 
+def test_containers_that_see_other_devices_of_a_machine_do_not_wait_for_each_other(redis: Redis) -> None:
+    def of(holder: str, *ids: str) -> Lease | Waiting:
+        return devices.acquire(redis, LEDGER, ids, holder, 1, lease_seconds=30, ageing_seconds=0)
+
+    assert isinstance(of("a", "0"), Lease)
+    assert of("b", "0") == waiting(0, 0, usable=1)
+    assert isinstance(of("c", "1"), Lease), "b waits for another device"
+    assert of("d", "0", "1") == waiting(1, 0, usable=2)
+
+
 def test_a_waiter_that_no_longer_asks_holds_nobody_up(redis: Redis) -> None:
     busy = lent(redis, "busy", 4)
     assert ask(redis, "dead", 1) == waiting(0, 0)
