@@ -1,8 +1,8 @@
 """The devices of a host, lent to trials all or nothing: who holds which, who waits, and since when.
 
-A host's ledger is a few keys in Redis, changed by one script at a time, on Redis's clock. Who waits for the same devices
-is served in the order in which they began to wait; one that needs few may pass those ahead that cannot start yet, until
-one of them has waited longer than the ageing limit. A lease carries a number that only grows: an older holder can
+A host's ledger is a few keys in Redis, changed by one script at a time, on Redis's clock. Waiters for the same devices
+are served in the order in which they began to wait; one that needs few may pass those ahead that cannot start yet,
+until one of them has waited longer than the ageing limit. A lease carries a number that only grows: an older holder can
 neither prolong nor return what has been lent again.
 """
 
