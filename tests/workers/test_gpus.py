@@ -75,11 +75,12 @@ def test_without_a_driver_the_cpu_has_slots(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def gpu_host(lab: Lab, nvml: dict[str, str]) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+def gpu_host(shared_lab: Lab, nvml: dict[str, str]) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
     """A host with two GPUs, and so with two workers."""
+    lab = shared_lab
     lab.want_workers(0)
     pool = lab.start_worker(**nvml, FAKE_GPUS=TWO, MERGENET_WORKERS="2")
-    wait(lambda: len(registry.workers(lab.store.redis)) == 2, "two workers", lab.explain)
+    wait(lambda: len(registry.workers(lab.store.redis)) == 2, "two workers", lab.explain, 120)
     yield lab, pool
     pool.terminate()
     assert pool.wait(30) == 0

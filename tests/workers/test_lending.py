@@ -23,12 +23,13 @@ LEDGER = socket.gethostname()
 
 
 @pytest.fixture
-def narrow(lab: Lab) -> Iterator[Lab]:
+def narrow(shared_lab: Lab) -> Iterator[Lab]:
     """Two workers on a host with two slots."""
+    lab = shared_lab
     lab.want_workers(0)
     for _ in range(2):
         lab.start_worker(MERGENET_CPU_SLOTS="2")
-    wait(lambda: len(listening(lab)) == 2, "two workers", lab.explain)
+    wait(lambda: len(listening(lab)) == 2, "two workers", lab.explain, 120)
     yield lab
     lab.want_workers(0)
 
@@ -75,10 +76,11 @@ def test_a_trial_that_needs_all_devices_says_what_it_waits_for_and_can_be_steere
     are(narrow, "free", "free")
 
 
-def test_a_trial_goes_to_a_host_that_is_large_enough(lab: Lab) -> None:
+def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
+    lab = shared_lab
     lab.want_workers(0)
     small = lab.start_worker(MERGENET_CPU_SLOTS="1")
-    wait(lambda: small.pid in listening(lab), "the small host's worker", lab.explain)
+    wait(lambda: small.pid in listening(lab), "the small host's worker", lab.explain, 120)
     job = lab.submit(wide(4))
     other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert other.trial(SOLO).attempt == 1
@@ -157,11 +159,12 @@ def test_a_stopped_holder_that_wakes_late_changes_nothing(narrow: Lab) -> None:
 
 
 @pytest.fixture
-def host(lab: Lab) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+def host(shared_lab: Lab) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
     """A host that trains two trials at a time."""
+    lab = shared_lab
     lab.want_workers(0)
     pool = lab.start_worker(MERGENET_CPU_SLOTS="2", MERGENET_WORKERS="2")
-    wait(lambda: len(listening(lab)) == 2, "two workers", lab.explain)
+    wait(lambda: len(listening(lab)) == 2, "two workers", lab.explain, 120)
     yield lab, pool
     lab.want_workers(0)
 
