@@ -1,4 +1,4 @@
-"""The command line: `mergenet up | run | submit | watch | status | logs | report | download | … | keys`."""
+"""The command line: `mergenet up | run | submit | watch | status | logs | report | download | … | workers | keys`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(no_args_is_help=True, help="Who may use the service, and for what.")
 app.add_typer(keys_app, name="keys")
+devices_app = typer.Typer(no_args_is_help=True, help="What the hosts lend to trials; `mergenet workers` lists it.")
+app.add_typer(devices_app, name="devices")
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
@@ -44,7 +46,10 @@ Home = Annotated[
 LocalHome = Annotated[Path, typer.Option(envvar="MERGENET_HOME", help="Folder of jobs, results, records and logs.")]
 Models = Annotated[Path, typer.Option(help="Folder that job documents name models in.")]
 Data = Annotated[Path, typer.Option(help="Folder that job documents name data in.")]
-Workers = Annotated[int, typer.Option(min=0, max=64, help="Workers to start.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, max=64, help="Trials to train at a time. [default: MERGENET_WORKERS, or one a GPU, or one]"),
+]
 Arms = Annotated[str | None, typer.Option(help="Arms instead of the document's: a,b,c, or all.")]
 Seeds = Annotated[str | None, typer.Option(help="Seeds instead of the document's: 0,1,2.")]
 
@@ -56,7 +61,7 @@ def up(
     data: Data = Path("data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    workers: Workers = 1,
+    workers: Workers = None,
 ) -> None:
     """Start the service on this machine: Redis, the API and workers; Ctrl-C stops all of it."""
     from service.local import LocalOptions, run_service
@@ -76,7 +81,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for the result; it stays in the home otherwise.")] = None,
     models: Models = Path("models"),
     data: Data = Path("data"),
-    workers: Workers = 1,
+    workers: Workers = None,
     arms: Arms = None,
     seeds: Seeds = None,
 ) -> None:
@@ -89,7 +94,7 @@ def run(
 
     with _sentences():
         spec = read_document(document, Override.read(arms, seeds))
-        succeeded = run_job(spec, LocalOptions(home, models, data, port=0, workers=max(1, workers)), out, console)
+        succeeded = run_job(spec, LocalOptions(home, models, data, port=0, workers=workers or None), out, console)
     raise typer.Exit(0 if succeeded else FAILED)
 
 
@@ -239,6 +244,25 @@ def delete(job_id: JobId, home: Home = None) -> None:
     """Forget a finished job and remove its files from the server."""
     with _client(home) as client:
         client.delete(job_id)
+
+
+@app.command()
+def workers(home: Home = None) -> None:
+    """List the workers that are alive, and the devices of their hosts: who holds them, which are lent to nobody."""
+    with _client(home) as client:
+        show.workers(console, client.workers())
+        show.devices(console, client.devices())
+
+
+@devices_app.command("clear")
+def clear_device(
+    host: Annotated[str, typer.Argument(help="The host, as `mergenet workers` names it.")],
+    device: Annotated[str, typer.Argument(help="The device's id.")],
+    home: Home = None,
+) -> None:
+    """Lend a quarantined device again, once nothing runs on it any more. Needs an admin's key."""
+    with _client(home) as client:
+        show.devices(console, client.clear_device(host, device))
 
 
 @keys_app.command("list")

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 from pydantic import TypeAdapter
 from ulid import ULID
 
 from mergenet_core.errors import SpecInvalid, Unavailable
-from mergenet_core.jobs.records import TERMINAL, Event, Metric, Progress, WorkerInfo
+from mergenet_core.jobs.records import TERMINAL, DeviceState, Event, Metric, Progress, WorkerInfo
 from mergenet_core.jobs.report import Report
 from mergenet_core.jobs.spec import JobSpec
 from service.answers import raise_problem
@@ -39,6 +40,7 @@ PATIENCE_SECONDS = 120.0
 """How long a broken event stream is tried again before it is given up."""
 _READ_SECONDS = 40.0  # the server sends a comment every 15 s into a quiet stream
 _WORKERS = TypeAdapter(list[WorkerInfo])
+_DEVICES = TypeAdapter(list[DeviceState])
 _KEYS = TypeAdapter(list[KeyView])
 
 
@@ -160,6 +162,15 @@ class Client:
     def workers(self) -> list[WorkerInfo]:
         """The workers that are alive."""
         return _WORKERS.validate_json(self._send("GET", "/workers").content)
+
+    def devices(self) -> list[DeviceState]:
+        """The devices of the workers' hosts, who holds them, and which are lent to nobody."""
+        return _DEVICES.validate_json(self._send("GET", "/devices").content)
+
+    def clear_device(self, host: str, device: str) -> list[DeviceState]:
+        """Let a quarantined device be lent again. Needs an admin's key. Raises: `NotFound` when it is none."""
+        path = f"/devices/{quote(host, safe='')}/{quote(device, safe='')}/clear"
+        return _DEVICES.validate_json(self._send("POST", path).content)
 
     def api_keys(self) -> list[KeyView]:
         """Names and scopes of all keys. Needs an admin's key."""

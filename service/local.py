@@ -41,7 +41,8 @@ class LocalOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes any free one."""
-    workers: int = 1
+    workers: int | None = None
+    """Trials at a time; without a number, as many as the machine has GPUs, or one."""
 
 
 @dataclass
@@ -137,9 +138,10 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
             descriptors=(listening.fileno(),),
         ),
     )
-    for number in range(1, options.workers + 1):
-        log = home / "logs" / f"worker-{number}.log"
-        _launch(service, Child(f"worker-{number}", [sys.executable, "-m", "workers"], log=log, environment=environment))
+    if options.workers != 0:
+        count = {} if options.workers is None else {"MERGENET_WORKERS": str(options.workers)}
+        log, command = home / "logs" / "workers.log", [sys.executable, "-m", "workers"]
+        _launch(service, Child("workers", command, log=log, environment=environment | count))
     _wait(service, "the API", lambda: _api_answers(listening))
     if not service.stops:
         write_profile(home, profile)

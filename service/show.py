@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from mergenet_core.jobs.pairs import Pairing
 from mergenet_core.jobs.plan import Plan
+from mergenet_core.jobs.records import DeviceState, WorkerInfo
 from mergenet_core.jobs.report import Difference, Report, memory
 from service.views import JobPage, JobView
 
@@ -127,6 +129,23 @@ def trials(console: Console, job: JobView) -> Table:
             str(trial.attempt or ""),
         )
     return listed
+
+
+def workers(console: Console, found: Sequence[WorkerInfo]) -> None:
+    """The workers, and what each does."""
+    listed = table(console, "worker", "host", "state", "job", "trial", "device")
+    for one in found:
+        listed.add_row(one.name, one.host, one.state, one.job or "", one.trial or "", escape(one.device))
+    console.print(listed)
+
+
+def devices(console: Console, found: Sequence[DeviceState]) -> None:
+    """The devices of hosts, and who holds them."""
+    listed = table(console, "host", "device", "what", "memory", "state", "held by, or why it is lent to nobody")
+    for one in found:
+        about = one.reason or one.holder or ""
+        listed.add_row(one.host, one.id, escape(one.name), _size(one.memory_bytes), one.state, escape(about))
+    console.print(listed)
 
 
 def report(console: Console, report: Report) -> None:

@@ -47,6 +47,7 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
         strategy=planned.strategy,
         memory_bytes=planned.estimate.memory_bytes,
         nodes=spec.resources.nodes,
+        devices=spec.resources.devices,
         max_attempts=spec.resources.attempts,
         created_at=moment,
         updated_at=moment,

@@ -116,7 +116,8 @@ class Lab:
         trials = make_plan(spec, self.settings.roots, self.settings.home, []).trials
         if solo:
             trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == SOLO)
-        job = new_job(trials, max_attempts=spec.resources.attempts, nodes=spec.resources.nodes)
+        resources = spec.resources
+        job = new_job(trials, max_attempts=resources.attempts, nodes=resources.nodes, devices=resources.devices)
         folder = self.settings.job_folder(job.id)
         folder.path.mkdir(parents=True)
         if before is not None:
@@ -238,7 +239,12 @@ def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) ->
 
 
 def new_job(
-    trials: tuple[Trial, ...], *, max_attempts: int = 4, nodes: int = 1, labels: dict[str, str] | None = None
+    trials: tuple[Trial, ...],
+    *,
+    max_attempts: int = 4,
+    nodes: int = 1,
+    devices: int = 1,
+    labels: dict[str, str] | None = None,
 ) -> Job:
     """A record as it is before it is queued."""
     moment = now()
@@ -253,6 +259,7 @@ def new_job(
         trials=trials,
         max_attempts=max_attempts,
         nodes=nodes,
+        devices=devices,
         created_at=moment,
         updated_at=moment,
     )

@@ -1,6 +1,7 @@
 """`python -m workers`: the workers of a host, set up by environment variables that begin with MERGENET_.
 
-With `--fleet` they take trials on several hosts, which they start through Ray, and no others.
+A host with several GPUs has a worker for each. With `--fleet` they take trials on several hosts, which they start
+through Ray, and no others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import time
 
 from redis.exceptions import RedisError
 
-from mergenet_core.jobs import devices
 from mergenet_core.settings import Settings
 from workers import host, pool, warm
 from workers.worker import TrialWorker
@@ -29,25 +29,24 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m workers", description="A worker; MERGENET_* variables set it up.")
     parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
-    fleet = parser.parse_args().fleet
-    settings = Settings()
+    parser.add_argument("--one", action="store_true", help="a single worker, whatever the host has")
+    given = parser.parse_args()
+    fleet, settings = given.fleet, Settings()
     address = _fleet(settings) if fleet else ""
-    known = host.devices(settings.cpu_slots or host.cpus())
-    cpu = known[0].name.startswith("cpu")
-    count = settings.workers or (1 if cpu or fleet else len(known))
-    os.environ.update(host.environment(settings, count))
-    if count > 1:
+    known = host.devices(settings)
+    count = settings.workers or 1 if fleet else host.workers(settings, known)
+    if count > 1 and not given.one:
         pool.run(count, sys.argv[1:])
         return
+    os.environ.update(host.environment(settings, None if fleet else host.threads(settings, known)))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     me = host.describe(name, known)
     if fleet:
-        me = me.model_copy(update={"fleet": True, "ledger": None, "device": f"the fleet at {address}"})
-    elif cpu:
+        theirs = {"device": f"the fleet at {address}", "ledger": None, "devices": ()}
+        me = me.model_copy(update={"fleet": True} | theirs)
+    elif me.device.startswith("cpu"):
         warm.warm_up()
     _wait_for_redis(settings)
-    if not fleet:  # its trials take none of this host's
-        devices.announce(settings.redis(), host.ledger_name(known), known)
     TrialWorker(settings, me).work(logging_level="WARNING")
 
 

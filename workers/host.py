@@ -6,16 +6,15 @@ import contextlib
 import os
 import platform
 import socket
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
-from mergenet_core.jobs.devices import Device
-from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.jobs.records import Device, WorkerInfo, now
 from mergenet_core.settings import Settings
+from workers.gpus import gpus
 
 _REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
 
@@ -29,7 +28,7 @@ def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
         ledger=ledger_name(devices),
         state="idle",
         device=f"{devices[0].name}{count}",
-        devices=len(devices),
+        devices=tuple(devices),
         memory_bytes=min(device.memory_bytes for device in devices),
         cpus=cpus(),
         seen_at=now(),
@@ -37,11 +36,18 @@ def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
     )
 
 
-def devices(slots: int) -> tuple[Device, ...]:
-    """The host's GPUs, told by NVML's `nvidia-smi`; without any, so many slots on its CPU."""
-    found = tuple(_gpus())
+def devices(settings: Settings) -> tuple[Device, ...]:
+    """The host's GPUs; without any, the slots on its CPU."""
+    if found := gpus():
+        return found
     name, memory_bytes = f"cpu: {_processor()}", _memory_bytes()
-    return found or tuple(Device(id=str(number), name=name, memory_bytes=memory_bytes) for number in range(slots))
+    slots = range(settings.cpu_slots or cpus())
+    return tuple(Device(id=str(number), name=name, memory_bytes=memory_bytes) for number in slots)
+
+
+def workers(settings: Settings, devices: Sequence[Device]) -> int:
+    """How many trials this host trains at a time."""
+    return settings.workers or (1 if devices[0].name.startswith("cpu") else len(devices))
 
 
 def ledger_name(devices: Sequence[Device]) -> str:
@@ -51,12 +57,18 @@ def ledger_name(devices: Sequence[Device]) -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def environment(settings: Settings, workers: int = 1) -> dict[str, str]:
-    """What training libraries read when they are imported, on a host with so many workers."""
-    threads = str(settings.threads or max(1, cpus() // workers))
+def threads(settings: Settings, devices: Sequence[Device], taken: int = 1) -> int:
+    """CPU threads of a process of a trial that trains on `taken` devices: the cores, shared out evenly."""
+    at_once = min(len(devices), workers(settings, devices) * taken)
+    return settings.threads or max(1, cpus() // at_once)
+
+
+def environment(settings: Settings, threads: int | None = None) -> dict[str, str]:
+    """What training libraries read when they are imported; `threads` are all cores unless given."""
+    count = str(threads or settings.threads or cpus())
     offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    names = ("MERGENET_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    return offline | dict.fromkeys(names, threads) | {"TOKENIZERS_PARALLELISM": "false"}
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return offline | dict.fromkeys(names, count) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def cpus() -> int:
@@ -71,15 +83,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def _gpus() -> Iterator[Device]:
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        for line in lines:
-            uuid, name, mebibytes = (part.strip() for part in line.split(","))
-            yield Device(id=uuid, name=f"cuda: {name}", memory_bytes=int(mebibytes) * 2**20)
 
 
 def _processor() -> str:

@@ -45,10 +45,8 @@ def run(count: int, options: Sequence[str] = ()) -> None:
 
 def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
     parent = os.getpid()
-    environment = os.environ | {"MERGENET_WORKERS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "workers", *options],
-        env=environment,
+        [sys.executable, "-m", "workers", "--one", *options],
         start_new_session=True,
         preexec_fn=lambda: die_with(parent, signal.SIGTERM),
     )

@@ -137,6 +137,18 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
+def end(processes: Iterable[psutil.Process], seconds: float) -> list[int]:
+    """Kill, and wait until the kernel has ended them; returns the ids of those that it still holds by then."""
+    found = list(processes)
+    kill(found)
+    deadline = time.monotonic() + seconds
+    while alive := [process.pid for process in found if _runs(process)]:
+        if time.monotonic() > deadline:
+            return alive
+        time.sleep(0.02)
+    return []
+
+
 def memory_kills() -> int:
     """How often the kernel has killed for lack of memory: in this control group, or where unknown on this host."""
     for path in (*_group_counters(), Path("/proc/vmstat")):
@@ -146,6 +158,14 @@ def memory_kills() -> int:
                 if name == "oom_kill":
                     return int(value)
     return 0
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Not so a zombie: it holds nothing but its exit status."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _name(prefix: str) -> str:

@@ -26,7 +26,7 @@ from mergenet_core.jobs.devices import Lease
 from mergenet_core.jobs.line import Place
 from mergenet_core.jobs.records import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
-from workers import processes, warm
+from workers import host, processes, warm
 from workers.attempt import Attempt
 from workers.lending import borrow, give_back, visible
 from workers.outcome import Outcome, receive
@@ -98,7 +98,7 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     if several:
         # before the driver has started, so that the order of jobs does not depend on which starts faster
         Place(job, trial.id, mine.number).ahead(mine.store.redis)
-    count = 0 if several or trial.kind == "finalize" else mine.store.spec(mine.job_id).resources.devices
+    count = 0 if several or trial.kind == "finalize" else job.devices
     lease = borrow(mine, count, lambda: drain.up) if count else None
     if count and lease is None:
         return Outcome(ended="interrupted", message="stopped while it waited for devices")
@@ -106,7 +106,7 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
         return _train_on(mine, [FLEET] if several else _program(lease), drain, lease)
     finally:
         if lease is not None:
-            give_back(mine, lease, ended=not processes.marked(mine.mark))
+            give_back(mine, lease)
 
 
 def _program(lease: Lease | None) -> list[str]:
@@ -121,7 +121,8 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
     arguments = (mine.job_id, mine.trial_id, mine.number)
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1")) * (len(lease.devices) if lease else 1)
+    taken = len(lease.devices) if lease else 1
+    threads = taken * host.threads(mine.settings, host.devices(mine.settings), taken)  # a launcher shares them out
     environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(

@@ -24,7 +24,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import MergeNetError
-from mergenet_core.jobs import queue, registry, state
+from mergenet_core.jobs import devices, queue, registry, state
 from mergenet_core.jobs.records import Job, WorkerInfo, now
 from mergenet_core.jobs.store import Store
 from mergenet_core.settings import Settings
@@ -60,7 +60,7 @@ class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
 
 
 class TrialWorker(Worker):  # type: ignore[misc]
-    """One queue, one trial at a time. SIGTERM drains it: the running trial checkpoints and is handed back."""
+    """One trial at a time. SIGTERM drains it: the running trial checkpoints and is handed back."""
 
     job_class = Message
     max_connection_wait_time = 2.0
@@ -70,9 +70,10 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._records = settings.redis(timeout_seconds=2, retries=0)
         self._me = me
         raw = settings.redis(decode=False)
-        name = queue.FLEET if me.fleet else queue.QUEUE
+        # a trial that needs more devices than this host has is left to a larger one
+        names = [queue.FLEET] if me.fleet else [queue.named(count) for count in range(1, len(me.devices) + 1)]
         super().__init__(
-            [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message)],
+            [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message) for name in names],
             name=me.name,
             connection=raw,
             serializer=JSONSerializer,
@@ -85,6 +86,11 @@ class TrialWorker(Worker):  # type: ignore[misc]
     def dequeue_timeout(self) -> int:
         """Seconds of one blocking look at the queue."""
         return _LISTEN_SECONDS
+
+    def reorder_queues(self, reference_queue: Queue) -> None:
+        """After a trial of one queue the others come first, so that neither large nor small trials keep all to them."""
+        self._ordered_queues.remove(reference_queue)
+        self._ordered_queues.append(reference_queue)
 
     def subscribe(self) -> None:
         """Take no commands: the record says what to stop, and a thread would not survive the fork."""
@@ -210,7 +216,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
         except Exception:
             return
         job_id, trial_id, attempt = job.args
-        processes.kill(processes.marked(processes.mark(job_id, trial_id, attempt, self.name)))
+        mark = processes.mark(job_id, trial_id, attempt, self.name)
+        ended = not processes.end(processes.marked(mark), _LAST_WORDS_SECONDS)
         reason = "the supervising process on the worker was killed"
 
         def lose(record: Job) -> Job:
@@ -219,6 +226,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
             return state.fail(record, trial_id, attempt, code="worker-lost", reason=reason, retryable=True)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
+            if ended and self._me.ledger is not None:
+                devices.leave(self._records, self._me.ledger, mark)  # else they come back with the end of their lease
             queue.enqueue(self.connection, Store(self._records).update(job_id, lose))
 
 

@@ -102,7 +102,7 @@ def suitable(resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> list[Wo
         worker
         for worker in workers
         if worker.fleet == several
-        and (several or worker.devices >= resources.devices)
+        and (several or len(worker.devices) >= resources.devices)
         and (resources.device != "cuda" or worker.device.startswith("cuda"))
     ]
 
@@ -181,6 +181,16 @@ def check_machine(
                 f"the job writes up to {gigabytes(found.disk_bytes)}, {gigabytes(free)} are free; free some disk, "
                 "or lower retention.checkpoints, arms or seeds"
             )
+
+
+def check_devices(wanted: int, workers: Sequence[WorkerInfo]) -> None:
+    """Refuse more devices than any host with a worker has. Raises: `TooLarge`."""
+    hosts = [worker for worker in workers if worker.devices]
+    if hosts and wanted > len((largest := max(hosts, key=lambda worker: len(worker.devices))).devices):
+        raise TooLarge(
+            f"resources.devices is {wanted}; the largest host, {largest.host}, has {len(largest.devices)}. Take at "
+            "most so many, spread the trial over several hosts with resources.nodes, or start a worker on a larger host"
+        )
 
 
 def _advice(found: Estimate, resources: ResourcesSpec, able: Sequence[WorkerInfo]) -> str:

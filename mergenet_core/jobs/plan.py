@@ -23,7 +23,7 @@ from mergenet_core.errors import (
     SpecInvalid,
 )
 from mergenet_core.jobs.deepspeed import check_user_config
-from mergenet_core.jobs.estimate import Estimate, check_machine, choose, estimate, suitable, told_bytes
+from mergenet_core.jobs.estimate import Estimate, check_devices, check_machine, choose, estimate, suitable, told_bytes
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.inspect import check_config, inspect_model, read_vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
@@ -79,6 +79,8 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
         source, target = _with_labels(spec, source, target)
         pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
     check_user_config(spec.resources.deepspeed)
+    if spec.resources.nodes == 1:
+        check_devices(spec.resources.devices, workers)
     found = estimate(spec, source, target, pairing)
     strategy = choose(found, spec, workers)
     needed = found.under(strategy)

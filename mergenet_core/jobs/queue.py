@@ -1,6 +1,7 @@
 """RQ as the carrier: one allow-listed entry point, ids and nothing else in a message.
 
-Trials on one host and trials on several have a queue each, and a worker listens to one of the two.
+Trials on several hosts have a queue, and trials on one have a queue for every number of devices that they need. A
+worker listens to the former, or to those of the latter that its host is large enough for.
 
 The record decides what runs (`store.py`); a message that is lost is sent again by `reconcile`, one that comes twice is
 refused by the record.
@@ -24,6 +25,7 @@ from mergenet_core.jobs.records import Job, Trial, now
 from mergenet_core.jobs.store import Store
 
 QUEUE = "mergenet"
+"""The queue of trials on one device."""
 FLEET = "mergenet-fleet"
 """The queue of jobs on several hosts; all their trials, so that a fleet needs no other worker."""
 ENTRY_POINT = "workers.supervisor.run"
@@ -57,8 +59,8 @@ def reconcile(
         return False
     for job_id, trial_id, attempt in leases.expired(store.redis):
         _lose(store, redis, job_id, trial_id, attempt)
-    queues = {each: _queue(redis, each) for each in (QUEUE, FLEET)}
-    sent = {str(message).rpartition("_")[0] for queue in queues.values() for message in queue.get_job_ids()}
+    queues = Queue.all(connection=redis, serializer=JSONSerializer)
+    sent = {str(message).rpartition("_")[0] for queue in queues for message in queue.get_job_ids()}
     for job_id, trial_id in store.queued():
         if _stem(job_id, trial_id) in sent:
             continue
@@ -66,7 +68,7 @@ def reconcile(
             job = store.get(job_id)
         except NotFound:
             continue
-        trial, queue = job.trial(trial_id), queues[name(job)]
+        trial, queue = job.trial(trial_id), _queue(redis, name(job))
         message = message_id(job_id, trial_id, trial.attempt + 1)
         if _due(trial) and not _taken_lately(redis, message, patience_seconds):
             _forget(queue, message)
@@ -76,7 +78,12 @@ def reconcile(
 
 def name(job: Job) -> str:
     """The queue that carries a job's trials."""
-    return FLEET if job.nodes > 1 else QUEUE
+    return FLEET if job.nodes > 1 else named(job.devices)
+
+
+def named(devices: int) -> str:
+    """The queue of trials on so many devices of one host."""
+    return QUEUE if devices == 1 else f"{QUEUE}-{devices}"
 
 
 def waiting(redis: Redis, queue: str) -> int:

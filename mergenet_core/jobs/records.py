@@ -138,6 +138,8 @@ class Job(Record):
     """What a trial's process needs, by the plan's estimate."""
     nodes: int = 1
     """Hosts that each trial trains on; with more than one, a fleet's workers take them."""
+    devices: int = 1
+    """Devices of each host that a trial trains on; only hosts that have so many take them."""
     max_attempts: int = 4
     created_at: datetime
     updated_at: datetime
@@ -217,6 +219,32 @@ class Manifest(Record):
     """Hashes of inputs and spec, code version, environment, seeds."""
 
 
+class Device(Record):
+    """A device of a host: a GPU, or a slot on its CPU."""
+
+    id: str
+    """Its UUID; for a slot its number."""
+    name: str
+    memory_bytes: int
+
+
+class DeviceState(Record):
+    """A device as it stands in the ledger."""
+
+    host: str
+    """The host's name."""
+    ledger: str
+    """What the host's ledger goes by; that of GPUs is shared by all containers on one machine."""
+    id: str
+    name: str
+    memory_bytes: int
+    state: Literal["free", "held", "quarantined"]
+    holder: str | None = None
+    """Job, trial, attempt and worker that hold it."""
+    reason: str | None = None
+    """Why it is not lent."""
+
+
 class WorkerInfo(Record):
     """A worker that says it is alive."""
 
@@ -228,8 +256,8 @@ class WorkerInfo(Record):
     fleet: bool = False
     """It takes trials on several hosts, and no others; the devices are the fleet's."""
     device: str
-    devices: int = 1
-    """How many of them the host has."""
+    devices: tuple[Device, ...] = ()
+    """All that the host has to lend; a fleet worker has none."""
     ledger: str | None = None
     """Where it is noted who holds them."""
     memory_bytes: int

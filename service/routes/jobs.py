@@ -193,6 +193,13 @@ def _waiting(context: Context, job: Job) -> str | None:
     if place is None:
         return None
     alive = [worker for worker in workers(context.redis) if worker.fleet == (job.nodes > 1)]
+    if alive and job.nodes == 1:
+        known, alive = len(alive), [worker for worker in alive if len(worker.devices) >= job.devices]
+        if not alive:
+            return (
+                f"number {place + 1} in line; needs {job.devices} devices on one host, and none of the {known} workers "
+                "is on a host with so many"
+            )
     if not alive and job.nodes > 1:
         return f"number {place + 1} in line; needs a fleet worker, none is up: `python -m workers --fleet` starts one"
     if not alive:

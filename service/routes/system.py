@@ -13,9 +13,8 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, Unavailable
 from mergenet_core.jobs import devices, registry
-from mergenet_core.jobs.devices import DeviceState
 from mergenet_core.jobs.document import json_schema
-from mergenet_core.jobs.records import WorkerInfo
+from mergenet_core.jobs.records import DeviceState, WorkerInfo
 from mergenet_core.jobs.registry import Scope
 from service.auth import needs
 from service.bodies import Body, json_object
@@ -80,9 +79,8 @@ def get_workers(context: Ctx) -> list[WorkerInfo]:
     summary="List devices",
 )
 def get_devices(context: Ctx) -> list[DeviceState]:
-    """The devices of every host with a worker, and who holds them."""
-    hosts = {worker.ledger for worker in registry.workers(context.redis) if worker.ledger is not None}
-    return devices.listing(context.redis, sorted(hosts))
+    """The devices of every host with a worker, who holds them, and why some are lent to nobody."""
+    return devices.listing(context.redis, registry.workers(context.redis))
 
 
 @router.post(
@@ -94,9 +92,12 @@ def get_devices(context: Ctx) -> list[DeviceState]:
 )
 def clear_device(context: Ctx, host: str, device: str) -> list[DeviceState]:
     """After an operator has seen to it that nothing runs on it any more."""
-    if not devices.clear(context.redis, host, device):
+    workers = registry.workers(context.redis)
+    # a host whose workers are all gone is known by its ledger's name alone
+    cleared = [devices.clear(context.redis, ledger, device) for ledger in devices.ledgers(workers, host) or {host}]
+    if not any(cleared):
         raise NotFound(f"device {device} of {host} is not quarantined; GET /devices lists those that are")
-    return devices.listing(context.redis, [host])
+    return devices.listing(context.redis, workers)
 
 
 @router.get("/schema/job", tags=["system"], summary="The job document's JSON Schema")

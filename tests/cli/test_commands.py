@@ -7,9 +7,13 @@ import os
 import stat
 from pathlib import Path
 
+import psutil
 import pytest
+from redis import Redis
 from typer.testing import CliRunner
 
+from mergenet_core.jobs import devices, registry
+from mergenet_core.jobs.records import Device, WorkerInfo, now
 from service.cli import app
 from service.profile import Profile, find_profile, read_profile
 from tests.cli.conftest import Shell
@@ -110,6 +114,29 @@ def test_keys_are_made_used_and_revoked(up: Shell) -> None:
     assert "ci" not in up.call("keys", "list").stdout
     unknown = up.call("keys", "revoke", "ci")
     assert (unknown.exit_code, "there is no API key named ci" in unknown.stderr) == (2, True)
+
+
+def test_workers_and_devices_are_listed_and_a_device_is_cleared(up: Shell) -> None:
+    pid = next(pid for pid, line in up.processes().items() if "-m service --fd" in line)
+    url = psutil.Process(pid).environ()["MERGENET_REDIS_URL"]
+    with Redis.from_url(url, decode_responses=True) as redis:
+        slots = tuple(Device(id=str(number), name="cpu: x", memory_bytes=8 << 30) for number in range(2))
+        worker = WorkerInfo(
+            name="w", host="h", ledger="h", state="idle", device="cpu: x", devices=slots, memory_bytes=8 << 30, cpus=2,
+            seen_at=now(),
+        )  # fmt: skip
+        registry.say_alive(redis, worker)
+        lease = devices.acquire(redis, "h", ["0", "1"], "j/t/1/w", 1, lease_seconds=30)
+        assert isinstance(lease, devices.Lease)
+        assert devices.quarantine(redis, lease, "process 7 of j/t/1/w could not be ended")
+        shown = up.call("workers").stdout
+        assert "| w      | h    | idle  |" in shown
+        assert "quarantined | process 7 of j/t/1/w could not be ended" in shown
+        cleared = up.call("devices", "clear", "h", "0")
+        assert (cleared.exit_code, "quarantined" in cleared.stdout) == (0, False)
+        again = up.call("devices", "clear", "h", "0")
+        assert (again.exit_code, "device 0 of h is not quarantined" in again.stderr) == (2, True)
+        registry.say_gone(redis, "w")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,17 @@ def test_up_that_is_killed_takes_everything_with_it(shell: Shell) -> None:
     wait(lambda: not shell.processes(), 30)
 
 
+def test_up_trains_as_many_trials_at_a_time_as_it_is_told(shell: Shell) -> None:
+    process = up(shell, "--workers", "2")
+    profile = read_profile(shell.folder / "mergenet-home")
+    assert profile is not None
+    with Client(profile.url, profile.api_key) as client:
+        wait(lambda: len(client.workers()) == 2)
+        assert {one.state for one in client.devices()} == {"free"}
+    process.terminate()
+    assert process.wait(60) == 0
+
+
 def test_what_dies_is_started_again_and_no_job_is_lost(shell: Shell) -> None:
     process = up(shell, "--workers", "0")
     profile = read_profile(shell.folder / "mergenet-home")

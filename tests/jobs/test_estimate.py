@@ -8,7 +8,7 @@ from mergenet_core.jobs.estimate import check_machine, choose, estimate, settled
 from mergenet_core.jobs.facts import ModelFacts
 from mergenet_core.jobs.layouts import shapes_from_config
 from mergenet_core.jobs.memory import CONTEXT_BYTES
-from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.jobs.records import Device, WorkerInfo, now
 
 BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072}
 TARGET = ModelFacts(BASE, shapes_from_config(BASE))
@@ -36,8 +36,9 @@ def estimated(spec):
 
 
 def gpu(memory_bytes, devices=2):
-    described = {"name": "w", "host": "h", "state": "idle", "device": "cuda: some ×2", "devices": devices}
-    return WorkerInfo(**described, memory_bytes=memory_bytes, cpus=2, seen_at=now())
+    described = {"name": "w", "host": "h", "state": "idle", "device": "cuda: some ×2"}
+    slots = tuple(Device(id=str(number), name="cuda: some", memory_bytes=memory_bytes) for number in range(devices))
+    return WorkerInfo(**described, devices=slots, memory_bytes=memory_bytes, cpus=2, seen_at=now())
 
 
 def with_room_for(strategy, spec):
@@ -55,7 +56,7 @@ def test_the_smallest_device_that_may_get_a_trial_decides():
     spec = job()
     roomy, narrow = with_room_for("ddp", spec), with_room_for("fsdp2", spec)
     assert choose(estimated(spec), spec, [roomy, narrow]) == "fsdp2"
-    alone = narrow.model_copy(update={"devices": 1})  # it has too few devices to be asked
+    alone = narrow.model_copy(update={"devices": narrow.devices[:1]})  # it has too few devices to be asked
     assert choose(estimated(spec), spec, [roomy, alone]) == "ddp"
 
 

@@ -23,7 +23,7 @@ from mergenet_core.errors import (
 from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
-from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.jobs.records import Device, WorkerInfo, now
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "sun"]
 
@@ -82,7 +82,16 @@ def plan(home: Path) -> Callable[..., Any]:
 
 
 def worker(memory_bytes: int) -> WorkerInfo:
-    return WorkerInfo(name="w", host="h", state="idle", device="cpu", memory_bytes=memory_bytes, cpus=2, seen_at=now())
+    return WorkerInfo(
+        name="w",
+        host="h",
+        state="idle",
+        device="cpu",
+        devices=(Device(id="0", name="cpu", memory_bytes=memory_bytes),),
+        memory_bytes=memory_bytes,
+        cpus=2,
+        seen_at=now(),
+    )
 
 
 def test_a_plan_pairs_and_estimates(plan: Callable[..., Any], document: dict[str, Any]) -> None:

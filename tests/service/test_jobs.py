@@ -10,11 +10,11 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs import state
+from mergenet_core.jobs import devices, state
 from mergenet_core.jobs.document import digest
 from mergenet_core.jobs.queue import _queue, reconcile
-from mergenet_core.jobs.records import Progress, WorkerInfo, now
-from mergenet_core.jobs.registry import say_alive
+from mergenet_core.jobs.records import Device, Progress, WorkerInfo, now
+from mergenet_core.jobs.registry import say_alive, say_gone
 from mergenet_core.jobs.store import Store
 from mergenet_core.jobs.streams import set_progress
 from service.settings import ServiceSettings
@@ -100,14 +100,67 @@ def test_jobs_are_listed_newest_first_in_pages_by_state_and_label(client: TestCl
 def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -> None:
     first, second = post(), post()
     assert client.get(f"/jobs/{first}").json()["waiting"].startswith("number 1 in line; no worker is up")
+    slot = Device(id="0", name="cpu", memory_bytes=16 << 30)
     busy = WorkerInfo(
-        name="w", host="h", state="busy", device="cpu", memory_bytes=16 << 30, cpus=2, seen_at=now(), job=first
+        name="w",
+        host="h",
+        ledger="h",
+        state="busy",
+        device="cpu",
+        devices=(slot,),
+        memory_bytes=16 << 30,
+        cpus=2,
+        seen_at=now(),
+        job=first,
     )
     say_alive(store.redis, busy)
     finishing.start(store, first, "transfer-0")
     assert client.get(f"/jobs/{second}").json()["waiting"] == "number 2 in line; 1 worker, 1 busy"
     assert client.get(f"/jobs/{first}").json()["waiting"] is None
     assert client.get("/workers").json()[0]["job"] == first
+
+
+def test_more_devices_than_any_host_has_are_refused_and_a_host_that_left_is_waited_for(
+    client: TestClient, post: Post, store: Store, document: dict[str, Any]
+) -> None:
+    slots = tuple(Device(id=str(number), name="cpu", memory_bytes=16 << 30) for number in range(2))
+    large = WorkerInfo(
+        name="w", host="big", ledger="big", state="idle", device="cpu", devices=slots, memory_bytes=16 << 30, cpus=2,
+        seen_at=now(),
+    )  # fmt: skip
+    small = large.model_copy(update={"name": "v", "host": "small", "devices": slots[:1]})
+    for worker in (large, small):
+        say_alive(store.redis, worker)
+    job = post(resources={"devices": 2})
+    assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 worker, 0 busy"
+    answer = client.post("/jobs/validate", json=document | {"resources": {"devices": 4}})
+    assert answer.status_code == 422
+    assert "resources.devices is 4; the largest host, big, has 2" in answer.json()["detail"]
+    assert answer.json()["errors"][0]["pointer"] == "/resources/devices"
+    say_gone(store.redis, "w")
+    waiting = client.get(f"/jobs/{job}").json()["waiting"]
+    assert waiting.startswith("number 1 in line; needs 2 devices on one host, and none of the 1 workers")
+
+
+def test_devices_are_listed_and_a_quarantined_one_is_cleared(client: TestClient, store: Store) -> None:
+    slots = tuple(Device(id=one, name="cuda: x", memory_bytes=1) for one in ("GPU-1", "GPU-2"))
+    worker = WorkerInfo(
+        name="w", host="h", ledger="boot", state="idle", device="cuda: x", devices=slots, memory_bytes=1, cpus=2,
+        seen_at=now(),
+    )  # fmt: skip
+    say_alive(store.redis, worker)
+    lease = devices.acquire(store.redis, "boot", ["GPU-1", "GPU-2"], "job/trial/1/w", 1, lease_seconds=30)
+    assert isinstance(lease, devices.Lease)
+    listed = client.get("/devices").json()
+    assert [(one["host"], one["id"], one["state"], one["holder"]) for one in listed] == [
+        ("h", "GPU-1", "held", "job/trial/1/w"),
+        ("h", "GPU-2", "free", None),
+    ]
+    assert client.post("/devices/h/GPU-1/clear").status_code == 404  # it is held, not quarantined
+    assert devices.quarantine(store.redis, lease, "process 7 could not be ended")
+    assert client.get("/devices").json()[0]["reason"] == "process 7 could not be ended"
+    assert {one["state"] for one in client.post("/devices/h/GPU-1/clear").json()} == {"free"}
+    assert client.post("/devices/h/GPU-1/clear").status_code == 404
 
 
 def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import WorkerInfo, now
+from mergenet_core.jobs.records import Device, WorkerInfo, now
 from mergenet_core.jobs.registry import say_alive
 from mergenet_core.jobs.store import Store
 from service import submission
@@ -231,7 +231,10 @@ def test_a_body_that_is_no_document(client: TestClient, body: bytes, kind: str, 
 def test_a_job_too_large_for_every_worker_is_refused(
     client: TestClient, document: dict[str, Any], store: Store
 ) -> None:
-    small = WorkerInfo(name="w", host="h", state="idle", device="cpu", memory_bytes=1 << 20, cpus=1, seen_at=now())
+    slot = Device(id="0", name="cpu", memory_bytes=1 << 20)
+    small = WorkerInfo(
+        name="w", host="h", state="idle", device="cpu", devices=(slot,), memory_bytes=1 << 20, cpus=1, seen_at=now()
+    )
     say_alive(store.redis, small)
     problem = client.post("/jobs", json=document).json()
     assert problem["type"] == "urn:mergenet:problem:too-large"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -217,24 +215,6 @@ def test_the_redis_address_stands_in_no_command_line(lab: Lab) -> None:
         assert lab.redis_server.url not in " ".join(process.cmdline())
     lab.ask(job, "cancel")
     lab.wait_for_state(job, "cancelled")
-
-
-def test_where_there_is_a_gpu_the_worker_never_imports_torch(lab: Lab, tmp_path: Path, final_loss: float) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho GPU-1, Imagined GPU, 1024\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    lab.want_workers(0)
-    worker = lab.start_worker(PATH=f"{tmp_path}:{os.environ['PATH']}")
-    job = lab.submit(document())
-    lab.wait_for_checkpoint(job)
-    assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
-    training, _, _ = lab.chain(job)
-    assert training.cmdline()[1:] == ["-m", "workers.trial", job.id, SOLO, "1"]
-    assert registry.workers(lab.store.redis)[0].device == "cuda: Imagined GPU"
-    job = lab.wait_for_state(job, "succeeded")
-    assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
-    worker.terminate()
-    assert worker.wait(20) == 0
 
 
 def test_the_modules_of_a_worker_leave_torch_alone() -> None:

@@ -1,0 +1,108 @@
+"""GPUs as NVIDIA's library tells of them; the library is a small one of our own, which says what it is told to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mergenet_core.jobs import devices, registry
+from mergenet_core.settings import Settings
+from tests.harness import SOLO, Lab, document, result_of, wait
+from workers import host
+
+TWO = "GPU-aaaa-1,GPU-bbbb-2"
+CODE = "from workers.gpus import gpus; print(*[f'{gpu.id}|{gpu.name}|{gpu.memory_bytes}' for gpu in gpus()], sep='\\n')"
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which that library is found."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("nvml")
+    source, library = Path(__file__).with_name("nvml.c"), folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+def found(environment: dict[str, str]) -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", CODE], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return run.stdout.split("\n")[:-1]
+
+
+def test_gpus_are_told_with_uuid_name_and_memory(nvml: dict[str, str]) -> None:
+    told = found(nvml | {"FAKE_GPUS": TWO})
+    assert told == [f"{uuid}|cuda: Imagined GPU|{1 << 30}" for uuid in TWO.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"),
+    [
+        ("1", ["GPU-bbbb-2"]),
+        ("1,0", ["GPU-bbbb-2", "GPU-aaaa-1"]),
+        ("GPU-bb", ["GPU-bbbb-2"]),
+        ("0,7,1", ["GPU-aaaa-1"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_those_that_are_hidden_are_not_lent(nvml: dict[str, str], named: str, seen: list[str]) -> None:
+    told = found(nvml | {"FAKE_GPUS": TWO, "CUDA_VISIBLE_DEVICES": named})
+    assert [line.split("|")[0] for line in told if line] == seen
+
+
+def test_without_a_driver_the_cpu_has_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = host.devices(Settings(cpu_slots=3))
+    assert [device.id for device in known] == ["0", "1", "2"]
+    assert host.ledger_name(known) == socket.gethostname()
+    assert host.workers(Settings(cpu_slots=3), known) == 1
+    monkeypatch.setattr(host, "cpus", lambda: 8)
+    for workers, slots, taken, threads in ((1, 8, 1, 8), (1, 8, 4, 2), (4, 4, 1, 2), (4, 4, 2, 2), (4, 2, 1, 4)):
+        wanted = Settings(cpu_slots=slots, workers=workers, threads=None)
+        monkeypatch.delenv("MERGENET_THREADS", raising=False)
+        assert host.threads(wanted, host.devices(wanted), taken) == threads, (workers, slots, taken)
+
+
+@pytest.fixture
+def gpu_host(shared_lab: Lab, nvml: dict[str, str]) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+    """A host with two GPUs, and so with two workers."""
+    lab = shared_lab
+    lab.want_workers(0)
+    pool = lab.start_worker(**nvml, FAKE_GPUS=TWO, MERGENET_WORKERS="2")
+    wait(lambda: len(registry.workers(lab.store.redis)) == 2, "two workers", lab.explain, 120)
+    yield lab, pool
+    pool.terminate()
+    assert pool.wait(30) == 0
+
+
+def test_on_a_gpu_a_trial_sees_its_own_alone_and_the_worker_never_imports_torch(
+    gpu_host: tuple[Lab, subprocess.Popen[bytes]], final_loss: float
+) -> None:
+    lab, pool = gpu_host
+    jobs = [lab.submit(document()), lab.submit(document())]
+    trainings = []
+    for job in jobs:
+        lab.wait_for_checkpoint(job)
+        trainings.append(lab.chain(job)[0])
+        assert trainings[-1].cmdline()[1:] == ["-m", "workers.trial", job.id, SOLO, "1"]
+    assert sorted(training.environ()["CUDA_VISIBLE_DEVICES"] for training in trainings) == TWO.split(",")
+    for process in psutil.Process(pool.pid).children():
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    workers = registry.workers(lab.store.redis)
+    assert {worker.device for worker in workers} == {"cuda: Imagined GPU ×2"}
+    listed = devices.listing(lab.store.redis, workers)
+    assert [(one.id, one.state) for one in listed] == [(uuid, "held") for uuid in TWO.split(",")]
+    for job in jobs:
+        job = lab.wait_for_state(job, "succeeded", 120)
+        assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
