@@ -19,5 +19,5 @@ def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
     for trial in job.trials:
         for path in folder.trial(trial.id).glob("*/"):
             shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.source, folder.teachers):
+    for path in (folder.source, folder.source_states, folder.teachers):
         shutil.rmtree(path, ignore_errors=True)

@@ -91,7 +91,7 @@ def _disk(spec: JobSpec, source: int, target: int) -> int:
     exports = _BYTES * target * (len(spec.arms) * len(spec.seeds) + 1)
     disk = saved * (spec.retention.checkpoints + 1) + exports
     if spec.source.train is not None:
-        disk += _BYTES * source * (1 + 4 * (spec.retention.checkpoints + 1))
+        disk += _BYTES * source * (1 + len(spec.source.kept_steps) + 4 * (spec.retention.checkpoints + 1))
     return disk
 
 

@@ -58,6 +58,15 @@ class JobFolder:
         return self.path / "source"
 
     @property
+    def source_states(self) -> Path:
+        """The source as it was at several steps of that trial, where the target learns along its trajectory."""
+        return self.path / "source-states"
+
+    def source_state(self, step: int) -> Path:
+        """One of them."""
+        return self.source_states / f"step-{step:08d}"
+
+    @property
     def processor(self) -> Path:
         """The tokenizer or image processor out of the source's pack."""
         return self.path / "processor"

@@ -78,6 +78,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     if source is not None and target is not None:
         source, target = _with_labels(spec, source, target)
         pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
+        _check_states(spec, roots)
     check_user_config(spec.resources.deepspeed)
     if spec.resources.nodes == 1:
         check_devices(spec.resources.devices, workers)
@@ -180,6 +181,16 @@ def _saved(model: ModelSpec, roots: Roots, field: str) -> Path:
     if model.pack is not None:
         return roots.pack(model.pack, f"{field}.pack")
     return roots.model(model.path or "", f"{field}.path")
+
+
+def _check_states(spec: JobSpec, roots: Roots) -> None:
+    if spec.source.mode == "trajectory" and spec.source.model.pack is not None:
+        pack = read_pack(_saved(spec.source.model, roots, "source.model"))
+        if pack.checkpoints < 2:
+            raise SpecInvalid(
+                "source.model.pack holds one checkpoint, which is no trajectory: give mergenet pack several folders, "
+                "the oldest first, or take source.mode frozen"
+            )
 
 
 def _source_rank(spec: JobSpec, roots: Roots) -> int | None:

@@ -153,14 +153,16 @@ class SourceSpec(Strict):
 
     model: ModelSpec
     """The source model."""
-    mode: Literal["frozen", "joint"] = "frozen"
-    """`frozen`: it does not change while the target learns; `joint`: it learns beside the target, step by step."""
+    mode: Literal["frozen", "joint", "trajectory"] = "frozen"
+    """`frozen`: as it is; `joint`: it learns beside the target; `trajectory`: its states in training, one by one."""
+    states: Annotated[int, Field(ge=2, le=1000)] = 4
+    """`trajectory`: states kept of the source's training, evenly spaced, the last included; a pack has its own."""
     data: DataSpec | None = None
     """What the source is trained on, with `train`; default: it is used as it is."""
     task: TaskName | None = None
     """What the source learns from `data`; default: the target's task."""
     train: TrainSpec | None = None
-    """How the source learns: frozen, once before the trials, as a trial of its own (`source`); joint, beside each."""
+    """How the source learns: once before the trials, as a trial of its own (`source`); joint, beside each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The seed of that training, and of the source's weights when they come from a config."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -171,7 +173,14 @@ class SourceSpec(Strict):
     @property
     def trained_first(self) -> bool:
         """Whether it is trained once, before the trials that need it."""
-        return self.train is not None and self.mode == "frozen"
+        return self.train is not None and self.mode != "joint"
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """The steps of its training after which a state is kept, the oldest first."""
+        if self.mode != "trajectory" or self.train is None:
+            return ()
+        return tuple(round(state * self.train.steps / self.states) for state in range(1, self.states + 1))
 
     @model_validator(mode="after")
     def _trained_on_something(self) -> Self:
@@ -187,6 +196,12 @@ class SourceSpec(Strict):
             raise ValueError("rank, and dtype with it, say how a frozen source is told; leave them out otherwise")
         if self.mode == "joint" and self.train is None:
             raise ValueError("a joint source learns beside the target: give source.data and source.train")
+        if self.mode == "trajectory" and self.train is None and self.model.pack is None:
+            raise ValueError(
+                "a trajectory is a training's: give source.data and source.train, or a pack of checkpoints"
+            )
+        if self.mode == "trajectory" and self.train is not None and self.states > self.train.steps:
+            raise ValueError(f"source.states {self.states} is more than source.train.steps {self.train.steps}")
         return self
 
 
@@ -372,20 +387,23 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _joint_source_fits(self) -> Self:
+    def _changing_source_fits(self) -> Self:
+        if self.transfer.back_cycle is not None and self.source.mode != "joint":
+            raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
         if self.source.mode == "frozen":
-            if self.transfer.back_cycle is not None:
-                raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
+            return self
+        if self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
+            raise ValueError(
+                f"a {self.source.mode} source changes, transfer.method {self.transfer.method} reads it once; take "
+                "anchored or lpka"
+            )
+        if self.source.mode == "trajectory":
             return self
         assert self.source.train is not None
         if self.source.train.steps != self.train.steps:
             raise ValueError(
                 f"a joint source takes a step with each of the target's: source.train.steps {self.source.train.steps} "
                 f"must be train.steps {self.train.steps}"
-            )
-        if self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
-            raise ValueError(
-                f"a joint source changes, transfer.method {self.transfer.method} reads it once; take anchored or lpka"
             )
         if any("distill" in arm or arm == "copy" for arm in self.arms):
             raise ValueError("the arms distill and copy need a source that is frozen; leave them out with mode joint")

@@ -155,6 +155,21 @@ def open_source(spec: SourceSpec, place: Path, device: torch.device | None) -> M
     return SourceWeights(place, device)
 
 
+def open_states(
+    spec: SourceSpec, place: Path, kept: Sequence[Path], device: torch.device | None
+) -> Sequence[Mapping[str, Tensor]]:
+    """The states of a source's trajectory, the oldest first: those of its pack, or in folders that its training left.
+
+    Raises: `ModelRefused`.
+    """
+    if spec.mode != "trajectory":
+        return ()
+    if spec.model.pack is not None:
+        pack = open_pack(place, device)
+        return [pack.at(checkpoint) for checkpoint in range(pack.checkpoints)]
+    return [open_source(spec, folder, device) for folder in kept]
+
+
 def source_rank(spec: SourceSpec, place: Path) -> int | None:
     """The rank that a source is told at; None where it is told whole. Raises: `ModelRefused`."""
     return read_pack(place).rank if spec.model.pack is not None else spec.rank

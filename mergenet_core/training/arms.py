@@ -20,7 +20,7 @@ from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import folder_of, load_target
-from mergenet_core.models.packs import open_source, source_rank
+from mergenet_core.models.packs import open_source, open_states, source_rank
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.skeleton import fill, load_skeleton
 from mergenet_core.tasks.loading import load_task
@@ -106,14 +106,17 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
         source = frozen_source(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
         pairing = within(pairing, source_rank(job.source, source), job.transfer.rank)
+        kept = [folder.source_state(step) for step in job.source.kept_steps]
+        states = open_states(job.source, source, kept, world.device) if trial.arm != "copy" else ()
         transfer = Transfer(
-            open_source(job.source, source, world.device),
+            states[0] if states else open_source(job.source, source, world.device),
             engine.named(),
             pairing,
             job.transfer,
             steps=job.train.steps,
             seed=seed,
             method="copy" if trial.arm == "copy" else None,
+            states=states,
             sham=trial.arm == "sham",
         )
     training = Training(engine, learner.task, seed=seed, transfer=transfer)

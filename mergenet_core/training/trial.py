@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 from transformers.utils import logging as transformers_logging
@@ -37,6 +37,8 @@ class _Run:
     selection: Selection
     reporter: Reporter
     publish: Callable[[], Checkpoint]
+    keep_state: Callable[[], None]
+    """Export the source as it is, where this is one of the states that the target is to learn from."""
     stop_if_asked: Callable[[], bool]
 
 
@@ -99,17 +101,27 @@ def run_trial(
         )
         training.distillation = teacher.distillation
     training.start()
-    run = _Run(arm, selection, reporter, publish_now, stop_if_asked)
+
+    def about() -> dict[str, Any]:
+        return {"step": training.step, "seed": trial.seed, "trial": trial.id}
+
+    def keep_state() -> None:
+        if trial.kind == "source" and training.step in job.source.kept_steps:
+            place = folder.source_state(training.step)
+            export_model(training.engine, arm.task.processor, place, attempt=attempt, about=about())
+
+    run = _Run(arm, selection, reporter, publish_now, keep_state, stop_if_asked)
     _train(run)
-    about = {"step": training.step, "seed": trial.seed, "trial": trial.id}
     place = folder.source if trial.kind == "source" else trial_folder / "model"
-    export_model(training.engine, arm.task.processor, place, attempt=attempt, about=about)
+    export_model(training.engine, arm.task.processor, place, attempt=attempt, about=about())
     if arm.transfer is not None and arm.pairing is not None and training.engine.world.main:
-        export_adapter(arm.transfer, arm.pairing, job.transfer, trial_folder / "adapter", attempt=attempt, about=about)
+        export_adapter(
+            arm.transfer, arm.pairing, job.transfer, trial_folder / "adapter", attempt=attempt, about=about()
+        )
     if training.partner is not None and job.transfer.back_cycle is not None:
         partner = training.partner
         export_model(
-            partner.engine, partner.task.processor, trial_folder / "source-model", attempt=attempt, about=about
+            partner.engine, partner.task.processor, trial_folder / "source-model", attempt=attempt, about=about()
         )
     return _measure(run, teacher)
 
@@ -126,6 +138,7 @@ def _train(run: _Run) -> None:
             metrics = training.evaluate(run.arm.task.validation)
             run.selection.look(step, metrics[run.arm.task.metric], training.engine.snapshot)
             run.reporter.metric(step, "validation", metrics)
+        run.keep_state()  # before a checkpoint, so that a run which goes on from there has it
         published = run.stop_if_asked()
         due = step % checkpoint_every == 0 or last
         if due and step > resumed_at and not published:

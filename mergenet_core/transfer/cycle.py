@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ CLIP_NORM = 1.0
 class Transfer:
     """Moves a source's knowledge into a target while it trains.
 
-    `live` holds this process's part of a source that learns beside the target; without it the source is frozen. With
-    `sham` the source's entries are shuffled, in its weights or in the factors of a live one.
+    `live` holds this process's part of a source that learns beside the target; `states` are those of one that has
+    learned before, the oldest first, shared out over the transfers; without either the source is frozen. With `sham`
+    the source's entries are shuffled, in its weights or in the factors of a live one.
 
     The loop calls `start` once before the first step of a run that is not resumed, and at every step `before` the
     forward pass, `after_backward` (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped).
@@ -47,16 +48,16 @@ class Transfer:
         seed: int,
         method: str | None = None,
         live: Mapping[str, Shard] | None = None,
+        states: Sequence[Mapping[str, Tensor]] = (),
         sham: bool = False,
     ) -> None:
         self.pairing = pairing
         self._spec = spec
         self._last = round(spec.stop_at * steps, 6)
         self._target, self._live = target, live
+        self._states, self._state = states, 0
         self._sham_seed = seed if sham else None
-        if sham:
-            source_weights = Shuffled(source_weights, seed)
-        source_weights = Parts(source_weights, pairing)
+        source_weights = self._told(source_weights)
         self._source = source_weights if live is not None else {}
         name = method or pairing.method
         self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
@@ -97,6 +98,9 @@ class Transfer:
         if self._method is not None and self.transfers_at(step):
             if self._live is not None:
                 self._method.refresh(self._live_factors)
+            elif (state := self._state_at(step)) != self._state:
+                self._method.retake(self._told(self._states[state]))
+                self._state = state
             self._method.write()
 
     def after_backward(self, step: int) -> None:
@@ -114,6 +118,15 @@ class Transfer:
             group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _state_at(self, step: int) -> int:
+        """Which of the source's states a transfer learns from: the last ones learn from the last."""
+        transfers = math.ceil(self._last / self._spec.cycle)
+        return len(self._states) * (step // self._spec.cycle) // transfers
+
+    def _told(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A source's weights as the method sees them: by the names of pairing, shuffled for a sham."""
+        return Parts(weights if self._sham_seed is None else Shuffled(weights, self._sham_seed), self.pairing)
 
     def _live_factors(self, pair: WeightPair) -> tuple[Tensor, Tensor]:
         """The factors of a source's weight as it is now."""

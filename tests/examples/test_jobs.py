@@ -50,6 +50,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Roots:
         ("imdb-to-squad", "accuracy", "f1"),
         ("wordnet-to-bbc", "f1", "accuracy"),
         ("bbc-to-wordnet", "accuracy", "f1"),
+        ("bbc-trajectory", "accuracy", "accuracy"),
     ],
 )
 def test_a_job_across_tasks(name: str, learned: str, metric: str, tmp_path: Path, roots: Roots) -> None:
@@ -59,6 +60,8 @@ def test_a_job_across_tasks(name: str, learned: str, metric: str, tmp_path: Path
         part["train"]["learning_rate"] = float(part["train"]["learning_rate"])
     if joint := document["source"].get("mode") == "joint":
         document["transfer"] |= {"cycle": 2, "back_cycle": 1}
+    if "states" in document["source"]:
+        document["source"]["states"] = 2
     job = parse(document)
     plan = make_plan(job, roots, tmp_path, [])
     assert plan.pairing is not None

@@ -34,6 +34,9 @@ class Learned(Protocol):
     parameters: dict[str, nn.Parameter]
     """The adapter; names that end in `gate` are gates."""
 
+    def retake(self, source: Mapping[str, Tensor]) -> None:
+        """Take another state of the source's weights."""
+
     def refresh(self, factors: Callable[[WeightPair], Factors]) -> None:
         """Take the factors of a source that has learned since."""
 

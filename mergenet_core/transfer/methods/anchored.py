@@ -86,6 +86,13 @@ class Anchored:
             return pair.role in BASES
         return not self._pairing.axes[axis].anchored
 
+    def retake(self, source: Mapping[str, Tensor]) -> None:
+        """Take another state of the source, its axes mapped as they were at the start."""
+        if self.start is not None:
+            self.start.retell(source)
+        for pair in self._pairs:
+            self._take_factors(pair, source)
+
     def refresh(self, factors: Callable[[WeightPair], tuple[Tensor, Tensor]]) -> None:
         """Take the factors of a source that has learned since, its axes mapped as they were at the start."""
         for pair in self._pairs:

@@ -118,6 +118,12 @@ class Lpka:
                 )
                 self.parameters |= {f"{pair.target}.{name}": value for name, value in adapter.named_parameters()}
 
+    def retake(self, source: Mapping[str, Tensor]) -> None:
+        """Take another state of the source."""
+        for pair in self._pairs:
+            like = self._views[pair.target].shard.held().flat
+            self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = source_factors(source, pair, like)
+
     def refresh(self, factors: Callable[[WeightPair], tuple[Tensor, Tensor]]) -> None:
         """Take the factors of a source that has learned since."""
         for pair in self._pairs:

@@ -130,6 +130,12 @@ class LpkaRaw:
                 # where the power steps have got to belongs to a checkpoint as the parameters do
                 self.factors |= {f"{pair.target}.{name}": value for name, value in adapter.named_buffers()}
 
+    def retake(self, source: Mapping[str, Tensor]) -> None:
+        """Take another state of the source."""
+        for pair in self._pairs:
+            before = self._sources[pair.target]
+            self._sources[pair.target] = source[pair.source].detach().to(before).reshape(before.shape)
+
     def refresh(self, factors: Callable[[WeightPair], tuple[Tensor, Tensor]]) -> None:
         """Take the weights of a source that has learned since, at the rank of the pairing."""
         for pair in self._pairs:

@@ -35,6 +35,10 @@ class Projection:
                 if name is not None and name not in self._maps:
                     self._maps[name] = _make(name, source, pairing, self._maps)
 
+    def retell(self, source: Mapping[str, Tensor]) -> None:
+        """Go on with the same source's weights as they were at another time; the maps stay."""
+        self._source = source
+
     def __iter__(self) -> Iterator[Written]:
         """Every paired weight's rows that are written, in the order of the pairs."""
         return (self.written(pair) for pair in self._pairing.pairs)
