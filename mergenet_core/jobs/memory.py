@@ -245,8 +245,8 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
     Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the
-    graph of the maps between units and of the moves. Exchanged, k = r + 8: lpka 5k(m + n) for the target's factors
-    and r(m + n) for their gradient; anchored the products that it needs with the source's factors, and as much again
+    graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the target's factors and as much
+    for their gradient, or twice as much for what its own step made of them; anchored the products that it needs with the source's factors, and as much again
     for the gradient.
     """
     if pairing is None or pairing.method == "project":
@@ -260,8 +260,7 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
         factors += pair.rank * (M + N)
         if pairing.method == "lpka":
             adapter += spec.width * (2 * (m + n) + M + N) + 8 * spec.layers * spec.width**2
-            drawn = min(pair.rank + 8, m, n)
-            exchanged += 5 * drawn * (m + n) + pair.rank * (m + n)
+            exchanged += (3 if spec.update == "hypernetwork" else 2) * pair.rank * (m + n)
             continue
         adapter += 2 * pair.rank * n
         graph += _GRAPH * pair.rank * (m + n)

@@ -24,6 +24,8 @@ _AUTO: dict[Kind, PairedMethod] = {
     "encoder": "project", "decoder": "project", "fusion": "project", "vit": "project", "mlp": "anchored",
     "cnn": "project",
 }  # fmt: skip
+LPKA_RANK = 16
+"""The most tokens a side that `lpka` attends between unless told: on wide matrices more cost, and show no gain."""
 _STORED = "the target keeps it turned or together with others, which project writes and {} does not"
 _SEVERAL = ("joint",)
 """Axes that the towers of a model have in common."""
@@ -178,7 +180,7 @@ def _checked(
             "or leave it out"
         )
     pairs = [
-        entry.model_copy(update={"rank": _rank(entry, transfer.rank)}) if _is_matrix(entry) else entry
+        entry.model_copy(update={"rank": _rank(entry, transfer.rank, method)}) if _is_matrix(entry) else entry
         for entry in pairs
     ]
     taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
@@ -210,8 +212,10 @@ def _smallest_side(entry: WeightPair) -> int:
     return min(*matrix_shape(entry.source_shape, entry.form), *matrix_shape(entry.target_shape, entry.form))
 
 
-def _rank(entry: WeightPair, asked: int | None) -> int:
+def _rank(entry: WeightPair, asked: int | None, method: PairedMethod) -> int:
     smallest = _smallest_side(entry)
+    if asked is None and method == "lpka":
+        return min(smallest, max(4, min(smallest // 4, LPKA_RANK)))
     return min(smallest, asked or max(4, smallest // 4))
 
 

@@ -248,7 +248,7 @@ class TransferSpec(Strict):
     method: MethodName = "auto"
     """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` chooses."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Rank r of the re-encoding W = B A; default: a quarter of the narrower matrix's smaller side, at least 4."""
+    """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
     cycle: Annotated[int, Field(ge=1)] = 8
     """T_cycle: a transfer every so many steps, self-learning in between."""
     back_cycle: Annotated[int, Field(ge=1)] | None = None

@@ -69,7 +69,8 @@ class Transfer:
             gates = [value for key, value in self._method.parameters.items() if key.endswith("gate")]
             others = [value for key, value in self._method.parameters.items() if not key.endswith("gate")]
             self._rates = (ADAPTER_RATE, GATE_RATE)
-            self._optimizer = torch.optim.AdamW([{"params": others}, {"params": gates}], lr=0.0, weight_decay=0.0)
+            groups = [{"params": others}, {"params": gates}]
+            self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
 
     @property
     def transferred_parameters(self) -> int:
@@ -142,7 +143,7 @@ class Transfer:
         return B, A
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """The adapter's weights and the source's factors, by name."""
+        """The adapter's weights, and what it keeps of the source: its factors, or where iterations have got to."""
         if self._method is None:
             return {}
         tensors = {**self._method.parameters, **{f"source.{key}": value for key, value in self._method.factors.items()}}

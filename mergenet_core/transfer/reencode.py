@@ -38,16 +38,19 @@ def source_factors(source: Mapping[str, Tensor], pair: WeightPair, like: Tensor)
     return factorize(view_of(source[pair.source].detach().to(like), pair.form), pair.rank)
 
 
-def factorize(view: WeightView, rank: int) -> tuple[Tensor, Tensor]:
+def factorize(view: WeightView, rank: int, near_rn: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Re-encode a weight as B A of a rank r: the truncated SVD, its singular values shared out evenly.
 
     Shapes: B (m, r), A (r, n). Equation: W ≈ B A, BᵀB = A Aᵀ = Σ_r; the largest entry of each column of B is positive.
     Where r is near min(m, n) it is exact; below, the range is found by randomized subspace iteration (Halko et al.,
-    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors, on every process.
+    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors, on every process. With
+    `near_rn`, the factor A of the weight as it was a few steps ago, one iteration from there does.
     """
     m, n = view.shape
     size = min(rank + _OVERSAMPLING, m, n)
-    if size == min(m, n):
+    if near_rn is not None and rank < min(m, n):
+        Q_mk = torch.linalg.qr(view.left(near_rn.T)).Q
+    elif size == min(m, n):
         Q_mk = torch.eye(m) if m <= n else torch.linalg.qr(view.left(torch.eye(n)).double()).Q
     else:
         start_nk = torch.randn(n, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

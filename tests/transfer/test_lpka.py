@@ -98,7 +98,7 @@ def dense_outputs(method, target):
     made = {}
     for name, adapter in method._adapters.items():
         view = view_of(weights[name].clone(), method._views[name].form)
-        B, A = factorize(view, method._ranks[name])
+        B, A = factorize(view, method._ranks[name], method.factors[f"{name}.own"])
         new_B, new_A = adapter(B, A, method.factors[f"{name}.B"], method.factors[f"{name}.A"])
         made[name] = matrix(view) + new_B @ new_A - B @ A
     return made

@@ -8,6 +8,7 @@ Shape suffixes: m × n the target's weight, M × N the source's, r rank, k token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -71,15 +72,16 @@ class PairAdapter(nn.Module):
         RMS-normalised, A' = A + tanh(g)·rms(A)·rmsnorm(T) with g₀ = 0, and rows of A (columns of B) keep their size.
         """
         scale = rms_normalised if self.gated else _as_it_is
-        target_kw = torch.cat([self.target_rows(scale(A_rn)), self.target_columns(scale(B_mr.T))])
-        source_kw = torch.cat([self.source_rows(scale(A_rN)), self.source_columns(scale(B_Mr.T))])
+        B_rm, B_rM = B_mr.T.contiguous(), B_Mr.T.contiguous()
+        target_kw = torch.cat([self.target_rows(scale(A_rn)), self.target_columns(scale(B_rm))])
+        source_kw = torch.cat([self.source_rows(scale(A_rN)), self.source_columns(scale(B_rM))])
         for layer in self.layers:
             target_kw = layer(target_kw, source_kw)
         rank = A_rn.shape[0]
         new_A_rn, new_B_rm = self.rows(target_kw[:rank]), self.columns(target_kw[rank:])
         if self.gated:
             new_A_rn = _gated(A_rn, new_A_rn, self.row_gate)
-            new_B_rm = _gated(B_mr.T, new_B_rm, self.column_gate)
+            new_B_rm = _gated(B_rm, new_B_rm, self.column_gate)
         return new_B_rm.T, new_A_rn
 
 
@@ -110,6 +112,8 @@ class Lpka:
                 like = mine.shard.held().flat
                 B_Mr, A_rN = source_factors(source, pair, like)
                 self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B_Mr, A_rN
+                # the target's own factor, from which the next transfer's is found
+                self.factors[f"{pair.target}.own"] = factorize(mine, pair.rank)[1]
                 adapter = PairAdapter(mine.shape, (len(B_Mr), A_rN.shape[1]), spec).to(like)
                 self._ranks[pair.target], self._views[pair.target], self._adapters[pair.target] = (
                     pair.rank,
@@ -134,7 +138,8 @@ class Lpka:
         self._made: dict[str, tuple[Tensor, Tensor]] = {}
         self._written: dict[str, tuple[Tensor, Tensor]] = {}
         for name, view in self._views.items():
-            B_mr, A_rn = factorize(view, self._ranks[name])
+            B_mr, A_rn = factorize(view, self._ranks[name], self.factors[f"{name}.own"])
+            self.factors[f"{name}.own"] = A_rn
             new_B_mr, new_A_rn = self._adapters[name](B_mr, A_rn, self.factors[f"{name}.B"], self.factors[f"{name}.A"])
             self._made[name] = (new_B_mr, new_A_rn)
             view.add_(torch.cat([new_B_mr.detach(), -B_mr], dim=1), torch.cat([new_A_rn.detach(), A_rn]))
@@ -174,8 +179,9 @@ class Lpka:
 
 
 def _gated(factor: Tensor, heard: Tensor, gate: Tensor) -> Tensor:
-    moved = factor + torch.tanh(gate) * rms(factor) * rms_normalised(heard)
-    return moved * (rms(factor) / rms(moved))
+    size = rms(factor)
+    moved = factor + torch.tanh(gate) * size * rms_normalised(heard)
+    return moved * (size / rms(moved))
 
 
 def _as_it_is(tokens: Tensor) -> Tensor:
@@ -183,8 +189,8 @@ def _as_it_is(tokens: Tensor) -> Tensor:
 
 
 def rms(X_kd: Tensor) -> Tensor:
-    """The root mean square of each row."""
-    return (X_kd.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
+    """The root mean square of each row, at least 1e-6."""
+    return (torch.linalg.vector_norm(X_kd, dim=1, keepdim=True) / math.sqrt(X_kd.shape[1])).clamp(min=1e-6)
 
 
 def rms_normalised(X_kd: Tensor) -> Tensor:
