@@ -9,6 +9,7 @@ What was measured is kept in docs/evidence/sharding.json part by part, and shard
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.training.export import environment
+from workers.launcher import ALLOCATOR
 
 ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
@@ -35,7 +37,7 @@ PARTS = ("exchange", "held", "peak", "steps", "limited")
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 RANKS = (8, 64, None)
 PATIENCE_SECONDS = 900
-LIMIT_BYTES = 2_050_000_000
+LIMIT_BYTES = 2_200_000_000
 BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 SMALL = {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
@@ -81,7 +83,7 @@ class World:
     """Models, data and working folders of the measurements."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self.count = place, 0
+        self.place, self.count, self.most_bytes = place, 0, 0
         self.roots = Roots((ROOT / "models", place / "models"), (ROOT / "data", place / "data"))
         (place / "data").mkdir()
         words = [word for word in (ROOT / "models/all-minilm-l6/vocab.txt").read_text().split() if word.isalpha()]
@@ -117,8 +119,8 @@ class World:
             "resources": {"strategy": strategy, "devices": devices, "device": "cpu"},
         }
 
-    def run(self, part: str, size: int = 2, **told: Any) -> list[dict[str, Any]]:
-        """What each of so many processes saw."""
+    def run(self, part: str, size: int = 2, limit_bytes: int | None = None, **told: Any) -> list[dict[str, Any]]:
+        """What each of so many processes saw; nothing where one went over the limit."""
         self.count += 1
         work = self.place / str(self.count)
         work.mkdir()
@@ -129,6 +131,7 @@ class World:
             port = probe.getsockname()[1]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         shared |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+        shared |= ALLOCATOR
         processes = []
         for rank in range(size):
             own = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -137,6 +140,10 @@ class World:
             environment = os.environ | shared | own
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
         try:
+            if limit_bytes is not None:
+                self.most_bytes = most_held(processes, limit_bytes)
+                if self.most_bytes > limit_bytes:
+                    return []
             codes = [process.wait(timeout=PATIENCE_SECONDS) for process in processes]
         finally:
             for process in processes:
@@ -204,8 +211,29 @@ def steps(world: World, only: list[str] | None) -> Any:
 def limited(world: World, only: list[str] | None) -> Any:
     for strategy, size in (("single", 1), ("fsdp2", 2)):
         document = world.job({"path": world.saved()}, strategy, size)
-        found = world.run("limited", size, document=document, strategy=strategy, limit_bytes=LIMIT_BYTES)
-        yield strategy, found[0] | {"limit_bytes": LIMIT_BYTES, "processes": size}
+        found = world.run("limited", size, limit_bytes=LIMIT_BYTES, document=document)
+        about = {"most_bytes": world.most_bytes, "limit_bytes": LIMIT_BYTES, "processes": size}
+        yield strategy, (found[0] if found else {}) | about
+
+
+def most_held(processes: list[subprocess.Popen[bytes]], limit_bytes: int) -> int:
+    """The most anonymous memory that one of them is seen with until they end; beyond the limit all are killed."""
+    most, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+    while any(process.poll() is None for process in processes):
+        most = max([most, *(anonymous_bytes(process.pid) for process in processes)])
+        if most > limit_bytes or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.002)
+    return most
+
+
+def anonymous_bytes(pid: int) -> int:
+    """What a process holds that no file stands behind; 0 when it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+    return 0
 
 
 if __name__ == "__main__":

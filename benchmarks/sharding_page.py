@@ -32,10 +32,10 @@ def _exchange(found: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "Every reduction of the transferring step is counted, on one process. Counts, not times: they are the same in",
-        "every run. The largest rank is the default, a quarter of the narrower side, where r(m+n) is 34 % of m·n:",
-        "there neither method exchanges less than the matrix, though no process holds it. `lpka` re-encodes the",
-        "target's weight at each transfer by four rounds of subspace iteration with r + 8 columns, hence its",
-        "c = 5(r + 8)/r + 1.",
+        "every run. The last rank is the default: for `anchored` a quarter of the narrower side, where r(m+n) is 34 %",
+        "of m·n, so that it exchanges as much as the matrix has, though no process holds it. `lpka` goes on from the",
+        "factors of the transfer before, which takes one product with r columns and one with r rows, and two more",
+        "for their gradient: c = 2.",
     ]
     return lines
 
@@ -101,13 +101,18 @@ def _ratio(one: dict[str, float]) -> str:
 
 def _limited(found: dict[str, Any]) -> list[str]:
     limit = next(iter(found.values()))["limit_bytes"]
-    lines = [f"## A job under a limit of {limit / 1e9:.2f} GB a process beyond what it begins with (RLIMIT_DATA)", ""]
+    lines = [f"## A job under a limit of {limit / 1e9:.2f} GB a process", ""]
     for name, one in found.items():
-        ended = f"trained {one['steps']} steps and exported {one.get('exported_bytes', 0) / 1e6:.0f} MB"
-        refused = f"ended: {one.get('because', '')}"
         count = f"{one['processes']} process{'es' if one['processes'] > 1 else ''}"
-        missed = _met(one["finished"] or one["processes"] == 1)
-        lines.append(f"- {name}, {count}: {ended if one['finished'] else refused}{missed}")
+        told = f"killed{_met(one['processes'] == 1)}"
+        if "steps" in one:
+            told = f"trained {one['steps']} steps and exported {one['exported_bytes'] / 1e6:.0f} MB"
+            told += f", at most {one['most_bytes'] / 1e9:.2f} GB in a process"
+        lines.append(f"- {name}, {count}: {told}")
+    lines += [
+        "",
+        "A saved target of 109 M parameters, AdamW in single precision; a memory control group for each process.",
+    ]
     return lines
 
 

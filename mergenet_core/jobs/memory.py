@@ -245,9 +245,9 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
     Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the
-    graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the target's factors and as much
-    for their gradient, or twice as much for what its own step made of them; anchored the products that it needs with the source's factors, and as much again
-    for the gradient.
+    graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the target's factors and as much for
+    their gradient, as a hypernetwork twice as much; anchored the products that it needs with the source's factors, and
+    as much again for the gradient.
     """
     if pairing is None or pairing.method == "project":
         return 0, 0

@@ -190,7 +190,8 @@ def _as_it_is(tokens: Tensor) -> Tensor:
 
 def rms(X_kd: Tensor) -> Tensor:
     """The root mean square of each row, at least 1e-6."""
-    return (torch.linalg.vector_norm(X_kd, dim=1, keepdim=True) / math.sqrt(X_kd.shape[1])).clamp(min=1e-6)
+    sizes: Tensor = torch.linalg.vector_norm(X_kd, dim=1, keepdim=True)
+    return (sizes / math.sqrt(X_kd.shape[1])).clamp(min=1e-6)
 
 
 def rms_normalised(X_kd: Tensor) -> Tensor:
