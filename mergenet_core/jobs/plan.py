@@ -273,11 +273,24 @@ def _check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> Non
     for split in ("train", "test", "validation"):
         name = getattr(data, split)
         if name is not None:
-            _check_split(roots.dataset(name, f"{field}.{split}"), columns(task, data), f"{field}.{split}")
+            path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
+            if _check_split(path, columns(task, data), where, task):
+                _check_beside(path, data, task, roots, where)
 
 
-def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
-    """What the first bytes tell: is there anything, in a format that is read, with the columns that are named."""
+def _check_beside(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
+    """The other files of a data set that comes in several."""
+    if task == "visual-question-answering":
+        annotations_beside(path, field)
+    if task in CROSS_MODAL:
+        images_beside(path, data, roots, field)
+
+
+def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName) -> bool:
+    """What the first bytes tell: is there anything, in a format that is read, with the columns that are named.
+
+    Returns: whether it is in the task's own data set's form, which needs no columns.
+    """
     if path.is_dir():
         if not any(path.iterdir()):
             raise DataRefused(f"{field}: the folder {path.name} is empty")
