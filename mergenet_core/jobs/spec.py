@@ -371,6 +371,20 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _batches_stay_whole(self) -> Self:
+        several = self.resources.devices * self.resources.nodes
+        for field, task, train in (
+            ("train", self.target.task, self.train),
+            ("source.train", self.source_task, self.source.train),
+        ):
+            if task == "image-text-retrieval" and train is not None and several * train.micro_batches > 1:
+                raise ValueError(
+                    f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
+                    f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         processes = self.resources.devices * self.resources.nodes
         for field, train in (("train", self.train), ("source.train", self.source.train)):

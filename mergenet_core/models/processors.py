@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -61,6 +61,26 @@ def load_image_processor(folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ModelRefused(f"{folder.name}: the image processor cannot be loaded: {reason}") from error
+
+
+class TextAndImages(NamedTuple):
+    """What makes a model's texts and images, saved side by side in one folder."""
+
+    tokenizer: Any
+    images: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write both, each for its own auto class."""
+        self.tokenizer.save_pretrained(folder)
+        self.images.save_pretrained(folder)
+
+
+def load_both(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the image processor of a folder; None for the latter where it has none.
+
+    Raises: `ModelRefused`.
+    """
+    return load_tokenizer(folder), load_image_processor(folder) if _holds(folder, _IMAGES) else None
 
 
 def plain_image_processor(size: int, mean: list[float], std: list[float], resample: int = BOX) -> Any:

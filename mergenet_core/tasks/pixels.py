@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,23 @@ def read_pixels(
     def read(index_b: Tensor) -> Tensor:
         return decoded(table, data, rows[index_b], channels, processor)
 
-    if len(rows) * each <= held_bytes:
-        read = read(torch.arange(len(rows))).__getitem__
+    held = read(torch.arange(len(rows))) if len(rows) * each <= held_bytes else None
+    found = read if held is None else partial(_of, held)
     if not plain:
-        return Pixels(read, torch.ones(channels), torch.zeros(channels))
+        return Pixels(found, torch.ones(channels), torch.zeros(channels))
     mean_c, std_c = torch.tensor(processor.image_mean).float(), torch.tensor(processor.image_std).float()
-    return Pixels(read, processor.rescale_factor / std_c, -mean_c / std_c)
+    return Pixels(found, processor.rescale_factor / std_c, -mean_c / std_c)
+
+
+def _of(held: Tensor, index_b: Tensor) -> Tensor:
+    return held[index_b]
 
 
 def distinct(table: Table, data: DataSpec) -> tuple[Tensor, Tensor]:
     """The first row of each image of the table, and which of these images stands in each row: one path, one image."""
     numbers: dict[str | bytes, int] = {}
-    first, image_n = [], []
+    first: list[int] = []
+    image_n: list[int] = []
     for row, value in enumerate(_column(table, data)[data.image]):
         number = numbers.setdefault(_key(value, row), len(numbers))
         if number == len(first):
