@@ -94,5 +94,11 @@ def is_plain(processor: Any) -> bool:
     return isinstance(processor, ViTImageProcessorPil) and processor.do_resize and processor.do_normalize
 
 
+def keeps_proportions(processor: Any) -> bool:
+    """Whether images of unlike proportions leave the processor in unlike sizes, as ViLT's."""
+    size = getattr(processor, "size", None)
+    return size is not None and "height" not in size and not getattr(processor, "do_center_crop", None)
+
+
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
     return any((folder / name).is_file() for name in names)

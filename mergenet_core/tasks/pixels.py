@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.jobs.spec import DataSpec
-from mergenet_core.models.processors import BOX, is_plain, plain_image_processor
+from mergenet_core.models.processors import BOX, is_plain, keeps_proportions, plain_image_processor
 from mergenet_core.tasks.tables import Table
 
 STATISTICS_IMAGES = 2000
@@ -54,7 +54,12 @@ def check_channels(channels: int, field: str) -> None:
 
 
 def fitted(processor: Any, train: Table, data: DataSpec, channels: int) -> Any:
-    """The processor at the document's size; without one, or with one for other channels, one made from `train`."""
+    """The processor at the document's size; without one, or with one for other channels, one made from `train`.
+
+    One that keeps each image's proportions (ViLT's) gives way to one that makes squares, with its mean and deviation.
+    """
+    if keeps_proportions(processor):
+        return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
     if processor is None or (is_plain(processor) and len(processor.image_mean) != channels):
         return _measured(train, data, channels)
     if is_plain(processor):
