@@ -47,7 +47,7 @@ def load_images(data: DataSpec, processor: Any, roots: Roots, *, seed: int, fiel
     """
     check_channels(channels, field)
     splits = read_splits(data, data.image, roots, seed=seed, field=field)
-    processor = fitted(processor, splits.train, data, channels)
+    processor = fitted(processor, splits.train, torch.arange(len(splits.train_labels_n)), data, channels)
 
     def examples(table: Table, rows: Tensor, labels_n: Tensor) -> PixelExamples:
         return PixelExamples(read_pixels(table, data, rows, processor, channels), labels_n[rows])

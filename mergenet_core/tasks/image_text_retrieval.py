@@ -116,7 +116,7 @@ def load_captions(
     if data.validation is not None:
         validation = read_captioned(data, "validation", roots, field)
         held_rows = torch.arange(len(validation.captions))
-    images = fitted(images, train.pictures, data, channels)
+    images = fitted(images, train.pictures, train.picture_rows, data, channels)
 
     def pictured(split: Captioned, rows: Tensor, *, pairs: bool) -> Pictured:
         captions = [split.captions[row] for row in rows.tolist()]

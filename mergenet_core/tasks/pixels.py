@@ -53,15 +53,15 @@ def check_channels(channels: int, field: str) -> None:
         raise DataRefused(f"{field}: images have 1 or 3 channels; the model's config has num_channels {channels}")
 
 
-def fitted(processor: Any, train: Table, data: DataSpec, channels: int) -> Any:
-    """The processor at the document's size; without one, or with one for other channels, one made from `train`.
+def fitted(processor: Any, train: Table, rows: Tensor, data: DataSpec, channels: int) -> Any:
+    """The processor at the document's size; without one, or with one for other channels, one made from these rows.
 
     One that keeps each image's proportions (ViLT's) gives way to one that makes squares, with its mean and deviation.
     """
     if keeps_proportions(processor):
         return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
     if processor is None or (is_plain(processor) and len(processor.image_mean) != channels):
-        return _measured(train, data, channels)
+        return _measured(train, rows, data, channels)
     if is_plain(processor):
         return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
     return processor
@@ -111,9 +111,8 @@ def _key(value: Any, row: int) -> str | bytes:
     return value if isinstance(value, str) else f"row {row}"
 
 
-def _measured(train: Table, data: DataSpec, channels: int) -> Any:
-    total = len(train.rows)
-    rows = torch.arange(0, total, max(1, -(-total // STATISTICS_IMAGES)))
+def _measured(train: Table, rows: Tensor, data: DataSpec, channels: int) -> Any:
+    rows = rows[:: max(1, -(-len(rows) // STATISTICS_IMAGES))]
     plain = plain_image_processor(data.image_size, [0.0] * channels, [1.0] * channels, BOX)
     pixels = bytes_of(train, data, rows, channels, plain).double() / 255
     deviation_c = pixels.std(dim=(0, 2, 3), correction=0).clamp(min=1 / 255)

@@ -114,7 +114,7 @@ def load_visual_questions(
         validation = read_questions(data, "validation", roots, field)
         held_rows = torch.arange(len(validation.rows))
     labels = frequent(train.rows, data.answer_limit, f"{field}.train")
-    images = fitted(images, train.pictures, data, channels)
+    images = fitted(images, train.pictures, train.picture_rows, data, channels)
     numbers = {answer: label for label, answer in enumerate(labels)}
 
     def asked(split: Questions, rows: Tensor) -> Asked:
