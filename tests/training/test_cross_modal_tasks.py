@@ -17,10 +17,12 @@ from transformers import (
     BertModel,
 )
 
-from mergenet_core.errors import SpecInvalid
+from mergenet_core.errors import DataRefused, ModelRefused, SpecInvalid
 from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.plan import make_plan
+from mergenet_core.jobs.records import Trial
+from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.seams import Interrupted
 from tests.tasks.pictures import SIZE, write_captions, write_vqa
 from tests.tasks.words import WORDS, write_words
@@ -92,6 +94,9 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
     made = make_plan(spec, roots, tmp_path, [])
     assert made.pairing is not None
     assert "vocabulary" in made.pairing.anchored_axes
+    paired = {pair.target for pair in made.pairing.pairs}
+    assert any("word_embeddings" in name or "token_embedding." in name for name in paired)
+    assert any(("layer" in name and "attn" in name) or "attention" in name for name in paired)
     whole = run(spec, "transfer-0", tmp_path / "whole", roots)
     assert whole.metric == metric
     assert whole.last["test"] == whole.metrics[metric]
@@ -110,3 +115,112 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
     assert not loaded["unexpected_keys"]
     assert AutoTokenizer.from_pretrained(folders[0]).vocab_size == len(WORDS)
     assert AutoImageProcessor.from_pretrained(folders[0], backend="pil").size == {"height": SIZE, "width": SIZE}
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "data", "least"),
+    [("visual-question-answering", VILT, VQA, 0.6), ("image-text-retrieval", DUAL, COCO, 0.7)],
+    ids=["vilt", "dual"],
+)
+def test_a_task_is_learned(task: str, config: Any, data: Any, least: float, tmp_path: Path, roots: Roots) -> None:
+    train = {"steps": 80, "batch_size": 16, "learning_rate": 5e-3}
+    result = run(job(task, config, data, train=train), "control-0", tmp_path, roots)
+    # of two questions an image one is of yes or no; of twelve images three have each colour
+    assert result.metrics[result.metric] > least
+
+
+def test_an_exported_model_is_a_target_again(tmp_path: Path, roots: Roots) -> None:
+    for number, (task, config, data, metric, _) in enumerate(TASKS):
+        run(job(task, config, data), "control-0", tmp_path / str(number), roots)
+        exported = tmp_path / str(number) / "trials" / "control-0" / "model"
+        inside = Roots((*roots.models, exported.parent), roots.data)
+        target = {"model": {"path": "model"}, "task": task, "data": data}
+        spec = job(task, config, data, target=target)
+        assert make_plan(spec, inside, tmp_path, []).pairing is not None
+        result = run(spec, "transfer-0", tmp_path / f"again-{number}", inside)
+        assert result.metric == metric
+        assert result.transferred_parameters > 0
+
+
+def test_a_source_that_answered_questions_gives_its_towers_and_its_head(tmp_path: Path, roots: Roots) -> None:
+    source = {
+        "model": {"config": VILT | {"hidden_size": 24, "num_hidden_layers": 3}, "tokenizer": "source"},
+        "data": VQA,
+        "train": {"steps": 3, "batch_size": 8, "learning_rate": 1e-3},
+    }
+    spec = job("visual-question-answering", VILT, VQA, source=source)
+    assert run(spec, "source", tmp_path, roots).metric == "accuracy"
+    arm = prepare_arm(spec, Trial(id="transfer-0", kind="arm", arm="transfer"), JobFolder(tmp_path), roots)
+    paired = {pair.target for pair in arm.pairing.pairs}
+    assert {"classifier.3.weight", "vilt.embeddings.patch_embeddings.projection.weight"} <= paired
+
+
+@pytest.mark.parametrize(("task", "config", "data"), [case[:3] for case in TASKS[:2]], ids=["vilt", "dual"])
+def test_distillation_is_refused_with_a_sentence(
+    task: str, config: Any, data: Any, tmp_path: Path, roots: Roots
+) -> None:
+    spec = job(task, config, data, arms=["transfer", "control", "distill"])
+    with pytest.raises(SpecInvalid, match=f"distill needs a task with a label an example .* learns {task}"):
+        make_plan(spec, roots, tmp_path, [])
+
+
+@pytest.mark.parametrize("change", [{"resources": {"devices": 2}}, {"train": {"steps": 2, "micro_batches": 2}}])
+def test_a_batch_of_retrieval_is_not_cut(change: Any) -> None:
+    with pytest.raises(SpecInvalid, match="a batch must not be cut"):
+        job("image-text-retrieval", DUAL, COCO, **change)
+    job("visual-question-answering", VILT, VQA, **change)
+
+
+def with_tower(tower: str, **changes: Any) -> dict[str, Any]:
+    return DUAL | {tower: DUAL[tower] | changes}
+
+
+REFUSALS = [
+    (with_tower("text_config", model_type="gpt2"), "model_type 'gpt2' is no tower of vision-text-dual-encoder"),
+    (with_tower("vision_config", auto_map={"AutoModel": "x.y"}), "code of its own"),
+    (with_tower("vision_config", image_size=16), "image_size is 16, the data's is 8"),
+    (with_tower("text_config", hidden_size="wide"), "a size is not a positive whole number"),
+    (with_tower("text_config", num_hidden_layers=5000), "text_config.num_hidden_layers: 5000 is more"),
+    (DUAL | {"text_config": "bert"}, "text_config is 'bert'; it is the config of a tower"),
+    (VILT, "model_type 'vilt' cannot learn image-text-retrieval; known are clip"),
+]
+
+
+@pytest.mark.parametrize(("config", "sentence"), REFUSALS, ids=range(len(REFUSALS)))
+def test_configs_that_cannot_be_are_refused_by_the_plan(
+    config: Any, sentence: str, tmp_path: Path, roots: Roots
+) -> None:
+    with pytest.raises((ModelRefused, SpecInvalid), match=sentence):
+        make_plan(job("image-text-retrieval", config, COCO), roots, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (with_tower("text_config", hiden_size=8), "text_config: bert has no setting 'hiden_size'; did you mean hidden"),
+        (with_tower("vision_config", id2label={"0": "a"}), "vision_config: id2label is set by the service"),
+        (with_tower("text_config", attn_implementation="x"), "text_config: attn_implementation swaps the layers"),
+    ],
+)
+def test_settings_of_a_tower_are_checked_as_those_of_a_model(
+    config: Any, sentence: str, tmp_path: Path, roots: Roots
+) -> None:
+    with pytest.raises(ModelRefused, match=sentence):
+        run(job("image-text-retrieval", config, COCO), "control-0", tmp_path, roots)
+
+
+def test_what_belongs_to_a_file_is_looked_for_by_the_plan(tmp_path: Path, roots: Roots) -> None:
+    for name, sentence in (
+        ("alone/v2_OpenEnded_mscoco_train2014_questions.json", "has no answers beside it"),
+        ("alone/deep/v2_OpenEnded_mscoco_test2014_questions.json", "a folder test2014 with its images is neither"),
+    ):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True)
+        path.write_text('{"questions": []}')
+        if "deep" in name:
+            path.with_name("v2_mscoco_test2014_annotations.json").write_text('{"annotations": []}')
+        spec = job("visual-question-answering", VILT, VQA | {"train": name})
+        with pytest.raises(DataRefused, match=sentence):
+            make_plan(spec, Roots(roots.models, (*roots.data, tmp_path / "data")), tmp_path, [])
+    with pytest.raises(DataRefused, match="has no column 'image'"):
+        make_plan(job("image-text-retrieval", DUAL, COCO | {"train": VQA["train"]}), roots, tmp_path, [])
