@@ -1,4 +1,4 @@
-"""Jobs across tasks and modalities run as they stand, at a smaller size, on small files in the forms of the real ones."""
+"""Jobs across tasks and modalities run as they stand, smaller, on small files in the forms of the real ones."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Roots:
     config = BertConfig(hidden_size=32, num_hidden_layers=3, max_position_embeddings=64, **sizes)
     BertModel(config).save_pretrained(models / "source")
     write_words(models / "source")
-    for part, count, seed in (("train", 40, 1), ("val", 12, 2)):
+    for part, count, seed in (("train", 60, 1), ("val", 12, 2)):
         write_vqa(data / "vqa", f"{part}2014", count, seed)
         write_captions(data / "coco", f"{part}2017", count, seed)
     return Roots((models,), (data,))
@@ -117,16 +117,20 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
     assert AutoImageProcessor.from_pretrained(folders[0], backend="pil").size == {"height": SIZE, "width": SIZE}
 
 
-@pytest.mark.parametrize(
-    ("task", "config", "data", "least"),
-    [("visual-question-answering", VILT, VQA, 0.6), ("image-text-retrieval", DUAL, COCO, 0.7)],
-    ids=["vilt", "dual"],
-)
-def test_a_task_is_learned(task: str, config: Any, data: Any, least: float, tmp_path: Path, roots: Roots) -> None:
-    train = {"steps": 80, "batch_size": 16, "learning_rate": 5e-3}
+LEARNED = [
+    ("visual-question-answering", VILT, VQA, 1e-2, "other_accuracy", 0.6),
+    ("image-text-retrieval", DUAL, COCO, 3e-3, "mean_recall", 0.6),
+]
+
+
+@pytest.mark.parametrize(("task", "config", "data", "rate", "metric", "least"), LEARNED, ids=["vilt", "dual"])
+def test_a_task_is_learned(
+    task: str, config: Any, data: Any, rate: float, metric: str, least: float, tmp_path: Path, roots: Roots
+) -> None:
+    train = {"steps": 150, "batch_size": 16, "learning_rate": rate, "warmup_steps": 10}
     result = run(job(task, config, data, train=train), "control-0", tmp_path, roots)
-    # of two questions an image one is of yes or no; of twelve images three have each colour
-    assert result.metrics[result.metric] > least
+    # who guesses among four colours has a quarter; of twelve images who guesses has (1 + 5 + 10) / 36
+    assert result.metrics[metric] > least
 
 
 def test_an_exported_model_is_a_target_again(tmp_path: Path, roots: Roots) -> None:
