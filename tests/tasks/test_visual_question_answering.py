@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.jobs.paths import Roots
@@ -32,10 +34,10 @@ def roots(tmp_path: Path) -> Roots:
     return Roots((), (tmp_path,))
 
 
-def load(roots: Roots, **changes: Any) -> Any:
+def load(roots: Roots, processor: Any = None, **changes: Any) -> Any:
     data = DataSpec(**{"train": TRAIN, "test": TEST, "image_size": SIZE, "max_length": 16} | changes)
     tokenizer = load_tokenizer(roots.data[0] / "words")
-    return load_visual_questions(data, tokenizer, None, roots, seed=3, field="target.data", channels=3)
+    return load_visual_questions(data, tokenizer, processor, roots, seed=3, field="target.data", channels=3)
 
 
 def rewritten(path: Path, change: Any) -> None:
@@ -136,6 +138,17 @@ def test_images_may_lie_in_another_folder(roots: Roots) -> None:
     with pytest.raises(DataRefused, match="a folder train2014 with its images is neither beside"):
         load(roots)
     assert len(load(roots, images="coco").train) == 48
+
+
+def test_a_processor_that_keeps_proportions_gives_way_to_squares(roots: Roots) -> None:
+    for subset in ("train2014", "val2014"):
+        for path in (roots.data[0] / "vqa" / subset).iterdir():
+            Image.new("RGB", (12, 6), "red").save(path)
+    task = load(roots, processor=ViltImageProcessorPil(image_mean=[0.0, 0.5, 0.5], image_std=[0.5, 0.5, 0.25]))
+    pixels_bchw = task.test.batch(torch.arange(2))["pixel_values"]
+    assert pixels_bchw.shape == (2, 3, SIZE, SIZE)
+    assert pixels_bchw[0, :, 0, 0].tolist() == pytest.approx([2.0, -1.0, -2.0], abs=0.02)
+    assert task.processor.images.size == {"height": SIZE, "width": SIZE}
 
 
 FAULTS = [

@@ -59,6 +59,7 @@ def test_answers_are_normalised_as_officially(text: str, expected: str) -> None:
 def test_people_who_all_agree_are_compared_as_they_wrote() -> None:
     assert accuracy("the cat", as_judged(["the cat"] * 10)) == 0.0, "the model's answer is normalised, theirs is not"
     assert accuracy("the cat", as_judged(["cat"] * 10)) == 1.0
+    assert accuracy("t-shirt", as_judged(["t-shirt"] * 10)) == 0.0
 
 
 def test_of_people_who_differ_only_marks_are_taken() -> None:

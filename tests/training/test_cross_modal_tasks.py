@@ -159,6 +159,17 @@ def test_a_source_that_answered_questions_gives_its_towers_and_its_head(tmp_path
     assert {"classifier.3.weight", "vilt.embeddings.patch_embeddings.projection.weight"} <= paired
 
 
+def test_a_text_tower_that_reads_forward_is_read_at_the_end(tmp_path: Path, roots: Roots) -> None:
+    run(job("image-text-retrieval", CLIP, COCO), "control-0", tmp_path, roots)
+    folder = tmp_path / "trials" / "control-0" / "model"
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert model.config.text_config.eos_token_id == WORDS.index("[SEP]")
+    told = tokenizer(["the cat is red", "the dog is blue"], return_tensors="pt")
+    with torch.no_grad():
+        one, other = model.text_model(input_ids=told["input_ids"]).pooler_output
+    assert not torch.allclose(one, other), "the first token alone would see no other"
+
+
 @pytest.mark.parametrize(("task", "config", "data"), [case[:3] for case in TASKS[:2]], ids=["vilt", "dual"])
 def test_distillation_is_refused_with_a_sentence(
     task: str, config: Any, data: Any, tmp_path: Path, roots: Roots
