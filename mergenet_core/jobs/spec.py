@@ -7,9 +7,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mergenet_core.jobs.data_spec import DataSpec, NameText, PathText, Strict
 from mergenet_core.jobs.plain import check_plain
+
+__all__ = [
+    "Arm",
+    "DataSpec",
+    "DistillSpec",
+    "JobSpec",
+    "MethodName",
+    "ModelSpec",
+    "PairSpec",
+    "ResourcesSpec",
+    "RetentionSpec",
+    "SourceSpec",
+    "TargetSpec",
+    "TaskName",
+    "TrainSpec",
+    "TransferSpec",
+]
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
@@ -19,17 +37,9 @@ TaskName = Literal[
     "question-answering",
     "causal-language-modelling",
     "masked-language-modelling",
+    "visual-question-answering",
+    "image-text-retrieval",
 ]
-NameText = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
-PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
-
-
-class Strict(BaseModel):
-    """A part of the document: unknown keys are errors, values are never coerced from another type."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class ModelSpec(Strict):
@@ -59,55 +69,6 @@ class ModelSpec(Strict):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
         check_plain(self.config)
-        return self
-
-
-class DataSpec(Strict):
-    """Examples: a train and a test split, each a file (parquet, JSON lines, CSV) or a folder of images or texts."""
-
-    train: PathText
-    """A file or folder inside the server's data roots, or the split's name when `hub` is given."""
-    test: PathText
-    """The split that the report is measured on; always used whole."""
-    validation: PathText | None = None
-    """The split that selection looks at; default: examples that are held out of `train`."""
-    hub: NameText | None = None
-    """A hub dataset id; only where the operator allows the hub, and only with `revision`."""
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    """The commit of the hub dataset, 40 hexadecimal digits."""
-    text: NameText = "text"
-    """Text classification and language modelling: the column with the text."""
-    image: NameText = "image"
-    """Image classification: the column with the image."""
-    label: NameText = "label"
-    """The column with the label, a string or a whole number."""
-    question: NameText = "question"
-    """Question answering: the column with the question; SQuAD's own JSON file needs no columns."""
-    context: NameText = "context"
-    """Question answering: the column with the text that the answer stands in."""
-    answers: NameText = "answers"
-    """Question answering: the column with the answers, each its text and where it starts; none where there is none."""
-    train_limit: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many training examples, drawn by the trial's seed, the same in every arm of that seed."""
-    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Use only this share of the training split, drawn likewise; the paper uses 0.1."""
-    validation_limit: Annotated[int, Field(ge=1)] = 200
-    """How many examples are held out of `train` for validation, at most a fifth of it, never trained on."""
-    max_length: Annotated[int, Field(ge=2, le=8192)] = 128
-    """Text: tokens an example, longer ones are cut; questions on longer texts are read in windows."""
-    stride: Annotated[int, Field(ge=0)] | None = None
-    """Question answering: tokens that neighbouring windows of a text share; default: a third of `max_length`."""
-    blocks: Literal["packed", "truncated"] = "packed"
-    """Language modelling: texts end to end in blocks of `max_length`, or a block a text, cut at `max_length`."""
-    image_size: Annotated[int, Field(ge=4, le=1024)] = 32
-    """Images: height and width in pixels after resizing."""
-
-    @model_validator(mode="after")
-    def _limits_fit(self) -> Self:
-        if self.train_limit is not None and self.train_fraction != 1.0:
-            raise ValueError("give train_limit or train_fraction, not both")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         return self
 
 
@@ -407,6 +368,20 @@ class JobSpec(Strict):
             )
         if any("distill" in arm or arm == "copy" for arm in self.arms):
             raise ValueError("the arms distill and copy need a source that is frozen; leave them out with mode joint")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_stay_whole(self) -> Self:
+        several = self.resources.devices * self.resources.nodes
+        for field, task, train in (
+            ("train", self.target.task, self.train),
+            ("source.train", self.source_task, self.source.train),
+        ):
+            if task == "image-text-retrieval" and train is not None and several * train.micro_batches > 1:
+                raise ValueError(
+                    f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
+                    f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
+                )
         return self
 
     @model_validator(mode="after")

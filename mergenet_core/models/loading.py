@@ -18,17 +18,20 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForVisualQuestionAnswering,
 )
 
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.jobs.inspect import check_config, inspect_model, weight_files
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import ModelSpec, TaskName
+from mergenet_core.jobs.towers import tower_configs, with_defaults
 
 AUTO = {
     "text-classification": AutoModelForSequenceClassification,
@@ -36,6 +39,8 @@ AUTO = {
     "question-answering": AutoModelForQuestionAnswering,
     "causal-language-modelling": AutoModelForCausalLM,
     "masked-language-modelling": AutoModelForMaskedLM,
+    "visual-question-answering": AutoModelForVisualQuestionAnswering,
+    "image-text-retrieval": AutoModel,
 }
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
@@ -98,20 +103,14 @@ def build(
 ) -> nn.Module:
     """A model from scratch. Raises: `ModelRefused` for keys, sizes and types that the architecture does not have."""
     check_config(dict(config), task, where=where)
-    _refuse_swapped(config, where)
     if config.get("num_labels", len(labels)) != len(labels):
         raise ModelRefused(f"{where}: num_labels {config['num_labels']} but the data has {len(labels)} labels; omit it")
-    settings = {key: value for key, value in config.items() if key not in ("model_type", "num_labels")}
-    known = _known_settings(config["model_type"])
-    for key in OURS:
-        if key in settings:
-            raise ModelRefused(f"{where}: {key} is set by the service, from the data and the task; leave it out")
-    for key in settings:
-        if key not in known:
-            raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
-    implied = {key: value for key, value in overrides.items() if key in known}
+    _check_settings(config, where)
+    for key, tower in tower_configs(config).items():
+        _check_settings(tower, f"{where}.{key}")
+    settings = _with_implied(config, overrides)
     try:
-        made = AutoConfig.for_model(config["model_type"], **{**implied, **settings}, **_named(labels))
+        made = AutoConfig.for_model(config["model_type"], **settings, **_named(labels))
         torch.manual_seed(seed)
         model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
     except (
@@ -126,6 +125,28 @@ def build(
         reason = " ".join(str(error).split())
         raise ModelRefused(f"{where}: {config['model_type']} cannot be built from these values: {reason}") from error
     return model
+
+
+def _check_settings(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what a type does not have, and what is not the document's to set. Raises: `ModelRefused`."""
+    _refuse_swapped(config, where)
+    known = _known_settings(config["model_type"])
+    for key in config.keys() - {"model_type", "num_labels"}:
+        if key in OURS:
+            raise ModelRefused(f"{where}: {key} is set by the service, from the data and the task; leave it out")
+        if key not in known:
+            raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
+
+
+def _with_implied(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and those that follow from the data, each where the model or the tower that it is of has it."""
+    towers = tower_configs(config) or {"text_config": dict(config), "vision_config": dict(config)}
+    implied = {
+        key: {name: value for name, value in overrides.items() if name in _known_settings(tower["model_type"])}
+        for key, tower in towers.items()
+    }
+    filled = with_defaults(config, implied["text_config"], implied["vision_config"])
+    return {key: value for key, value in filled.items() if key not in ("model_type", "num_labels")}
 
 
 def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed: int) -> nn.Module:
@@ -146,7 +167,7 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    prefix = str(model.base_model_prefix)
+    prefix = body_prefix(model)
     _refuse_other_sizes(loaded["mismatched_keys"], prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
     anew = set(loaded["missing_keys"])
@@ -230,6 +251,12 @@ def _named(labels: tuple[str, ...]) -> dict[str, Any]:
     """Config values that name the labels; a task without any leaves the config as it is."""
     names = dict(enumerate(labels))
     return {"id2label": names, "label2id": {name: row for row, name in names.items()}} if names else {}
+
+
+def body_prefix(model: nn.Module) -> str:
+    """What the names of a model's body begin with beside those of its head; empty where it has no head."""
+    prefix = str(model.base_model_prefix)
+    return prefix if any(name.startswith(f"{prefix}.") for name in model.state_dict()) else ""
 
 
 def is_head(name: str, prefix: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -63,6 +63,26 @@ def load_image_processor(folder: Path) -> Any:
         raise ModelRefused(f"{folder.name}: the image processor cannot be loaded: {reason}") from error
 
 
+class TextAndImages(NamedTuple):
+    """What makes a model's texts and images, saved side by side in one folder."""
+
+    tokenizer: Any
+    images: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write both, each for its own auto class."""
+        self.tokenizer.save_pretrained(folder)
+        self.images.save_pretrained(folder)
+
+
+def load_both(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the image processor of a folder; None for the latter where it has none.
+
+    Raises: `ModelRefused`.
+    """
+    return load_tokenizer(folder), load_image_processor(folder) if _holds(folder, _IMAGES) else None
+
+
 def plain_image_processor(size: int, mean: list[float], std: list[float], resample: int = BOX) -> Any:
     """Resize, scale to 0…1, normalise each channel: what a model from scratch is trained and saved with."""
     sides = {"height": size, "width": size}
@@ -72,6 +92,12 @@ def plain_image_processor(size: int, mean: list[float], std: list[float], resamp
 def is_plain(processor: Any) -> bool:
     """Whether the processor does no more than resize, scale and normalise."""
     return isinstance(processor, ViTImageProcessorPil) and processor.do_resize and processor.do_normalize
+
+
+def keeps_proportions(processor: Any) -> bool:
+    """Whether images of unlike proportions leave the processor in unlike sizes, as ViLT's."""
+    size = getattr(processor, "size", None)
+    return size is not None and "height" not in size and not getattr(processor, "do_center_crop", None)
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:

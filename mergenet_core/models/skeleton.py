@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.inspect import weight_files
 from mergenet_core.jobs.spec import TaskName
-from mergenet_core.models.loading import AUTO, initial, is_for_other_labels, is_head, trained_config
+from mergenet_core.models.loading import AUTO, body_prefix, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
 from mergenet_core.transfer.shards import READ, Shard
 
@@ -34,7 +34,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
     Raises: `ModelRefused` for a weight that is missing, of another size, or not finite.
     """
     saved = SavedTensors(weight_files(folder))
-    prefix = str(model.base_model_prefix)
+    prefix = body_prefix(model)
     anew = is_for_other_labels(folder, labels)
     for name, shard in shards.items():
         found = next((key for key in _spellings(name, prefix) if key in saved.names), None)

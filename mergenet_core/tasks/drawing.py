@@ -38,8 +38,8 @@ def draw(data: DataSpec, total: int, *, seed: int, field: str, groups_n: Tensor 
     train, validation = order_n[~held_n], order_n[held_n]
     if len(train) == 0:
         raise DataRefused(
-            f"{field}.train: holding out {held_out} of {total} examples takes every text that they are about, and "
-            f"nothing is left to train on. Lower {field}.validation_limit, or give {field}.validation"
+            f"{field}.train: holding out {held_out} of {total} examples takes every text or image that they are about, "
+            f"and nothing is left to train on. Lower {field}.validation_limit, or give {field}.validation"
         )
     return train[:wanted], validation[len(validation) - held_out :]
 

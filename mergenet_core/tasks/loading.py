@@ -7,20 +7,26 @@ from functools import partial
 from pathlib import Path
 
 from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.reading import reads_text
+from mergenet_core.jobs.reading import CROSS_MODAL, reads_text
 from mergenet_core.jobs.spec import DataSpec, TaskName
-from mergenet_core.models.processors import load_image_processor, load_tokenizer
+from mergenet_core.models.processors import load_both, load_image_processor, load_tokenizer
 from mergenet_core.tasks.image_classification import load_images
+from mergenet_core.tasks.image_text_retrieval import load_captions
 from mergenet_core.tasks.language_modelling import load_language
 from mergenet_core.tasks.question_answering import load_questions
 from mergenet_core.tasks.task import Task
 from mergenet_core.tasks.text_classification import load_text
+from mergenet_core.tasks.visual_question_answering import load_visual_questions
 
 TEXT: dict[TaskName, Callable[..., Task]] = {
     "text-classification": load_text,
     "question-answering": load_questions,
     "causal-language-modelling": partial(load_language, masked=False),
     "masked-language-modelling": partial(load_language, masked=True),
+}
+BOTH: dict[TaskName, Callable[..., Task]] = {
+    "visual-question-answering": load_visual_questions,
+    "image-text-retrieval": load_captions,
 }
 
 
@@ -31,6 +37,10 @@ def load_task(
 
     Raises: `DataRefused`, `ModelRefused`, `PathRefused`.
     """
+    if name in CROSS_MODAL:
+        assert processor is not None, "processor_folder refuses a model that reads text without a tokenizer"
+        tokenizer, pictures = load_both(processor)
+        return BOTH[name](data, tokenizer, pictures, roots, seed=seed, field=field, channels=channels)
     if reads_text(name):
         assert processor is not None, "processor_folder refuses a text model without a tokenizer"
         return TEXT[name](data, load_tokenizer(processor), roots, seed=seed, field=field)

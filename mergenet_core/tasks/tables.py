@@ -134,7 +134,7 @@ def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
         raise DataRefused(f"{where}: {paths[0].name} cannot be read as {kind}: {reason}") from error
-    return Table(rows, where, _hash(paths), folder)
+    return Table(rows, where, hash_of(paths), folder)
 
 
 def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
@@ -154,7 +154,7 @@ def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
         rows[data.image] = [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images]
     else:
         rows[data.text] = [_text(path, where) for path in files]
-    return Table(datasets.Dataset.from_dict(rows), where, _hash(files), folder)
+    return Table(datasets.Dataset.from_dict(rows), where, hash_of(files), folder)
 
 
 def _text(path: Path, where: str) -> str:
@@ -176,7 +176,8 @@ def _from_hub(data: DataSpec, split: str, roots: Roots, where: str) -> Table:
     return Table(rows, where, str(data.revision), None)
 
 
-def _hash(paths: Iterable[Path]) -> str:
+def hash_of(paths: Iterable[Path]) -> str:
+    """Of one file, or of all of them in order."""
     hashes = [sha256(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

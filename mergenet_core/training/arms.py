@@ -18,6 +18,7 @@ from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Trial
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
+from mergenet_core.jobs.towers import image_part, text_part
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import folder_of, load_target
 from mergenet_core.models.packs import open_source, open_states, source_rank
@@ -207,13 +208,14 @@ def prepare_learner(
 
 def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str) -> None:
     """Refuse examples that the model cannot read. Raises: `DataRefused`."""
-    tokens, rows = task.settings.get("vocab_size"), config.get("vocab_size")
+    text, images = text_part(config), image_part(config)
+    tokens, rows = task.settings.get("vocab_size"), text.get("vocab_size")
     if tokens is not None and isinstance(rows, int) and rows < tokens:
         raise DataRefused(f"{field}: the tokenizer has {tokens} tokens, the model {rows}; leave vocab_size out")
-    positions = config.get("max_position_embeddings")
+    positions = text.get("max_position_embeddings")
     if tokens is not None and isinstance(positions, int) and 0 < positions < data.max_length:
         raise DataRefused(f"{field}.max_length is {data.max_length}, the model reads {positions} tokens; lower it")
-    size = config.get("image_size")
+    size = images.get("image_size")
     if "image_size" in task.settings and isinstance(size, int) and size != data.image_size:
         raise DataRefused(f"{field}.image_size is {data.image_size}, the model's is {size}; make them the same")
 
@@ -233,4 +235,4 @@ def _shared_processor(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | N
 def image_channels(config: Mapping[str, Any]) -> int:
     """How many channels a model's config asks for; of no meaning for text."""
     plain = str(config.get("model_type")).startswith("mergenet-")
-    return int(config.get("num_channels", 1 if plain else 3))
+    return int(image_part(config).get("num_channels", 1 if plain else 3))

@@ -17,8 +17,14 @@ _AUTO = {
     "question-answering": ("AutoModelForQuestionAnswering", "AutoTokenizer"),
     "causal-language-modelling": ("AutoModelForCausalLM", "AutoTokenizer"),
     "masked-language-modelling": ("AutoModelForMaskedLM", "AutoTokenizer"),
+    "visual-question-answering": ("AutoModelForVisualQuestionAnswering", "AutoTokenizer", "AutoImageProcessor"),
+    "image-text-retrieval": ("AutoModel", "AutoTokenizer", "AutoImageProcessor"),
 }
-_PIPELINES = {"causal-language-modelling": "text-generation", "masked-language-modelling": "fill-mask"}
+_PIPELINES = {
+    "causal-language-modelling": "text-generation",
+    "masked-language-modelling": "fill-mask",
+    "image-text-retrieval": "zero-shot-image-classification",
+}
 """What the hub calls a task, where it is not by the name it has here."""
 
 
@@ -28,14 +34,15 @@ def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]
     result, task = trial.result, job.target.task
     tag = _PIPELINES.get(task, task)
     front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": tag, "tags": ["mergenet"]}).strip()
-    model, processor = _AUTO[task]
+    model, *processors = _AUTO[task]
+    names = ("processor",) if len(processors) == 1 else ("tokenizer", "image_processor")
     built_in = str((job.target.model.config or {}).get("model_type", "")).startswith("mergenet-")
     loading = [
         *(["import mergenet_core.models  # registers the built-in architectures"] if built_in else []),
-        f"from transformers import {model}, {processor}",
+        f"from transformers import {', '.join((model, *processors))}",
         "",
         f'model = {model}.from_pretrained("model")',
-        f'processor = {processor}.from_pretrained("model")',
+        *(f'{name} = {auto}.from_pretrained("model")' for auto, name in zip(processors, names, strict=True)),
     ]
     data = result.data.get("train", {})
     test = result.last["test"]

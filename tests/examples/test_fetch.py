@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 NOUNS = """\
   1 This software and database is being provided to you
@@ -51,3 +53,34 @@ def test_a_text_is_asked_for_its_word_and_every_other_one_for_a_word_that_is_not
     (answer,) = paragraph["qas"][0]["answers"]
     assert paragraph["context"][answer["answer_start"] :].startswith("organism that lives")
     assert not paragraph["qas"][0]["is_impossible"]
+
+
+def test_questions_on_shapes_are_written_as_vqa_is(fetch: ModuleType) -> None:
+    questions, annotations = fetch._vqa_files([["what shape ?", "circle", 3], ["is it red ?", "no", 3]], "val2014", 100)
+    assert questions["questions"][1] == {"image_id": 103, "question_id": 1001, "question": "is it red ?"}
+    told = annotations["annotations"]
+    assert [one["question_id"] for one in told] == [1000, 1001]
+    assert [one["answer_type"] for one in told] == ["other", "yes/no"]
+    assert [answer["answer"] for answer in told[0]["answers"]] == ["circle"] * 10
+    assert fetch._vqa_name("val2014", 103) == "COCO_val2014_000000000103.jpg"
+
+
+def test_pictures_are_told_by_their_sentence_and_their_shelf(fetch: ModuleType) -> None:
+    assert fetch._shelf(Path("animals/birds/grey_goose-1.png")) == "grey goose 1 among birds animals"
+    written = fetch._captions_file([("A goose.", "goose among birds"), ("A frog.", "frog")], 10)
+    assert [image["file_name"] for image in written["images"]] == ["000000000010.jpg", "000000000011.jpg"]
+    assert [(one["image_id"], one["caption"]) for one in written["annotations"]] == [
+        (10, "A goose."), (10, "goose among birds"), (11, "A frog."), (11, "frog"),
+    ]  # fmt: skip
+
+
+def test_a_transparent_picture_is_saved_on_white_at_the_middle(fetch: ModuleType, tmp_path: Path) -> None:
+    written = io.BytesIO()
+    Image.new("RGBA", (40, 20), (255, 0, 0, 255)).save(written, "PNG")
+    fetch._save(written.getvalue(), tmp_path / "one.jpg", 8)
+    with Image.open(tmp_path / "one.jpg") as saved:
+        assert saved.size == (8, 8)
+        assert min(saved.getpixel((4, 0))) > 240
+        red, green, _ = saved.getpixel((4, 4))
+        assert red > 240
+        assert green < 40

@@ -1,18 +1,33 @@
-"""Jobs across tasks run as they stand, at a smaller size, on small files in the forms of the real ones."""
+"""Jobs across tasks and modalities run as they stand, smaller, on small files in the forms of the real ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ViltConfig,
+    ViltForMaskedLM,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
+from tests.tasks.pictures import write_captions, write_vqa
 from tests.tasks.words import WORDS, write_reviews, write_squad, write_words
 from tests.training.tiny import run, text_rows, write_lines
 
@@ -32,7 +47,30 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Roots:
     for name, model in (("bert-base-uncased", BertModel(bert)), ("distilbert-base-uncased", DistilBertModel(distil))):
         model.save_pretrained(models / name)
         write_words(models / name)
+    BertModel(bert).save_pretrained(models / "all-minilm-l6")
     write_words(models / "all-minilm-l6")
+    block = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    text = block | {"vocab_size": len(WORDS), "max_position_embeddings": 64, "eos_token_id": WORDS.index("[SEP]")}
+    sight = block | {"image_size": 224, "patch_size": 32}
+    for name, model, processor in (
+        ("vilt-b32-mlm", ViltForMaskedLM(ViltConfig(**text | sight | {"image_size": 384})), ViltImageProcessorPil()),
+        (
+            "clip-vit-base-patch32",
+            CLIPModel(CLIPConfig(text_config=text, vision_config=sight)),
+            CLIPImageProcessorPil(),
+        ),
+    ):
+        model.save_pretrained(models / name)
+        processor.save_pretrained(models / name)
+        write_words(models / name)
+    for subset, count, seed in (("train2014", 60, 1), ("val2014", 6, 2)):
+        write_vqa(data / "vqa", subset, count, seed)
+        (data / "coco").mkdir(exist_ok=True)
+        (data / "vqa" / subset).rename(data / "coco" / subset)
+        write_vqa(data / "easy-vqa", subset, count, seed)
+    for folder in ("coco", "stamps"):
+        for subset, count, seed in (("train2017", 60, 1), ("val2017", 6, 2)):
+            write_captions(data / folder, subset, count, seed)
     for name in ("squad", "wordnet", "bbc"):
         (data / name).mkdir(parents=True)
     for split, squad in (("train", "train-v2.0"), ("test", "dev-v2.0")):
@@ -76,6 +114,33 @@ def test_a_job_across_tasks(name: str, learned: str, metric: str, tmp_path: Path
         result = run(job, "transfer-0", tmp_path, roots)
     assert result.metric == metric
     assert result.transferred_parameters > 0
+
+
+CROSS_MODAL = [
+    ("vqa-v2", "accuracy", AutoModelForVisualQuestionAnswering),
+    ("mscoco-retrieval", "mean_recall", AutoModel),
+    ("easy-vqa", "accuracy", AutoModelForVisualQuestionAnswering),
+    ("stamps-retrieval", "mean_recall", AutoModel),
+]
+
+
+@pytest.mark.parametrize(("name", "metric", "auto"), CROSS_MODAL, ids=[name for name, _, _ in CROSS_MODAL])
+def test_a_job_across_modalities(name: str, metric: str, auto: Any, tmp_path: Path, roots: Roots) -> None:
+    document = yaml.safe_load((JOBS / f"{name}.yaml").read_text())
+    document["train"] = STEPS | {"learning_rate": float(document["train"]["learning_rate"])}
+    job = parse(document)
+    plan = make_plan(job, roots, tmp_path, [])
+    assert plan.pairing is not None
+    assert any(axis.startswith("vocabulary") for axis in plan.pairing.anchored_axes)
+    result = run(job, "transfer-0", tmp_path, roots)
+    assert result.metric == metric
+    assert result.transferred_parameters > 0
+    if name != "stamps-retrieval":
+        assert result.data["train"]["examples"] == 0.1 * result.data["train"]["of"]
+    assert result.data["test"]["examples"] == (12 if metric == "accuracy" else 6), "the whole test set is measured"
+    _, loaded = auto.from_pretrained(tmp_path / "trials" / "transfer-0" / "model", output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)

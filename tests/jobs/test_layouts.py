@@ -1,4 +1,5 @@
 import pytest
+import torch
 import transformers as tf
 from transformers import (
     AutoConfig,
@@ -80,6 +81,30 @@ def test_the_layout_of_a_transformer_has_the_tasks_head(config, task, model):
     if getattr(made.config, "tie_word_embeddings", False):
         shapes.pop("lm_head.weight", None)
     assert shapes_from_config(config, task) == shapes
+
+
+BLOCK = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+WORDS, SIGHTS = {"vocab_size": 40, "max_position_embeddings": 9}, {"image_size": 12, "patch_size": 4, "num_channels": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "auto"),
+    [
+        ({"model_type": "vilt", **BLOCK, **WORDS, **SIGHTS, "num_labels": 5, "qkv_bias": False},
+         "visual-question-answering", tf.AutoModelForVisualQuestionAnswering),
+        ({"model_type": "vilt", "num_hidden_layers": 1}, "visual-question-answering",
+         tf.AutoModelForVisualQuestionAnswering),
+        ({"model_type": "clip", "text_config": BLOCK | WORDS, "vision_config": BLOCK | SIGHTS, "projection_dim": 6},
+         "image-text-retrieval", tf.AutoModel),
+        ({"model_type": "clip"}, "image-text-retrieval", tf.AutoModel),
+        ({"model_type": "vision-text-dual-encoder", "text_config": {"model_type": "bert", **BLOCK, **WORDS},
+          "vision_config": {"model_type": "vit", **BLOCK, **SIGHTS}}, "image-text-retrieval", tf.AutoModel),
+    ],
+)  # fmt: skip
+def test_the_layout_of_a_model_over_images_and_texts(config, task, auto):
+    with torch.device("meta"):
+        made = auto.from_config(AutoConfig.for_model(**config))
+    assert shapes_from_config(config, task) == {name: tuple(W.shape) for name, W in made.state_dict().items()}
 
 
 def test_defaults_are_those_of_the_library():

@@ -1,0 +1,58 @@
+"""Recall at 1, 5 and 10 between images and their captions, over a whole split.
+
+Legend: n images, m captions, d dimensions of the joint space, s images or captions of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RANKS = (1, 5, 10)
+BLOCK = 256
+"""Rows whose similarities to all of the other side are held at a time."""
+
+
+def recalls(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> dict[str, float]:
+    """How often one of an image's captions, and a caption's image, is among the 1, 5 and 10 nearest; and the mean.
+
+    Equation: R@k = share of queries with fewer than k wrong candidates at least as near as the nearest right one. Of
+    wrong candidates that are as near as it, none is counted as farther: a model that tells nothing apart finds nothing.
+    """
+    found = {
+        **_recalls("image_to_text", _wrong_before_image(images_nd, captions_md, image_m)),
+        **_recalls("text_to_image", _wrong_before_caption(images_nd, captions_md, image_m)),
+    }
+    return {"mean_recall": sum(found.values()) / len(found), **found}
+
+
+def _recalls(name: str, wrong: Tensor) -> dict[str, float]:
+    return {f"{name}_r{rank}": float((wrong < rank).double().mean()) for rank in RANKS}
+
+
+def _wrong_before_image(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> Tensor:
+    """Of each image, how many captions of others are as near as the nearest of its own."""
+    counts = []
+    for block in _blocks(len(images_nd)):
+        near_sm = images_nd[block] @ captions_md.T
+        own_sm = block[:, None] == image_m
+        best_s1 = near_sm.masked_fill(~own_sm, -torch.inf).amax(dim=1, keepdim=True)
+        counts.append(((near_sm >= best_s1) & ~own_sm).sum(dim=1))
+    return torch.cat(counts)
+
+
+def _wrong_before_caption(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> Tensor:
+    """Of each caption, how many images that it does not tell of are as near as its own."""
+    counts = []
+    for block in _blocks(len(captions_md)):
+        near_sn = captions_md[block] @ images_nd.T
+        own_s1 = image_m[block][:, None]
+        # the right one is as near as itself
+        counts.append((near_sn >= near_sn.gather(1, own_s1)).sum(dim=1) - 1)
+    return torch.cat(counts)
+
+
+def _blocks(count: int) -> Sequence[Tensor]:
+    return torch.split(torch.arange(count), BLOCK)

@@ -1,0 +1,74 @@
+"""Accuracy over the answers of several people, as VQA v2.0 defines it.
+
+Values are fractions where the official script prints percent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORDS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
+_ARTICLES = frozenset(("a", "an", "the"))
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_STOP = re.compile(r"\.(?!\d)")
+_SHORTENED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+_CONTRACTIONS = {
+    word[: mark.start()] + word[mark.end() :]: word for word in _SHORTENED.split() for mark in re.finditer("'", word)
+} | {"somebody'd": "somebodyd"}
+"""Words that lack one apostrophe, and the one that the official table takes from a word."""
+_ENOUGH = 3
+"""So many people who agree make an answer wholly right."""
+
+
+def without_marks(text: str) -> str:
+    """Marks go where they stand beside a space or the text has a number with a comma, else each becomes a space.
+
+    A full stop goes where no digit follows.
+    """
+    number = _COMMA_IN_NUMBER.search(text) is not None
+    found = text
+    for mark in _MARKS:
+        goes = number or f"{mark} " in text or f" {mark}" in text
+        found = found.replace(mark, "" if goes else " ")
+    return _STOP.sub("", found)
+
+
+def normalise(text: str) -> str:
+    """Lower case, without marks and articles, numbers up to ten in digits, contractions with their apostrophe."""
+    words = without_marks(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+    kept = (_WORDS.get(word, word) for word in words)
+    return " ".join(_CONTRACTIONS.get(word, word) for word in kept if word not in _ARTICLES)
+
+
+def as_judged(answers: Sequence[str]) -> tuple[str, ...]:
+    """People's answers as the official script compares them: as they are where all agree, else without marks."""
+    return tuple(answers) if len(set(answers)) < 2 else tuple(map(without_marks, answers))
+
+
+def accuracies(judged: Sequence[str]) -> dict[str, float]:
+    """What each of people's answers would score, given by the model; any other answer scores nothing.
+
+    Equation: the mean over the people left out, one at a time, of min(others who gave the answer / 3, 1).
+    """
+    people = len(judged)
+    return {
+        answer: (given * min((given - 1) / _ENOUGH, 1) + (people - given) * min(given / _ENOUGH, 1)) / people
+        for answer, given in Counter(judged).items()
+    }
+
+
+def accuracy(answer: str, judged: Sequence[str]) -> float:
+    """The score of a model's answer to one question."""
+    return accuracies(judged).get(normalise(answer), 0.0)
