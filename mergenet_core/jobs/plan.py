@@ -33,6 +33,8 @@ from mergenet_core.jobs.packs import read_pack, within
 from mergenet_core.jobs.pairing import Pairing, pair
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.reading import (
+    CIFAR_LABELS,
+    CIFAR_RECORD,
     CLASSIFICATIONS,
     CROSS_MODAL,
     IMAGE_TASKS,
@@ -50,6 +52,7 @@ _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\
 _JSON_HEAD = 1_000_000
 """Characters at a JSON file's beginning in which its columns must be named."""
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+_PICKLES = ("", ".pkl", ".pickle", ".pt", ".pth")
 
 
 class Plan(Record):
@@ -308,10 +311,18 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName
         if not any(path.iterdir()):
             raise DataRefused(f"{field}: the folder {path.name} is empty")
         return False
-    if path.suffix not in _FILE_SUFFIXES:
+    cifar = path.suffix == ".bin" and task == "image-classification"
+    if path.suffix in _PICKLES:
+        raise DataRefused(f"{field}: {path.name} may be a pickle and is not opened; CIFAR-100 has a binary version")
+    if path.suffix not in _FILE_SUFFIXES and not cifar:
         raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or a folder")
     if path.stat().st_size == 0:
         raise DataRefused(f"{field}: {path.name} is empty")
+    if cifar and path.stat().st_size % CIFAR_RECORD:
+        raise DataRefused(
+            f"{field}: {path.name} is {path.stat().st_size:,} bytes, no multiple of a record's {CIFAR_RECORD:,} in "
+            "CIFAR-100's binary version; download it again"
+        )
     own = False
     try:
         # spreadsheets begin their CSV with a byte order mark, which is no part of the first column's name
@@ -320,6 +331,8 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName
                 found = next(csv.reader(file), [])
             elif path.suffix == ".jsonl":
                 found = list(json.loads(file.readline(10_000_000)))
+            elif cifar:
+                found = [wanted[0], *CIFAR_LABELS]
             elif path.suffix == ".json":
                 head = file.read(_JSON_HEAD)
                 found, own = named_in(head, wanted, task), own_form(head, task)

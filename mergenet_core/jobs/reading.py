@@ -18,6 +18,12 @@ OWN_KEYS: dict[TaskName, tuple[str, ...]] = {
 }
 """Keys at the beginning of SQuAD's, VQA's and MSCOCO's own files."""
 
+CIFAR_PIXELS = 3 * 32 * 32
+CIFAR_RECORD = 2 + CIFAR_PIXELS
+"""Bytes of an image with its coarse and its fine label in CIFAR-100's binary files."""
+CIFAR_LABELS = ("coarse_label", "label")
+"""Their labels, in the order of the bytes; `label` is the fine one."""
+
 
 def columns(task: TaskName, data: DataSpec) -> tuple[str, ...]:
     """The columns that a table of the task must have."""

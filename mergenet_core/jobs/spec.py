@@ -52,7 +52,7 @@ class ModelSpec(Strict):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """The commit of the hub repository, 40 hexadecimal digits."""
     config: dict[str, Any] | None = None
-    """A model from scratch: a transformers config with its `model_type` (also `mergenet-cnn`, `mergenet-mlp`)."""
+    """A model from scratch: a transformers config with its `model_type` (or one built in, such as `mergenet-cnn`)."""
     pack: PathText | None = None
     """Source only: a file that `mergenet pack` wrote, inside the model roots; the source itself is not needed."""
     tokenizer: PathText | None = None
@@ -89,8 +89,8 @@ class TrainSpec(Strict):
     """Decoupled for AdamW, L2 for SGD; not applied to biases and norms."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD only."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls to zero after the warm-up."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """How the learning rate falls after the warm-up: to zero, or (`step`) to a fifth at 30, 60 and 80 % of them."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps in which the learning rate rises from zero."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -114,8 +114,9 @@ class SourceSpec(Strict):
 
     model: ModelSpec
     """The source model."""
-    mode: Literal["frozen", "joint", "trajectory"] = "frozen"
-    """`frozen`: as it is; `joint`: it learns beside the target; `trajectory`: its states in training, one by one."""
+    mode: Literal["frozen", "joint", "trajectory", "self"] = "frozen"
+    """`frozen`: as it is; `joint`: it learns beside the target; `trajectory`: its states in training, one by one;
+    `self`: it is the target, which learns from its own re-encoding."""
     states: Annotated[int, Field(ge=2, le=1000)] = 4
     """`trajectory`: states kept of the source's training, evenly spaced, the last included; a pack has its own."""
     data: DataSpec | None = None
@@ -134,7 +135,7 @@ class SourceSpec(Strict):
     @property
     def trained_first(self) -> bool:
         """Whether it is trained once, before the trials that need it."""
-        return self.train is not None and self.mode != "joint"
+        return self.train is not None and self.mode not in ("joint", "self")
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
@@ -149,6 +150,10 @@ class SourceSpec(Strict):
             raise ValueError("source.data and source.train go together: what the source learns, and how")
         if self.task is not None and self.train is None:
             raise ValueError("source.task is what the source is trained on: give source.data and source.train")
+        if self.mode == "self":
+            if self.train is not None or self.rank is not None:
+                raise ValueError("with mode self the source is the target: leave data, train and rank out")
+            return self
         if self.model.config is not None and self.train is None:
             raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
         if self.model.pack is not None and (self.train is not None or self.rank is not None):
@@ -353,6 +358,8 @@ class JobSpec(Strict):
             raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
         if self.source.mode == "frozen":
             return self
+        if self.source.mode == "self":
+            return self._self_fits()
         if self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
             raise ValueError(
                 f"a {self.source.mode} source changes, transfer.method {self.transfer.method} reads it once; take "
@@ -382,6 +389,18 @@ class JobSpec(Strict):
                     f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
                     f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
                 )
+        return self
+
+    def _self_fits(self) -> Self:
+        if self.source.model != self.target.model:
+            raise ValueError("with mode self the source is the target: give source.model the values of target.model")
+        if self.transfer.method not in ("lpka", "lpka-raw"):
+            raise ValueError(
+                f"transfer.method {self.transfer.method} maps one model's axes to another's, mode self has one model; "
+                "take lpka or lpka-raw"
+            )
+        if any("distill" in arm or arm == "copy" for arm in self.arms):
+            raise ValueError("the arms distill and copy need a source of their own; leave them out with mode self")
         return self
 
     @model_validator(mode="after")

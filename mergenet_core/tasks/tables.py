@@ -18,6 +18,7 @@ from mergenet_core.errors import DataRefused, PathRefused
 from mergenet_core.jobs.artifacts import sha256
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.cifar import read_cifar
 from mergenet_core.tasks.drawing import draw
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -99,7 +100,7 @@ def read(data: DataSpec, split: str, columns: tuple[str, ...], roots: Roots, fie
         table = _from_hub(data, given, roots, where)
     else:
         path = roots.dataset(given, where)
-        table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where)
+        table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where, data)
     if len(table.rows) == 0:
         raise DataRefused(f"{where}: {given} has no examples; give a file with at least one row")
     for name in columns:
@@ -118,7 +119,9 @@ def texts(table: Table, column: str, rows: Tensor) -> list[str]:
     return [found[row] for row in rows.tolist()]
 
 
-def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
+def _from_files(paths: list[Path], folder: Path, where: str, data: DataSpec) -> Table:
+    if paths[0].suffix == ".bin":
+        return Table(read_cifar(paths[0], data.image, where), where, hash_of(paths), folder)
     kind = BUILDERS.get(paths[0].suffix.lower())
     if kind is None:
         allowed = ", ".join(BUILDERS)
@@ -140,7 +143,7 @@ def _from_files(paths: list[Path], folder: Path, where: str) -> Table:
 def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in BUILDERS)
     if tables:
-        return _from_files(tables, folder, where)
+        return _from_files(tables, folder, where, data)
     labelled = sorted(path for path in folder.glob("*/*") if path.parent.name != UNLABELLED)
     images = [path for path in labelled if path.suffix.lower() in IMAGES]
     files = images or [path for path in labelled if path.suffix.lower() == ".txt"]

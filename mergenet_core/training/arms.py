@@ -101,6 +101,11 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(job.train, world, seed)
     transfer = pairing = None
+    if job.source.mode == "self" and trial.arm in TRANSFERS:
+        own = Training(engine, learner.task, seed=seed)
+        pairing = pair(target, target, job.transfer)
+        own.transfer = transfer = _between(own, own, pairing, job.transfer, trial)
+        return Arm(own, learner.task, count, transfer, pairing)
     if job.source.mode == "joint":
         return _beside(job, trial, roots, Training(engine, learner.task, seed=seed), target, count)
     if trial.arm in TRANSFERS:
@@ -234,5 +239,5 @@ def _shared_processor(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | N
 
 def image_channels(config: Mapping[str, Any]) -> int:
     """How many channels a model's config asks for; of no meaning for text."""
-    plain = str(config.get("model_type")).startswith("mergenet-")
+    plain = config.get("model_type") in ("mergenet-mlp", "mergenet-cnn")
     return int(image_part(config).get("num_channels", 1 if plain else 3))

@@ -103,7 +103,7 @@ def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell, tmp_path: Pa
         picture.unlink()
         assert "axes that mean the same in both: pixels (144)" in answer.stdout
         assert "axes with a map from one to the other: units.0 (32 → 16)" in answer.stdout
-        assert "memory of a process 0.6 GB" in answer.stdout
+        assert "memory of a process 0.4 GB" in answer.stdout
 
 
 def test_keys_are_made_used_and_revoked(up: Shell) -> None:

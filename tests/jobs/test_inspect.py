@@ -133,7 +133,7 @@ def test_what_could_harm_is_refused(folder: Path, harm: object, sentence: str) -
 
 
 def test_the_shipped_list_of_model_types_is_that_of_the_installed_transformers() -> None:
-    built_in = {"mergenet-cnn", "mergenet-mlp"}
+    built_in = {"mergenet-cnn", "mergenet-mlp", "mergenet-resnet", "mergenet-mobilenet-v2"}
     text = set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     image = set(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) | built_in
     assert model_types() == {
