@@ -23,7 +23,7 @@ from mergenet_core.jobs.pairing import pair
 from mergenet_core.jobs.spec import PairSpec, TransferSpec
 from mergenet_core.training.export import environment
 from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.views import whole
+from mergenet_core.transfer.shards import Shard
 
 TARGET, SOURCE = (160, 960, 1, 1), (100, 2048)
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
@@ -73,7 +73,7 @@ def transfer(method: str, steps: int) -> tuple[Transfer, torch.nn.Parameter]:
         method=method, pairs=[PairSpec(source="head", target="project")], update="hypernetwork", cycle=1, stop_at=1.0
     )
     pairing = pair(ModelFacts({}, {"head": SOURCE}), ModelFacts({}, {"project": TARGET}), spec)
-    return Transfer(source, whole({"project": weight}), pairing, spec, steps=steps, seed=0), weight
+    return Transfer(source, {"project": Shard(weight)}, pairing, spec, steps=steps, seed=0), weight
 
 
 def step_seconds(moving: Transfer, weight: torch.nn.Parameter, step: int) -> float:

@@ -227,7 +227,7 @@ class TransferSpec(Strict):
     """`lpka`: stacked knowledge-transfer layers."""
     heads: Annotated[int, Field(ge=1, le=64)] = 4
     """`lpka`: attention heads of a knowledge-transfer layer."""
-    width: Annotated[int, Field(ge=4, le=4096)] = 64
+    width: Annotated[int, Field(ge=4, le=4096)] = 32
     """`lpka`: token width of a knowledge-transfer layer, a multiple of `heads`."""
     gated: bool = True
     """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""

@@ -16,7 +16,7 @@ from mergenet_core.training.optim import learning_rate, make_optimizer
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
-        ("step", [0.5, 1.0, 1.0, 1.0, 0.2, 0.2]),
+        ("step", [0.5, 1.0, 1.0, 1.0, 0.2, 0.04]),
     ],
 )
 def test_the_rate_rises_in_the_warm_up_and_falls_after_it(schedule: str, rates: list[float]) -> None:
