@@ -66,12 +66,11 @@ def match_layers(theirs: Anatomy, ours: Anatomy) -> dict[int, int]:
     Elsewhere evenly spaced with the last included, a vision transformer's from the input on.
     """
     if theirs.stages and ours.stages and "mergenet-cnn" not in (theirs.family, ours.family):
-        stages = _spread(len(set(ours.stages)), len(set(theirs.stages)))
-        names = sorted(set(ours.stages)), sorted(set(theirs.stages))
         matched = {}
-        for mine, other in stages.items():
-            blocks = [layer for layer, stage in enumerate(ours.stages) if stage == names[0][mine]]
-            sources = [layer for layer, stage in enumerate(theirs.stages) if stage == names[1][other]]
+        for mine, other in _runs(len(set(ours.stages)), len(set(theirs.stages))):
+            names = {sorted(set(ours.stages))[stage] for stage in mine}
+            blocks = [layer for layer, stage in enumerate(ours.stages) if stage in names]
+            sources = [layer for layer, stage in enumerate(theirs.stages) if stage == sorted(set(theirs.stages))[other]]
             # a stage's first block makes it narrower and wider, so first goes with first
             matched[blocks[0]] = sources[0]
             for place, source in _spread(len(blocks) - 1, len(sources) - 1).items():
@@ -80,6 +79,14 @@ def match_layers(theirs: Anatomy, ours: Anatomy) -> dict[int, int]:
     if ours.kind in ("encoder", "decoder", "fusion") or theirs.kind != ours.kind:
         return _spread(ours.layers, theirs.layers)
     return {layer: layer for layer in range(min(theirs.layers, ours.layers))}
+
+
+def _runs(mine: int, theirs: int) -> list[tuple[range, int]]:
+    """Neighbouring stages of the target that go with one of the source; a target of fewer stages skips the source's."""
+    if mine < theirs:
+        return [(range(stage, stage + 1), source) for stage, source in _spread(mine, theirs).items()]
+    starts = [-(-source * mine // theirs) for source in range(theirs + 1)]
+    return [(range(starts[source], starts[source + 1]), source) for source in range(theirs)]
 
 
 def _spread(mine: int, theirs: int) -> dict[int, int]:

@@ -15,6 +15,8 @@ from mergenet_core.jobs.pairs import AxisPair, WeightPair
 from mergenet_core.jobs.parts import ANCHORS, BASES, STREAMS, Anatomy, Form, Part, axis_kind
 from mergenet_core.jobs.spec import PairSpec
 
+NO_MAP = "no map arrives"
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -71,7 +73,7 @@ class Matching:
             other = sources.get((role, layer))
             if other is None:
                 self.unpaired[mine.name] = self._no_counterpart(mine)
-            elif mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
+            elif self._carried and mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
                 self.unpaired[mine.name] = (
                     f"kernel {_size(mine.shape[2:])} here, {_size(other.shape[2:])} in the source"
                 )
@@ -146,9 +148,9 @@ class Matching:
             if arrived or (made and part.inp is not None):
                 continue
             if name == part.inp:
-                return f"no map arrives on its input axis {name}"
+                return f"{NO_MAP} on its input axis {name}"
             if part.inp is None:
-                return f"no map arrives on its axis {name}"
+                return f"{NO_MAP} on its axis {name}"
         return None
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 from mergenet_core.errors import PairingRefused
 from mergenet_core.jobs.anatomy import KNOWN, read_anatomy
 from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.matching import Anchor, Matching, by_name
+from mergenet_core.jobs.matching import NO_MAP, Anchor, Matching, by_name
 from mergenet_core.jobs.pairs import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
-from mergenet_core.jobs.parts import ANCHORS, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
+from mergenet_core.jobs.parts import ANCHORS, BASES, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
 from mergenet_core.jobs.shared import shared_axes
 from mergenet_core.jobs.spec import TransferSpec
 
@@ -160,6 +160,10 @@ def _checked(
     if method != "project":
         unpaired |= {entry.target: _STORED.format(method) for entry in pairs if entry.target_stored}
         pairs = [entry for entry in pairs if entry.target_stored is None]
+    if method == "anchored" and transfer.allow_unanchored:
+        unmet = _read_before_written(pairs, axes)
+        pairs = [entry for entry in pairs if entry.target not in unmet]
+        unpaired |= unmet
     if method == "anchored" and any(axis_kind(name) == "keys" for name in axes):
         raise PairingRefused(
             "transfer.method: anchored moves attention heads one by one, and here groups of them share keys and "
@@ -169,9 +173,10 @@ def _checked(
     if not matrices:
         raise PairingRefused(
             f"no weights pair with transfer.include: {transfer.include}"
-            + (f" ({'; '.join(sorted(set(unpaired.values())))})" if unpaired else "")
+            + (f" ({'; '.join(_causes(unpaired))})" if unpaired else "")
             + ". Choose models that share more, or include: all"
             + ("" if transfer.allow_unanchored else ", or go on without a shared axis: transfer.allow_unanchored: true")
+            + ("" if method in UNANCHORED else ", or take transfer.method: lpka, which needs none")
         )
     narrowest = _narrowest(matrices, axes)
     if transfer.rank is not None and transfer.rank > narrowest:
@@ -202,6 +207,24 @@ def _checked(
             entry.parameters for entry in pairs if not entry.role.endswith(("norm.mean", "norm.variance"))
         ),
     )
+
+
+def _read_before_written(pairs: list[WeightPair], axes: Mapping[str, AxisPair]) -> dict[str, str]:
+    """The weights that read an axis of which no weight before them makes a map, with the reason."""
+    known = {name for name, axis in axes.items() if axis.anchored or axis.basis is not None}
+    found = {}
+    for entry in pairs:
+        if entry.inp is None or entry.inp in known or entry.role in BASES:
+            known |= {entry.out} if entry.out is not None and _is_matrix(entry) else set()
+        else:
+            found[entry.target] = f"anchored makes a map where an axis is written, and {entry.inp} is only read"
+    return found
+
+
+def _causes(unpaired: Mapping[str, str]) -> list[str]:
+    """Why weights do not pair, without what only follows: behind a weight that does not, no map arrives."""
+    reasons = sorted(set(unpaired.values()))
+    return [reason for reason in reasons if not reason.startswith(NO_MAP)] or reasons
 
 
 def _is_matrix(entry: WeightPair) -> bool:

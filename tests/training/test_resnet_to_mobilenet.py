@@ -1,0 +1,146 @@
+"""ResNet-50 into MobileNetV2, whose blocks are built otherwise: what pairs, and what training makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from mergenet_core.errors import PairingRefused
+from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.layouts import shapes_from_config
+from mergenet_core.jobs.pairing import Pairing, pair
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.plan import make_plan
+from mergenet_core.jobs.records import Trial
+from mergenet_core.jobs.spec import JobSpec, MethodName, TransferSpec
+from mergenet_core.models.describe import facts
+from mergenet_core.models.loading import build
+from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.export import export_model
+from tests.training.tiny import image_job, run
+
+RESNET = {
+    "model_type": "mergenet-resnet",
+    "num_channels": 3,
+    "embedding_size": 8,
+    "hidden_sizes": [16, 32],
+    "depths": [2, 1],
+}
+MOBILENET = {"model_type": "mergenet-mobilenet-v2", "num_channels": 3, "depth_multiplier": 0.125}
+# its first convolution is 3×3, as the source's, so that a map is made there
+LIBRARYS = {"model_type": "mobilenet_v2", "image_size": 8, "depth_multiplier": 0.125, "finegrained_output": False}
+BLOCK = "mobilenet_v2.layer.{}.{}_1x1.convolution.weight"
+BOTTLENECK = "resnet.encoder.stages.{}.layers.{}.layer.{}.convolution.weight"
+
+
+def full(method: MethodName) -> Pairing:
+    """The pair of the paper, each at its own size."""
+    labels = tuple(str(label) for label in range(100))
+    source, target = (
+        ModelFacts(config, shapes_from_config(config, "image-classification") or {}, None, labels)
+        for config in ({"model_type": kind, "num_labels": 100} for kind in ("mergenet-resnet", "mergenet-mobilenet-v2"))
+    )
+    return pair(source, target, TransferSpec(method=method))
+
+
+def narrow(method: MethodName, target: dict[str, object]) -> JobSpec:
+    return image_job(
+        target,
+        source__model={"config": RESNET},
+        transfer={"method": method, "cycle": 2, "stop_at": 1.0, "width": 8, "heads": 2, "allow_unanchored": True},
+        arms=["transfer", "control", "sham"],
+    )
+
+
+def test_lpka_pairs_the_blocks_of_both_in_their_order_from_the_first_to_the_last() -> None:
+    pairing = full("lpka")
+    sources = {entry.target: entry.source for entry in pairing.pairs}
+    blocks = [
+        (block, stage, layer)
+        for block in range(16)
+        for stage, depth in enumerate((3, 4, 6, 3))
+        for layer in range(depth)
+        if sources.get(BLOCK.format(block, "expand")) == BOTTLENECK.format(stage, layer, 0)
+    ]
+    # the target's stages have 2, 3, 4, 3, 3 and 1 blocks: the first two go with the source's first, and so on
+    assert blocks == [
+        (0, 0, 0), (2, 0, 1), (4, 0, 2),
+        (5, 1, 0), (6, 1, 1), (7, 1, 2), (8, 1, 3),
+        (9, 2, 0), (10, 2, 1), (11, 2, 2), (12, 2, 3), (13, 2, 4), (14, 2, 5),
+        (15, 3, 0),
+    ]  # fmt: skip
+    for block, stage, layer in blocks:
+        assert sources[BLOCK.format(block, "reduce")] == BOTTLENECK.format(stage, layer, 2)
+    assert sources["classifier.weight"] == "classifier.1.weight"
+    assert (
+        sources["mobilenet_v2.conv_stem.first_conv.convolution.weight"] == "resnet.embedder.embedder.convolution.weight"
+    )
+    assert (
+        pairing.unpaired["mobilenet_v2.layer.1.expand_1x1.convolution.weight"] == "the source's stage has fewer blocks"
+    )
+    assert (
+        pairing.unpaired["mobilenet_v2.layer.0.conv_3x3.convolution.weight"] == "the source has no weight of this role"
+    )
+
+
+@pytest.mark.parametrize("method", ["auto", "project", "anchored"])
+def test_methods_that_carry_maps_are_refused_with_what_broke_the_first_and_what_helps(method: MethodName) -> None:
+    with pytest.raises(PairingRefused) as caught:
+        full(method)
+    assert "kernel 1×1 here, 3×3 in the source" in caught.value.message
+    assert "no map arrives" not in caught.value.message, "what follows from the kernel is not told as well"
+    assert "transfer.method: lpka" in caught.value.message
+
+
+def test_a_weight_that_only_reads_an_axis_waits_for_no_map_of_anchored() -> None:
+    labels = ("a", "b")
+    source, target = (
+        facts(build(config, "image-classification", labels, seed=0, overrides={}), vocabulary=None, labels=labels)
+        for config in (RESNET, LIBRARYS)
+    )
+    pairing = pair(source, target, TransferSpec(method="anchored", allow_unanchored=True))
+    assert pairing.unpaired["classifier.weight"].startswith("anchored makes a map where an axis is written, and last")
+    by_size = pair(source, target, TransferSpec(method="project", allow_unanchored=True))
+    assert "classifier.weight" in {entry.target for entry in by_size.pairs}
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("project", MOBILENET),
+        ("lpka", MOBILENET),
+        ("lpka-raw", MOBILENET),
+        ("project", LIBRARYS),
+        ("anchored", LIBRARYS),
+    ],
+)
+def test_a_narrow_pair_trains_and_what_is_exported_answers_as_it_did_in_training(
+    method: MethodName, target: dict[str, object], tmp_path: Path, roots: Roots
+) -> None:
+    job, folder = narrow(method, target), JobFolder(tmp_path)
+    make_plan(job, roots, tmp_path, [])
+    run(job, "source", tmp_path, roots)
+    losses = {}
+    for arm in ("transfer", "sham", "control"):
+        prepared = prepare_arm(job, Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0), folder, roots)
+        assert (prepared.pairing is None) == (arm == "control")
+        training = prepared.training
+        training.start()
+        model = training.engine.module
+        for _ in range(4):
+            before = {name: value.clone() for name, value in model.named_buffers()}
+            training.advance()
+            assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+        moved = [name for name, value in model.named_buffers() if not torch.equal(value, before[name])]
+        assert len(moved) == len(before), "every BatchNorm goes on counting what it sees"
+        losses[arm] = training.loss
+        about = {"step": training.step, "seed": 0, "trial": arm}
+        export_model(training.engine, prepared.task.processor, tmp_path / arm, attempt=1, about=about)
+        again = AutoModelForImageClassification.from_pretrained(tmp_path / arm).eval()
+        pixels = prepared.task.test.batch(torch.arange(8))["pixel_values"]
+        with torch.no_grad():
+            torch.testing.assert_close(again(pixels).logits, model.eval()(pixels).logits, atol=1e-5, rtol=1e-4)
+    assert len(set(losses.values())) == 3
