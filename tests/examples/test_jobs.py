@@ -116,6 +116,17 @@ def test_a_job_across_tasks(name: str, learned: str, metric: str, tmp_path: Path
     assert result.transferred_parameters > 0
 
 
+def test_a_job_of_a_model_with_itself(tmp_path: Path, roots: Roots) -> None:
+    document = yaml.safe_load((JOBS / "self-transfer.yaml").read_text())
+    document["train"] = STEPS | {"learning_rate": float(document["train"]["learning_rate"])}
+    job = parse(document)
+    plan = make_plan(job, roots, tmp_path, [])
+    assert plan.pairing is not None
+    assert {entry.source for entry in plan.pairing.pairs} == {entry.target for entry in plan.pairing.pairs}
+    assert not any(trial.kind == "source" for trial in plan.trials)
+    assert run(job, "transfer-0", tmp_path, roots).transferred_parameters > 0
+
+
 CROSS_MODAL = [
     ("vqa-v2", "accuracy", AutoModelForVisualQuestionAnswering),
     ("mscoco-retrieval", "mean_recall", AutoModel),
