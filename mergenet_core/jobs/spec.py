@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mergenet_core.jobs.data_spec import DataSpec, NameText, PathText, Strict
+from mergenet_core.jobs.data_spec import DataSpec, NameText, PathText, Strict, check_augment
+from mergenet_core.jobs.milestones import Milestones
 from mergenet_core.jobs.plain import check_plain
 
 __all__ = [
@@ -90,7 +91,9 @@ class TrainSpec(Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD only."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
-    """How the learning rate falls after the warm-up: to zero, or (`step`) to a fifth at 30, 60 and 80 % of them."""
+    """How the learning rate falls after the warm-up: to zero, or (`step`) to a fifth at each of `milestones`."""
+    milestones: Milestones = [0.3, 0.6, 0.8]
+    """`step`: shares of the steps after the warm-up; the default is CIFAR-100's epochs 60, 120 and 160 of 200."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps in which the learning rate rises from zero."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -342,6 +345,7 @@ class JobSpec(Strict):
     def _parts_fit(self) -> Self:
         if self.target.model.pack is not None:
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
+        check_augment(self.target.data, self.target.task, self.source.data, self.source_task, self.arms)
         if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
             raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
         spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
