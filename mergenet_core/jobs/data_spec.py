@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,6 +68,8 @@ class DataSpec(Strict):
     """Language modelling: texts end to end in blocks of `max_length`, or a block a text, cut at `max_length`."""
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     """Images: height and width in pixels after resizing."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """Image classification: shift each training image by up to 4 pixels and mirror every other one, anew each step."""
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
@@ -75,3 +78,19 @@ class DataSpec(Strict):
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         return self
+
+
+def check_augment(data: DataSpec, task: str, learned: DataSpec | None, source_task: str, arms: Sequence[str]) -> None:
+    """Refuse augmentation of what is no image, and of the target's images beside a teacher. Raises: `ValueError`."""
+    for field, augment, name in (
+        ("target.data.augment", data.augment, task),
+        ("source.data.augment", "none" if learned is None else learned.augment, source_task),
+    ):
+        if augment != "none" and name != "image-classification":
+            raise ValueError(f"{field} {augment} is for image-classification, not for {name}; leave it out")
+    distilling = " and ".join(arm for arm in arms if "distill" in arm)
+    if distilling and data.augment != "none":
+        raise ValueError(
+            f"target.data.augment {data.augment} shows another image every step, a teacher's logits are computed once "
+            f"an example: leave {distilling} out of arms, or set augment: none"
+        )

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mergenet_core.jobs.data_spec import DataSpec, NameText, PathText, Strict
+from mergenet_core.jobs.data_spec import DataSpec, NameText, PathText, Strict, check_augment
 from mergenet_core.jobs.plain import check_plain
+from mergenet_core.jobs.train_spec import TrainSpec
 
 __all__ = [
     "Arm",
@@ -69,43 +70,6 @@ class ModelSpec(Strict):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
         check_plain(self.config)
-        return self
-
-
-class TrainSpec(Strict):
-    """How a model learns: the same steps, batches and schedule in every arm."""
-
-    steps: Annotated[int, Field(ge=1, le=10_000_000)]
-    """Optimizer steps."""
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Examples a step, over all devices and micro-batches."""
-    micro_batches: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Gradient accumulation: a step's examples go through the model in so many parts."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with `momentum`."""
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 5e-4
-    """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
-    """Decoupled for AdamW, L2 for SGD; not applied to biases and norms."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD only."""
-    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
-    """How the learning rate falls after the warm-up: to zero, or (`step`) to a fifth at 30, 60 and 80 % of them."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from zero."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm; null turns clipping off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward."""
-    eval_every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between evaluations on the validation split; default: a tenth of `steps`."""
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between checkpoints; default: a fifth of `steps`."""
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> Self:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be smaller than steps {self.steps}")
         return self
 
 
@@ -342,6 +306,7 @@ class JobSpec(Strict):
     def _parts_fit(self) -> Self:
         if self.target.model.pack is not None:
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
+        check_augment(self.target.data, self.target.task, self.source.data, self.source_task, self.arms)
         if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
             raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
         spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy

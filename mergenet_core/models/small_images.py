@@ -64,3 +64,5 @@ class MergeNetMobileNetV2(MobileNetV2ForImageClassification):  # type: ignore[mi
         halving = [layer.conv_3x3.convolution for layer in body.layer if layer.conv_3x3.convolution.stride != (1, 1)]
         for convolution in (body.conv_stem.first_conv.convolution, *halving[:1]):
             convolution.stride = (1, 1)
+        for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.momentum = 0.1  # transformers' 0.997 is TensorFlow's decay: here it would keep the last batch alone

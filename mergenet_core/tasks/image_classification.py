@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.augment import crop_flip
 from mergenet_core.tasks.pixels import Pixels, check_channels, fitted, read_pixels
 from mergenet_core.tasks.tables import Table, read_splits
 from mergenet_core.tasks.task import Classification, Task
@@ -24,6 +25,7 @@ class PixelExamples:
 
     pixels: Pixels
     labels: Tensor
+    augment: bool = False
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -32,6 +34,13 @@ class PixelExamples:
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Normalised pixels and labels. Shapes: (b, c, h, w), labels (b)."""
         return {"pixel_values": self.pixels.batch(index_b), "labels": self.labels[index_b]}
+
+    def shown(self, index_b: Tensor, draw: int) -> dict[str, Tensor]:
+        """The batch as training sees it: with `augment`, shifted and mirrored by `draw` and the example alone."""
+        batch = self.batch(index_b)
+        if self.augment:
+            batch["pixel_values"] = crop_flip(batch["pixel_values"], index_b, len(self), draw, self.pixels.shift_c)
+        return batch
 
     def evaluation_order(self) -> Tensor:
         """As they were read: all have one size."""
@@ -49,12 +58,12 @@ def load_images(data: DataSpec, processor: Any, roots: Roots, *, seed: int, fiel
     splits = read_splits(data, data.image, roots, seed=seed, field=field)
     processor = fitted(processor, splits.train, torch.arange(len(splits.train_labels_n)), data, channels)
 
-    def examples(table: Table, rows: Tensor, labels_n: Tensor) -> PixelExamples:
-        return PixelExamples(read_pixels(table, data, rows, processor, channels), labels_n[rows])
+    def examples(table: Table, rows: Tensor, labels_n: Tensor, augment: bool = False) -> PixelExamples:
+        return PixelExamples(read_pixels(table, data, rows, processor, channels), labels_n[rows], augment)
 
     return Classification(
         labels=splits.labels,
-        train=examples(splits.train, splits.train_rows, splits.train_labels_n),
+        train=examples(splits.train, splits.train_rows, splits.train_labels_n, data.augment == "crop-flip"),
         validation=examples(splits.validation, splits.validation_rows, splits.validation_labels_n),
         test=examples(splits.test, torch.arange(len(splits.test_labels_n)), splits.test_labels_n),
         processor=processor,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,14 @@ class Examples(Protocol):
 
     def evaluation_order(self) -> Tensor:
         """The order that wastes the least padding."""
+
+
+@runtime_checkable
+class Varied(Protocol):
+    """Examples that training sees otherwise at every step."""
+
+    def shown(self, index_b: Tensor, draw: int) -> dict[str, Tensor]:
+        """As `Examples.batch`, by a number of the step's; an example's does not hang on who shares the batch."""
 
 
 class Task(Protocol):

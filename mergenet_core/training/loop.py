@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.jobs.spec import TrainSpec
-from mergenet_core.tasks.task import Examples, Task
+from mergenet_core.tasks.task import Examples, Task, Varied
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.engines import Engine
 from mergenet_core.training.optim import learning_rate
@@ -145,7 +145,9 @@ class Training:
     def _loss(self, index_b: Tensor, place: int) -> Tensor:
         """The loss of one micro-batch; `place` is its number among those of all processes."""
         device = self.engine.world.device
-        batch = {name: value.to(device) for name, value in self.task.train.batch(index_b).items()}
+        examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
+        seen = examples.shown(index_b, draw) if isinstance(examples, Varied) else examples.batch(index_b)
+        batch = {name: value.to(device) for name, value in seen.items()}
         torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if place == 0 else _STREAMS + place))
         outputs = self.engine(**inputs(batch, self.task))
         loss = self.task.loss(outputs, batch)

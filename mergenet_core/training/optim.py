@@ -22,14 +22,10 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum)
 
 
-MILESTONES = (0.3, 0.6, 0.8)
-"""Epochs 60, 120 and 160 of 200, as CIFAR-100 is usually trained."""
-
-
 def learning_rate(spec: TrainSpec, step: int) -> float:
     """The learning rate of the step that follows `step` finished ones.
 
-    Equation: η · (t+1)/w in the warm-up; after it η, η · (1 − p), η · (1 + cos πp)/2, or η/5^k past k of `MILESTONES`;
+    Equation: η · (t+1)/w in the warm-up; after it η, η · (1 − p), η · (1 + cos πp)/2, or η/5^k past k milestones;
     p the share of the rest done.
     """
     if step < spec.warmup_steps:
@@ -39,6 +35,6 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
         "constant": 1.0,
         "linear": 1.0 - done,
         "cosine": (1.0 + math.cos(math.pi * done)) / 2,
-        "step": 0.2 ** sum(done >= milestone for milestone in MILESTONES),
+        "step": 0.2 ** sum(done >= milestone for milestone in spec.milestones),
     }[spec.schedule]
     return spec.learning_rate * factor

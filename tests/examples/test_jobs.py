@@ -27,6 +27,7 @@ from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.inspect import inspect_model
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
+from tests.tasks.cifar_files import write_cifar
 from tests.tasks.pictures import write_captions, write_vqa
 from tests.tasks.words import WORDS, write_reviews, write_squad, write_words
 from tests.training.tiny import run, text_rows, write_lines
@@ -152,6 +153,38 @@ def test_a_job_across_modalities(name: str, metric: str, auto: Any, tmp_path: Pa
     _, loaded = auto.from_pretrained(tmp_path / "trials" / "transfer-0" / "model", output_loading_info=True)
     assert not loaded["missing_keys"]
     assert not loaded["unexpected_keys"]
+
+
+NARROW: dict[str, dict[str, object]] = {
+    "source": {"embedding_size": 4, "hidden_sizes": [8, 12, 16, 24], "depths": [2, 1, 1, 1]},
+    "target": {"depth_multiplier": 0.1, "finegrained_output": False},
+}
+
+
+@pytest.mark.parametrize("name", ["cifar-100", "fashion-cifar"])
+def test_a_job_across_structures(name: str, tmp_path: Path, roots: Roots) -> None:
+    document = yaml.safe_load((JOBS / f"{name}.yaml").read_text())
+    folder, labels = Path(document["target"]["data"]["train"]).parent, 100 if name == "cifar-100" else 10
+    for split, count in (("train", 120), ("test", 10)):
+        write_cifar(roots.data[0] / folder / f"{split}.bin", count, len(split), labels)
+    for part in (document, document["source"]):
+        part["train"] |= STEPS
+    document["transfer"]["cycle"] = 1
+    if name == "cifar-100":
+        for side, config in NARROW.items():
+            document[side]["model"]["config"] |= config
+    job = parse(document)
+    plan = make_plan(job, roots, tmp_path, [])
+    assert plan.pairing is not None
+    paired = {entry.role for entry in plan.pairing.pairs}
+    assert "stem.conv" in paired
+    assert plan.trials[0].id == "source"
+    control = run(job, "control-0", tmp_path, roots)
+    run(job, "source", tmp_path, roots)
+    result = run(job, "transfer-0", tmp_path, roots)
+    assert result.parameters == control.parameters
+    assert result.metric == "accuracy"
+    assert result.transferred_parameters > 0
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -51,6 +51,8 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/train/steps", "ten", 'valid integer (given: "ten")'),
         ("/train/learning_rate", float("nan"), "finite"),
         ("/train/warmup_steps", 10, "warmup_steps 10 must be smaller than steps 10"),
+        ("/train/milestones", [0.6, 0.3], "milestones must rise, and none may repeat: [0.6, 0.3]"),
+        ("/train/milestones", [0.3, 1.0], "less than 1"),
         ("/train/optimizer", "adam", "'adamw' or 'sgd'"),
         ("/source/model/path", None, "exactly one of path, hub, config and, for a source, pack, not none of them"),
         ("/source/model/hub", "org/name", "exactly one of path, hub, config and, for a source, pack, not path and hub"),

@@ -59,6 +59,17 @@ def test_shapes_of_transformers_own_mobilenet() -> None:
 
 
 @pytest.mark.parametrize("kind", NARROW)
+def test_the_statistics_are_those_of_many_batches(kind: str) -> None:
+    model = made(kind, **NARROW[kind]).train()
+    norm = model.get_submodule(next(name for name, _ in model.named_modules() if name.endswith("normalization")))
+    seen = []
+    norm.register_forward_hook(lambda _, maps, __: seen.append(maps[0].detach().mean(dim=(0, 2, 3))))
+    for shift in (0.0, 5.0):
+        model(torch.randn(4, 3, 32, 32) + shift)
+    torch.testing.assert_close(norm.running_mean, 0.09 * seen[0] + 0.1 * seen[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NARROW)
 def test_a_saved_one_comes_back_with_its_strides(kind: str, tmp_path: Path) -> None:
     model = made(kind, **NARROW[kind]).eval()
     model.save_pretrained(tmp_path)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.models.processors import plain_image_processor
 from mergenet_core.tasks.image_classification import load_images
 from tests.training.tiny import image_job, run
 
@@ -106,3 +112,24 @@ def test_a_resnet_into_a_mobilenet(method: str, roots: Roots, tmp_path: Path) ->
     result = run(spec, "transfer-0", tmp_path, roots)
     assert result.transferred_parameters > 0
     assert np.isfinite(result.final_loss)
+
+
+def test_the_hubs_parquet_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    names = [f"name {number}" for number in range(100)]
+    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=names)})
+    for split, count in (("train", 20), ("test", 4)):
+        rows: dict[str, list[Any]] = {"img": [], "fine_label": []}
+        for row in range(count):
+            written = io.BytesIO()
+            Image.fromarray(np.full((32, 32, 3), row, dtype=np.uint8)).save(written, "PNG")
+            rows["img"].append({"bytes": written.getvalue(), "path": None})
+            rows["fine_label"].append(99 - row)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    assert str(pq.read_schema(tmp_path / "test.parquet").field("img").type).startswith("struct<bytes")
+    processor = plain_image_processor(32, [0.0] * 3, [1.0] * 3)
+    data = DataSpec(train="train.parquet", test="test.parquet", image="img", label="fine_label")
+    task = load_images(data, processor, Roots((), (tmp_path,)), seed=0, field="target.data", channels=3)
+    batch = task.test.batch(torch.arange(4))
+    assert task.labels == tuple(names)
+    assert batch["labels"].tolist() == [99, 98, 97, 96]
+    assert (batch["pixel_values"][:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 3]

@@ -24,6 +24,14 @@ def test_the_rate_rises_in_the_warm_up_and_falls_after_it(schedule: str, rates: 
     assert [learning_rate(spec, step) for step in range(6)] == pytest.approx(rates, abs=1e-6)
 
 
+def test_milestones_can_be_named_and_are_the_papers_otherwise() -> None:
+    halves = TrainSpec(steps=4, learning_rate=1.0, schedule="step", milestones=[0.5])
+    assert [learning_rate(halves, step) for step in range(4)] == pytest.approx([1.0, 1.0, 0.2, 0.2])
+    paper = TrainSpec(steps=78_125, learning_rate=0.1, schedule="step")
+    falls = [step for step in range(1, 78_125) if learning_rate(paper, step) != learning_rate(paper, step - 1)]
+    assert [round(step * 128 / 50_000) for step in falls] == [60, 120, 160]
+
+
 def test_biases_and_norms_are_not_decayed() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     for optimizer in ("adamw", "sgd"):
