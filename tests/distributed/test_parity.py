@@ -9,7 +9,8 @@ from tests.distributed.odd import METHODS, STRATEGIES, trial
 Curves = dict[str, dict[int, float]]
 LEARNED = [name for name in METHODS if name != "project"]
 CASES = [(method, joint) for method in METHODS for joint in (False, True) if method in LEARNED or not joint]
-FAST = [(name, *case) for name in STRATEGIES for case in (("anchored", False), ("lpka-gradient", True))]
+SPREAD = ("fsdp2", "zero3")
+FAST = [(name, "anchored", False) for name in STRATEGIES] + [(name, "lpka-gradient", True) for name in SPREAD]
 SLOW = [case for case in ((name, *case) for name in STRATEGIES for case in CASES) if case not in FAST]
 TOLERANCE = 1e-6
 

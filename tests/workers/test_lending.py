@@ -121,7 +121,7 @@ def started(lab: Lab, document: dict[str, object]) -> tuple[Job, psutil.Process,
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("who", ["supervisor", "worker"])
+@pytest.mark.parametrize("who", ["supervisor", pytest.param("worker", marks=pytest.mark.slow)])
 def test_devices_of_a_killed_holder_come_back(narrow: Lab, who: str) -> None:
     job, horse, worker = started(narrow, document())
     are(narrow, "free", "held")
