@@ -67,10 +67,11 @@ def match_layers(theirs: Anatomy, ours: Anatomy) -> dict[int, int]:
     """
     if theirs.stages and ours.stages and "mergenet-cnn" not in (theirs.family, ours.family):
         matched = {}
-        for mine, other in _runs(len(set(ours.stages)), len(set(theirs.stages))):
-            names = {sorted(set(ours.stages))[stage] for stage in mine}
+        own, others = sorted(set(ours.stages)), sorted(set(theirs.stages))
+        for mine, other in _runs(len(own), len(others)):
+            names = {own[stage] for stage in mine}
             blocks = [layer for layer, stage in enumerate(ours.stages) if stage in names]
-            sources = [layer for layer, stage in enumerate(theirs.stages) if stage == sorted(set(theirs.stages))[other]]
+            sources = [layer for layer, stage in enumerate(theirs.stages) if stage == others[other]]
             # a stage's first block makes it narrower and wider, so first goes with first
             matched[blocks[0]] = sources[0]
             for place, source in _spread(len(blocks) - 1, len(sources) - 1).items():

@@ -324,23 +324,32 @@ class JobSpec(Strict):
         if self.source.mode == "frozen":
             return self
         if self.source.mode == "self":
-            return self._self_fits()
-        if self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
+            self._check_self()
+        elif self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
             raise ValueError(
                 f"a {self.source.mode} source changes, transfer.method {self.transfer.method} reads it once; take "
                 "anchored or lpka"
             )
-        if self.source.mode == "trajectory":
-            return self
-        assert self.source.train is not None
-        if self.source.train.steps != self.train.steps:
+        train = self.source.train
+        if self.source.mode == "joint" and train is not None and train.steps != self.train.steps:
             raise ValueError(
-                f"a joint source takes a step with each of the target's: source.train.steps {self.source.train.steps} "
+                f"a joint source takes a step with each of the target's: source.train.steps {train.steps} "
                 f"must be train.steps {self.train.steps}"
             )
-        if any("distill" in arm or arm == "copy" for arm in self.arms):
-            raise ValueError("the arms distill and copy need a source that is frozen; leave them out with mode joint")
+        if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):
+            raise ValueError(
+                f"the arms distill and copy need a source that is frozen; leave them out with mode {self.source.mode}"
+            )
         return self
+
+    def _check_self(self) -> None:
+        if self.source.model != self.target.model:
+            raise ValueError("with mode self the source is the target: give source.model the values of target.model")
+        if self.transfer.method not in ("lpka", "lpka-raw"):
+            raise ValueError(
+                f"transfer.method {self.transfer.method} maps one model's axes to another's, mode self has one model; "
+                "take lpka or lpka-raw"
+            )
 
     @model_validator(mode="after")
     def _batches_stay_whole(self) -> Self:
@@ -354,18 +363,6 @@ class JobSpec(Strict):
                     f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
                     f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
                 )
-        return self
-
-    def _self_fits(self) -> Self:
-        if self.source.model != self.target.model:
-            raise ValueError("with mode self the source is the target: give source.model the values of target.model")
-        if self.transfer.method not in ("lpka", "lpka-raw"):
-            raise ValueError(
-                f"transfer.method {self.transfer.method} maps one model's axes to another's, mode self has one model; "
-                "take lpka or lpka-raw"
-            )
-        if any("distill" in arm or arm == "copy" for arm in self.arms):
-            raise ValueError("the arms distill and copy need a source of their own; leave them out with mode self")
         return self
 
     @model_validator(mode="after")

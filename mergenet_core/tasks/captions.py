@@ -15,9 +15,9 @@ from mergenet_core.jobs.beside import images_beside
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.reading import columns
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.own_files import own_json, picture_table
 from mergenet_core.tasks.pixels import distinct
 from mergenet_core.tasks.tables import Table, hash_of, read
-from mergenet_core.tasks.vqa import picture_table, read_json
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ class Captioned:
 def read_captioned(data: DataSpec, split: str, roots: Roots, field: str) -> Captioned:
     """Read one split and check every caption. Raises: `DataRefused`, `PathRefused`."""
     where = f"{field}.{split}"
-    path = roots.dataset(getattr(data, split), where) if data.hub is None else None
-    if path is not None and path.suffix.lower() == ".json":
-        found = read_json(path)
-        if isinstance(found, dict) and "annotations" in found:
-            return _from_file(path, found, data, roots, where)
+    if own := own_json(data, split, roots, where, "annotations"):
+        return _from_file(*own, data, roots, where)
     table = read(data, split, columns("image-text-retrieval", data), roots, field)
     picture_rows, image_n = distinct(table, data)
     captions: list[list[Any]] = [[] for _ in picture_rows]

@@ -58,13 +58,12 @@ def fitted(processor: Any, train: Table, rows: Tensor, data: DataSpec, channels:
 
     One that keeps each image's proportions (ViLT's) gives way to one that makes squares, with its mean and deviation.
     """
-    if keeps_proportions(processor):
-        return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
-    if processor is None or (is_plain(processor) and len(processor.image_mean) != channels):
-        return _measured(train, rows, data, channels)
-    if is_plain(processor):
-        return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
-    return processor
+    if not keeps_proportions(processor):
+        if processor is None or (is_plain(processor) and len(processor.image_mean) != channels):
+            return _measured(train, rows, data, channels)
+        if not is_plain(processor):
+            return processor
+    return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
 
 
 def read_pixels(

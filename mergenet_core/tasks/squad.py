@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from mergenet_core.jobs.artifacts import sha256
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.reading import columns
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.own_files import own_json
 from mergenet_core.tasks.tables import read
 
 
@@ -49,10 +48,11 @@ class Questions:
 def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Questions:
     """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
     where = f"{field}.{split}"
-    path = roots.dataset(getattr(data, split), where) if data.hub is None else None
-    articles = _articles(path, where) if path is not None and path.suffix.lower() == ".json" else None
-    if articles is not None and path is not None:
-        found, checksum = _from_articles(articles, where), sha256(path)
+    if own := own_json(data, split, roots, where, "data"):
+        path, file = own
+        if not isinstance(file["data"], list):
+            raise DataRefused(f"{where}: in {path.name} `data` is not a list of articles, as in SQuAD's files")
+        found, checksum = _from_articles(file["data"], where), sha256(path)
     else:
         table = read(data, split, columns("question-answering", data), roots, field)
         found, checksum = (
@@ -63,19 +63,6 @@ def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Ques
     if not rows:
         raise DataRefused(f"{where}: {getattr(data, split)} has no questions; give a file with at least one")
     return Questions(rows, where, checksum)
-
-
-def _articles(path: Path, where: str) -> list[Any] | None:
-    """The articles of SQuAD's own file; None for JSON of another form."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None  # JSON lines, or torn: the table's reader tells
-    if not isinstance(found, dict) or "data" not in found:
-        return None
-    if not isinstance(found["data"], list):
-        raise DataRefused(f"{where}: in {path.name} `data` is not a list of articles, as in SQuAD's files")
-    return found["data"]
 
 
 Row = tuple[Any, Any, Any]

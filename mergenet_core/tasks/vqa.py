@@ -5,13 +5,11 @@ Legend: n questions.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from mergenet_core.jobs.beside import annotations_beside, images_beside
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.reading import columns
 from mergenet_core.jobs.spec import DataSpec
+from mergenet_core.tasks.own_files import own_json, picture_table, read_json
 from mergenet_core.tasks.pixels import distinct
 from mergenet_core.tasks.tables import Table, hash_of, read
 from mergenet_core.tasks.vqa_scores import as_judged, normalise
@@ -60,11 +59,8 @@ class Questions:
 def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Questions:
     """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
     where = f"{field}.{split}"
-    path = roots.dataset(getattr(data, split), where) if data.hub is None else None
-    if path is not None and path.suffix.lower() == ".json":
-        found = read_json(path)
-        if isinstance(found, dict) and "questions" in found:
-            return _from_files(path, found, data, roots, where)
+    if own := own_json(data, split, roots, where, "questions"):
+        return _from_files(*own, data, roots, where)
     table = read(data, split, columns("visual-question-answering", data), roots, field)
     asked = table.rows.select_columns([data.question, data.answers])
     rows = tuple(
@@ -72,23 +68,6 @@ def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Ques
     )
     picture_rows, image_n = distinct(table, data)
     return Questions(rows, table, picture_rows, image_n, table.sha256)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where it is none, but perhaps JSON lines."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-
-
-def picture_table(names: Sequence[str], data: DataSpec, folder: Path, field: str) -> Table:
-    """Images by their names in a folder, as a table. Raises: `DataRefused` for the first that is not there."""
-    missing = next((name for name in names if not (folder / name).is_file()), None)
-    if missing is not None:
-        raise DataRefused(f"{field}: the image {missing} is not in {folder.name}; copy all images of the split there")
-    rows = datasets.Dataset.from_dict({data.image: [{"bytes": None, "path": name} for name in names]})
-    return Table(rows, field, "", folder)
 
 
 def _from_files(path: Path, found: Mapping[str, Any], data: DataSpec, roots: Roots, where: str) -> Questions:

@@ -100,15 +100,15 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     count = parameters(learner.model)
     target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(job.train, world, seed)
-    transfer = pairing = None
-    if job.source.mode == "self" and trial.arm in TRANSFERS:
-        own = Training(engine, learner.task, seed=seed)
-        pairing = pair(target, target, job.transfer)
-        own.transfer = transfer = _between(own, own, pairing, job.transfer, trial)
-        return Arm(own, learner.task, count, transfer, pairing)
+    training = Training(engine, learner.task, seed=seed)
     if job.source.mode == "joint":
-        return _beside(job, trial, roots, Training(engine, learner.task, seed=seed), target, count)
-    if trial.arm in TRANSFERS:
+        return _beside(job, trial, roots, training, target, count)
+    if trial.arm not in TRANSFERS:
+        return Arm(training, learner.task, count)
+    if job.source.mode == "self":
+        pairing = pair(target, target, job.transfer)
+        transfer = _between(training, training, pairing, job.transfer, trial)
+    else:
         source = frozen_source(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
         pairing = within(pairing, source_rank(job.source, source), job.transfer.rank)
@@ -125,7 +125,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
             states=states,
             sham=trial.arm == "sham",
         )
-    training = Training(engine, learner.task, seed=seed, transfer=transfer)
+    training.transfer = transfer
     return Arm(training, learner.task, count, transfer, pairing)
 
 

@@ -63,9 +63,6 @@ class Training:
         task: Task,
         *,
         seed: int,
-        transfer: Transferring | None = None,
-        distillation: Distillation | None = None,
-        partner: Training | None = None,
         field: str = "train",
     ) -> None:
         self.engine = engine
@@ -74,9 +71,9 @@ class Training:
         self.field = field
         """Where the document says how this is trained, for sentences about it."""
         self.seed = seed
-        self.transfer = transfer
-        self.distillation = distillation
-        self.partner = partner
+        self.transfer: Transferring | None = None
+        self.distillation: Distillation | None = None
+        self.partner: Training | None = None
         """A source that learns beside this model: it takes a step with each of this one's."""
         self.step = 0
         self.started = False

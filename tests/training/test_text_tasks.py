@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -25,9 +24,8 @@ from mergenet_core.jobs.plan import make_plan
 from mergenet_core.jobs.records import Trial
 from mergenet_core.models.loading import load_trained
 from mergenet_core.training.arms import prepare_arm
-from mergenet_core.training.seams import Interrupted
 from tests.tasks.words import WORDS, squad_rows, write_reviews, write_squad, write_words
-from tests.training.tiny import BERT, Recorder, run, write_lines
+from tests.training.tiny import BERT, run, run_twice, write_lines
 
 SIZES = {"vocab_size": len(WORDS), "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
 CONFIG = {"model_type": "bert", "max_position_embeddings": 64, **BERT}
@@ -82,20 +80,11 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
 ) -> None:
     spec = job(task, data, config)
     made = make_plan(spec, roots, tmp_path, [])
-    whole = run(spec, "transfer-0", tmp_path / "whole", roots)
+    whole, folder = run_twice(spec, tmp_path, roots)
     assert whole.metric == metric
     assert {metric} < set(whole.metrics)
-    assert whole.last["test"] == whole.metrics[metric]
-    assert whole.transferred_parameters > 0
     assert whole.parameters == made.estimate.target_parameters
-    with pytest.raises(Interrupted):
-        run(spec, "transfer-0", tmp_path / "parts", roots, Recorder({3: "stop"}))
-    parts = run(spec, "transfer-0", tmp_path / "parts", roots, attempt=2)
-    assert (parts.last, parts.best, parts.metrics) == (whole.last, whole.best, whole.metrics)
-    folders = [tmp_path / name / "trials" / "transfer-0" / "model" for name in ("whole", "parts")]
-    one, other = (load_file(folder / "model.safetensors") for folder in folders)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    model, loaded = auto.from_pretrained(folders[0], output_loading_info=True)
+    model, loaded = auto.from_pretrained(folder, output_loading_info=True)
     assert not loaded["missing_keys"]
     assert not loaded["unexpected_keys"]
     arm = prepared(spec, tmp_path, roots)

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
@@ -21,7 +23,7 @@ from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import JobFolder, Roots
 from mergenet_core.jobs.records import Checkpoint, Trial, TrialResult
 from mergenet_core.jobs.spec import JobSpec
-from mergenet_core.training.trial import run_trial
+from mergenet_core.training.trial import Interrupted, run_trial
 
 TOPICS = {"fruit": "apple pear plum fig", "tools": "saw drill axe file", "music": "drum harp bell horn"}
 FILLERS = ["the", "a", "of", "and", "in", "on", "with", "more", "less", "some"]
@@ -163,6 +165,21 @@ class Recorder:
 
     def requested(self) -> Literal["stop", "checkpoint"] | None:
         return self.ask.pop(self.steps, None)
+
+
+def run_twice(job: JobSpec, folder: Path, roots: Roots) -> tuple[TrialResult, Path]:
+    """The transfer's result and exported model; stopped at step 3 and resumed it has the same, bit for bit."""
+    whole = run(job, "transfer-0", folder / "whole", roots)
+    assert whole.last["test"] == whole.metrics[whole.metric]
+    assert whole.transferred_parameters > 0
+    with pytest.raises(Interrupted):
+        run(job, "transfer-0", folder / "parts", roots, Recorder({3: "stop"}))
+    parts = run(job, "transfer-0", folder / "parts", roots, attempt=2)
+    assert (parts.last, parts.best, parts.metrics) == (whole.last, whole.best, whole.metrics)
+    folders = [folder / name / "trials" / "transfer-0" / "model" for name in ("whole", "parts")]
+    one, other = (load_file(place / "model.safetensors") for place in folders)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    return whole, folders[0]
 
 
 def run(
