@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.methods.lpka import Lpka, PairAdapter
+from mergenet_core.transfer.methods.lpka import Adapter, Lpka
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import batch, bert, cnn, matrix, mlp, paired, shards
@@ -32,8 +32,8 @@ def normal(X):
     return X / numpy.sqrt((X**2).mean(1, keepdims=True))
 
 
-def reference_adapter(adapter, B, A, B_l, A_l, heads):
-    weights = {name: value.detach().numpy() for name, value in adapter.named_parameters()}
+def reference_adapter(adapter, pair, B, A, B_l, A_l, heads):
+    weights = {name: value[pair].detach().numpy() for name, value in adapter.named_parameters()}
     scale = normal if adapter.gated else (lambda X: X)
     T = numpy.concatenate([linear(scale(A), weights, "target_rows"), linear(scale(B.T), weights, "target_columns")])
     S = numpy.concatenate([linear(scale(A_l), weights, "source_rows"), linear(scale(B_l.T), weights, "source_columns")])
@@ -71,15 +71,16 @@ def _gated(old, made, gate):
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_adapter_is_its_equations(gated):
     torch.manual_seed(0)
-    adapter = PairAdapter((7, 5), (9, 11), TransferSpec(**SPEC, gated=gated)).double()
+    adapter = Adapter(2, (7, 5), (9, 11), TransferSpec(**SPEC, gated=gated)).double()
     with torch.no_grad():
         for value in adapter.parameters():
             value.add_(0.1 * torch.randn_like(value))
-    B, A, B_l, A_l = (torch.randn(*shape, dtype=torch.float64) for shape in ((7, 3), (3, 5), (9, 4), (4, 11)))
-    made = adapter(B, A, B_l, A_l)
-    expected = reference_adapter(adapter, *(X.numpy() for X in (B, A, B_l, A_l)), heads=2)
-    for mine, reference in zip(made, expected, strict=True):
-        numpy.testing.assert_allclose(mine.detach().numpy(), reference, atol=1e-6)
+    B, A, B_l, A_l = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((7, 3), (3, 5), (9, 4), (4, 11)))
+    new_B, new_A = adapter(B.mT, A, B_l.mT, A_l)
+    for pair in range(2):
+        expected = reference_adapter(adapter, pair, *(X[pair].numpy() for X in (B, A, B_l, A_l)), heads=2)
+        for mine, reference in zip((new_B[pair].T, new_A[pair]), expected, strict=True):
+            numpy.testing.assert_allclose(mine.detach().numpy(), reference, atol=1e-6)
 
 
 def prepared(build, **settings):
@@ -96,11 +97,17 @@ def dense_outputs(method, target):
     """W' = W + B'A' − BA of every pair as full matrices with their graph."""
     weights = target.state_dict()
     made = {}
-    for name, adapter in method._adapters.items():
-        view = view_of(weights[name].clone(), method._views[name].form)
-        B, A = factorize(view, method._ranks[name], method.factors[f"{name}.own"])
-        new_B, new_A = adapter(B, A, method.factors[f"{name}.B"], method.factors[f"{name}.A"])
-        made[name] = matrix(view) + new_B @ new_A - B @ A
+    for names, adapter in method._adapters.items():
+        views = [view_of(weights[name].clone(), method._views[name].form) for name in names]
+        own = [
+            factorize(view, method._ranks[name], method.factors[f"{name}.own"])
+            for name, view in zip(names, views, strict=True)
+        ]
+        theirs = [(method.factors[f"{name}.B"].T, method.factors[f"{name}.A"]) for name in names]
+        factors = ([B.T for B, _ in own], [A for _, A in own], [B for B, _ in theirs], [A for _, A in theirs])
+        new = zip(*adapter(*map(torch.stack, factors)), strict=True)
+        for name, view, (B, A), (new_B, new_A) in zip(names, views, own, new, strict=True):
+            made[name] = matrix(view) + new_B.T @ new_A - B @ A
     return made
 
 

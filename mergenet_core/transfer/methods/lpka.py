@@ -3,7 +3,7 @@
 Both weights are re-encoded, W ≈ B A. The rows of A and the columns of B are tokens; those of the target ask, those of
 the source answer, through stacked knowledge-transfer layers. No axis has to mean the same in both models.
 
-Shape suffixes: m × n the target's weight, M × N the source's, r rank, k tokens (2r), w token width.
+Shape suffixes: m × n the target's weight, M × N the source's, r rank, k tokens (2r), w token width, p pairs.
 """
 
 from __future__ import annotations
@@ -21,72 +21,104 @@ from mergenet_core.transfer.shards import Shard
 from mergenet_core.transfer.views import WeightView
 
 
+class Linears(nn.Module):
+    """Linear maps, one a pair, applied as one."""
+
+    def __init__(self, pairs: int, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(pairs, outputs, inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(pairs, 1, outputs).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, X_pki: Tensor) -> Tensor:
+        """X Wᵀ + b of each pair. Shapes: (p, k, inputs) → (p, k, outputs)."""
+        if self.bias is None:
+            return torch.bmm(X_pki, self.weight.mT)
+        return torch.baddbmm(self.bias, X_pki, self.weight.mT)
+
+
+class LayerNorms(nn.Module):
+    """Layer norms, one a pair, applied as one."""
+
+    def __init__(self, pairs: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(pairs, 1, width))
+        self.bias = nn.Parameter(torch.zeros(pairs, 1, width))
+
+    def forward(self, X_pkw: Tensor) -> Tensor:
+        """Rows of mean 0 and variance 1, then scaled and shifted. Shapes: (p, k, w) → (p, k, w)."""
+        return torch.addcmul(self.bias, nn.functional.layer_norm(X_pkw, X_pkw.shape[-1:]), self.weight)
+
+
 class KnowledgeTransferLayer(nn.Module):
     """Attention from target tokens to source tokens, then a feed-forward; each with a residual and a LayerNorm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, pairs: int, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.attention_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
-        self.norm = nn.LayerNorm(width)
+        self.query = Linears(pairs, width, width, bias=False)
+        self.key = Linears(pairs, width, width, bias=False)
+        self.value = Linears(pairs, width, width, bias=False)
+        self.out = Linears(pairs, width, width, bias=False)
+        self.attention_norm = LayerNorms(pairs, width)
+        self.up = Linears(pairs, width, 2 * width)
+        self.down = Linears(pairs, 2 * width, width)
+        self.norm = LayerNorms(pairs, width)
 
-    def forward(self, target_kw: Tensor, source_kw: Tensor) -> Tensor:
+    def forward(self, target_pkw: Tensor, source_pkw: Tensor) -> Tensor:
         """Target tokens with what the source's tokens say to them.
 
         Equation: T ← LN(T + softmax(T W_q (S W_k)ᵀ / √(w/heads)) S W_v W_o); T ← LN(T + FFN(T)).
         """
         query, key, value = (
-            project(tokens).unflatten(1, (self.heads, -1)).transpose(0, 1)
-            for project, tokens in ((self.query, target_kw), (self.key, source_kw), (self.value, source_kw))
+            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project, tokens in ((self.query, target_pkw), (self.key, source_pkw), (self.value, source_pkw))
         )
         answers = nn.functional.scaled_dot_product_attention(query, key, value)
-        heard_kw: Tensor = self.attention_norm(target_kw + self.out(answers.transpose(0, 1).flatten(1)))
-        result: Tensor = self.norm(heard_kw + self.down(nn.functional.gelu(self.up(heard_kw))))
+        heard_pkw: Tensor = self.attention_norm(target_pkw + self.out(answers.transpose(1, 2).flatten(2)))
+        result: Tensor = self.norm(heard_pkw + self.down(nn.functional.gelu(self.up(heard_pkw))))
         return result
 
 
-class PairAdapter(nn.Module):
-    """M for one pair of weights: {A_s, B_s, A_l, B_l} → {A_s', B_s'}."""
+class Adapter(nn.Module):
+    """M for pairs of the same shapes: {A_s, B_s, A_l, B_l} → {A_s', B_s'}, each pair with parameters of its own."""
 
-    def __init__(self, target: tuple[int, int], source: tuple[int, int], spec: TransferSpec) -> None:
+    def __init__(self, pairs: int, target: tuple[int, int], source: tuple[int, int], spec: TransferSpec) -> None:
         super().__init__()
-        (m, n), (M, N) = target, source
+        (m, n), (M, N), width = target, source, spec.width
         self.gated = spec.gated
-        self.target_rows, self.target_columns = nn.Linear(n, spec.width), nn.Linear(m, spec.width)
-        self.source_rows, self.source_columns = nn.Linear(N, spec.width), nn.Linear(M, spec.width)
-        self.layers = nn.ModuleList(KnowledgeTransferLayer(spec.width, spec.heads) for _ in range(spec.layers))
-        self.rows, self.columns = nn.Linear(spec.width, n), nn.Linear(spec.width, m)
+        self.target_rows, self.target_columns = Linears(pairs, n, width), Linears(pairs, m, width)
+        self.source_rows, self.source_columns = Linears(pairs, N, width), Linears(pairs, M, width)
+        self.layers = nn.ModuleList(KnowledgeTransferLayer(pairs, width, spec.heads) for _ in range(spec.layers))
+        self.rows, self.columns = Linears(pairs, width, n), Linears(pairs, width, m)
         if spec.gated:
-            self.row_gate, self.column_gate = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+            self.row_gate = nn.Parameter(torch.zeros(pairs, 1, 1))
+            self.column_gate = nn.Parameter(torch.zeros(pairs, 1, 1))
 
-    def forward(self, B_mr: Tensor, A_rn: Tensor, B_Mr: Tensor, A_rN: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's new factors.
+    def forward(self, B_prm: Tensor, A_prn: Tensor, B_prM: Tensor, A_prN: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's new factors B_s'ᵀ and A_s', from the factors as rows.
 
         Equation: T = [A_s; B_sᵀ], S = [A_l; B_lᵀ]; T ← KTL(T, S), `layers` times; [A_s'; B_s'ᵀ] = T. Gated: tokens are
         RMS-normalised, A' = A + tanh(g)·rms(A)·rmsnorm(T) with g₀ = 0, and rows of A (columns of B) keep their size.
         """
         scale = rms_normalised if self.gated else _as_it_is
-        B_rm, B_rM = B_mr.T.contiguous(), B_Mr.T.contiguous()
-        target_kw = torch.cat([self.target_rows(scale(A_rn)), self.target_columns(scale(B_rm))])
-        source_kw = torch.cat([self.source_rows(scale(A_rN)), self.source_columns(scale(B_rM))])
+        target_pkw = torch.cat([self.target_rows(scale(A_prn)), self.target_columns(scale(B_prm))], dim=1)
+        source_pkw = torch.cat([self.source_rows(scale(A_prN)), self.source_columns(scale(B_prM))], dim=1)
         for layer in self.layers:
-            target_kw = layer(target_kw, source_kw)
-        rank = A_rn.shape[0]
-        new_A_rn, new_B_rm = self.rows(target_kw[:rank]), self.columns(target_kw[rank:])
+            target_pkw = layer(target_pkw, source_pkw)
+        rank = A_prn.shape[1]
+        new_A_prn, new_B_prm = self.rows(target_pkw[:, :rank]), self.columns(target_pkw[:, rank:])
         if self.gated:
-            new_A_rn = _gated(A_rn, new_A_rn, self.row_gate)
-            new_B_rm = _gated(B_rm, new_B_rm, self.column_gate)
-        return new_B_rm.T, new_A_rn
+            new_A_prn = _gated(A_prn, new_A_prn, self.row_gate)
+            new_B_prm = _gated(B_prm, new_B_prm, self.column_gate)
+        return new_B_prm, new_A_prn
 
 
 class Lpka:
-    """The adapter between a target's weights and a frozen source's, as published, and its two ways to learn."""
+    """The adapter between a target's weights and a source's, as published, and its two ways to learn.
+
+    Pairs of the same shapes share a stack of parameters, in the pairing's order, by the name of the first.
+    """
 
     def __init__(
         self,
@@ -99,11 +131,10 @@ class Lpka:
         self.start = None
         self._pairs = pairing.pairs
         self.factors: dict[str, Tensor] = {}
-        self.parameters: dict[str, nn.Parameter] = {}
         self._update = spec.update
         self._ranks: dict[str, int] = {}
         self._views: dict[str, WeightView] = {}
-        self._adapters: dict[str, PairAdapter] = {}
+        alike: dict[tuple[int, ...], list[str]] = {}
         with torch.random.fork_rng(devices=[]):  # the target's own random numbers stay those of the control
             torch.default_generator.manual_seed(seed)
             for pair in pairing.pairs:
@@ -114,13 +145,17 @@ class Lpka:
                 self.factors[f"{pair.target}.B"], self.factors[f"{pair.target}.A"] = B_Mr, A_rN
                 # the target's own factor, from which the next transfer's is found
                 self.factors[f"{pair.target}.own"] = factorize(mine, pair.rank)[1]
-                adapter = PairAdapter(mine.shape, (len(B_Mr), A_rN.shape[1]), spec).to(like)
-                self._ranks[pair.target], self._views[pair.target], self._adapters[pair.target] = (
-                    pair.rank,
-                    mine,
-                    adapter,
-                )
-                self.parameters |= {f"{pair.target}.{name}": value for name, value in adapter.named_parameters()}
+                self._ranks[pair.target], self._views[pair.target] = pair.rank, mine
+                alike.setdefault((*mine.shape, len(B_Mr), A_rN.shape[1], pair.rank), []).append(pair.target)
+            self._adapters = {
+                tuple(names): Adapter(len(names), (m, n), (M, N), spec).to(like)
+                for (m, n, M, N, _), names in alike.items()
+            }
+        self.parameters = {
+            f"{names[0]}.{name}": value
+            for names, adapter in self._adapters.items()
+            for name, value in adapter.named_parameters()
+        }
 
     def retake(self, source: Mapping[str, Tensor]) -> None:
         """Take another state of the source."""
@@ -137,14 +172,26 @@ class Lpka:
         """One transfer: W ← W + B' A' − B A, the graph of the factors kept."""
         self._made: dict[str, tuple[Tensor, Tensor]] = {}
         self._written: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, view in self._views.items():
-            B_mr, A_rn = factorize(view, self._ranks[name], self.factors[f"{name}.own"])
-            self.factors[f"{name}.own"] = A_rn
-            new_B_mr, new_A_rn = self._adapters[name](B_mr, A_rn, self.factors[f"{name}.B"], self.factors[f"{name}.A"])
-            self._made[name] = (new_B_mr, new_A_rn)
-            view.add_(torch.cat([new_B_mr.detach(), -B_mr], dim=1), torch.cat([new_A_rn.detach(), A_rn]))
-            if self._update == "hypernetwork":
-                self._written[name] = view.left(new_A_rn.detach().T), view.right(new_B_mr.detach())
+        for names, adapter in self._adapters.items():
+            own = [self._encoded(name) for name in names]
+            new_B_prm, new_A_prn = adapter(
+                torch.stack([B_mr.T for B_mr, _ in own]),
+                torch.stack([A_rn for _, A_rn in own]),
+                torch.stack([self.factors[f"{name}.B"].T for name in names]),
+                torch.stack([self.factors[f"{name}.A"] for name in names]),
+            )
+            for name, (B_mr, A_rn), new_B_rm, new_A_rn in zip(names, own, new_B_prm, new_A_prn, strict=True):
+                view, new_B_mr = self._views[name], new_B_rm.T
+                self._made[name] = (new_B_mr, new_A_rn)
+                view.add_(torch.cat([new_B_mr.detach(), -B_mr], dim=1), torch.cat([new_A_rn.detach(), A_rn]))
+                if self._update == "hypernetwork":
+                    self._written[name] = view.left(new_A_rn.detach().T), view.right(new_B_mr.detach())
+
+    def _encoded(self, name: str) -> tuple[Tensor, Tensor]:
+        """The target's factors as it is now."""
+        B_mr, A_rn = factorize(self._views[name], self._ranks[name], self.factors[f"{name}.own"])
+        self.factors[f"{name}.own"] = A_rn
+        return B_mr, A_rn
 
     def backward(self) -> None:
         """`gradient`: with the loss's gradient G at W', B' receives G A'ᵀ and A' receives B'ᵀ G.
@@ -188,12 +235,12 @@ def _as_it_is(tokens: Tensor) -> Tensor:
     return tokens
 
 
-def rms(X_kd: Tensor) -> Tensor:
-    """The root mean square of each row, at least 1e-6."""
-    sizes: Tensor = torch.linalg.vector_norm(X_kd, dim=1, keepdim=True)
-    return (sizes / math.sqrt(X_kd.shape[1])).clamp(min=1e-6)
+def rms(X_pkd: Tensor) -> Tensor:
+    """The root mean square of each row, at least 1e-6. Shapes: (p, k, d) → (p, k, 1)."""
+    sizes: Tensor = torch.linalg.vector_norm(X_pkd, dim=-1, keepdim=True)
+    return (sizes / math.sqrt(X_pkd.shape[-1])).clamp(min=1e-6)
 
 
-def rms_normalised(X_kd: Tensor) -> Tensor:
-    """Rows of root mean square 1."""
-    return X_kd / rms(X_kd)
+def rms_normalised(X_pkd: Tensor) -> Tensor:
+    """Rows of root mean square 1. Shapes: (p, k, d) → (p, k, d)."""
+    return X_pkd / rms(X_pkd)
