@@ -29,7 +29,6 @@ from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.paths import Roots
 from mergenet_core.jobs.plan import make_plan
 from mergenet_core.training.export import environment
-from workers.launcher import ALLOCATOR
 
 ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
@@ -131,7 +130,6 @@ class World:
             port = probe.getsockname()[1]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         shared |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
-        shared |= ALLOCATOR
         processes = []
         for rank in range(size):
             own = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}

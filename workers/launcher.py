@@ -38,8 +38,6 @@ _LOOK_SECONDS = 0.5
 _AGENT_SECONDS = 10.0
 """What torchelastic's agent gets to end by itself when its processes have."""
 _LOG_SECONDS = 5.0
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""What is gathered for a moment goes back to the system at once: glibc else keeps it, as much again as the model."""
 _log = logging.getLogger("workers.launcher")
 
 
@@ -152,7 +150,7 @@ def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
         "MKL_NUM_THREADS": threads,
         # a store that outlives its processes gives later ones the addresses of the dead
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    } | ALLOCATOR
+    }
 
 
 class _Agent(threading.Thread):

@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import HashStore
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.jobs.spec import ResourcesSpec
+from mergenet_core.training.allocator import keep_memory
 from mergenet_core.training.seams import COLLECTIVE_SECONDS
 
 GROUPED = ("fsdp2", "zero1", "zero2", "zero3")
@@ -119,6 +120,7 @@ def open_world(resources: ResourcesSpec, precision: str) -> World:
     device = resources.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelRefused("resources.device is cuda but this worker sees no GPU; use auto or cpu")
+    keep_memory()
     # Accelerate keeps its state for the whole process, and the trial before may have had another precision
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.backends.cudnn.deterministic = True
