@@ -120,7 +120,7 @@ def open_world(resources: ResourcesSpec, precision: str) -> World:
     device = resources.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelRefused("resources.device is cuda but this worker sees no GPU; use auto or cpu")
-    keep_memory()
+    keep_memory(sharded=resources.strategy in ("fsdp2", "zero3"))
     # Accelerate keeps its state for the whole process, and the trial before may have had another precision
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.backends.cudnn.deterministic = True

@@ -40,11 +40,8 @@ def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1) -> U
     P = softmax_row(Sinkhorn₅(Z)), Z = τ X̂ Kᵀ Y_lrᵀ / d; between heads, the mean over their rows.
     """
     queries, keys = (rows.reshape(len(rows) // width, -1) for rows in (X_tr, Y_lr))
-    Z = TEMPERATURE * queries @ keys.T / (columns * width)
-    for _ in range(SINKHORN_STEPS):
-        Z = Z - Z.logsumexp(dim=1, keepdim=True)
-        Z = Z - Z.logsumexp(dim=0, keepdim=True)
-    return UnitMap(Z.softmax(dim=1), width)
+    P: Tensor = _SharedOut.apply(TEMPERATURE / (columns * width) * queries @ keys.T)  # type: ignore[no-untyped-call]
+    return UnitMap(P, width)
 
 
 class Moved:
@@ -91,6 +88,40 @@ class Moved:
         columns = [-scale_t[:, None] * self._C_tr, *(G_tk for G_tk, _ in self._pulls)]
         rows = [self._N_rd, *(K_kd for _, K_kd in self._pulls)]
         self.view.grad_combine_(self._a_t, scale_t, torch.cat(columns, dim=1), torch.cat(rows))
+
+
+class _SharedOut(torch.autograd.Function):
+    """softmax_row(Sinkhorn₅(Z)), from products of K = exp(Z) with vectors alone.
+
+    Equations: v₀ = 1, u_k = 1 / (K v_{k−1}), v_k = 1 / (Kᵀ u_k), P = diag(u₆) K diag(v₅). With a_k and b_k the gradients
+    of K v_{k−1} and Kᵀ u_k, that of Z is G∘P + K∘(Σ a_k v_{k−1}ᵀ + Σ u_k b_kᵀ). A shift of a row of Z changes nothing,
+    and |Z| is near τ at most, so that exp(Z) does not run out of exponents.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, Z_tl: Tensor) -> Tensor:
+        K_tl = (Z_tl - Z_tl.amax(dim=1, keepdim=True)).exp_()
+        u_t, v_l = [], [K_tl.new_ones(K_tl.shape[1])]
+        for _ in range(SINKHORN_STEPS):
+            u_t.append(1 / (K_tl @ v_l[-1]))
+            v_l.append(1 / (K_tl.T @ u_t[-1]))
+        u_t.append(1 / (K_tl @ v_l[-1]))
+        ctx.K_tl, ctx.u_t, ctx.v_l = K_tl, u_t, v_l
+        return u_t[-1][:, None] * K_tl * v_l[-1]
+
+    @staticmethod
+    def backward(ctx: Any, G_tl: Tensor) -> Tensor:
+        K_tl, u_t, v_l = ctx.K_tl, ctx.u_t, ctx.v_l
+        GP_tl = G_tl * K_tl * u_t[-1][:, None] * v_l[-1]
+        a_t, b_l = [-GP_tl.sum(dim=1) * u_t[-1]], []
+        from_P_l = GP_tl.sum(dim=0) / v_l[-1]
+        for step in range(SINKHORN_STEPS, 0, -1):
+            b_l.append(-(from_P_l + K_tl.T @ a_t[-1]) * v_l[step] ** 2)
+            a_t.append(-(K_tl @ b_l[-1]) * u_t[step - 1] ** 2)
+            from_P_l = torch.zeros_like(from_P_l)
+        left_tk = torch.stack([*reversed(a_t), *u_t[:-1]], dim=1)
+        right_lk = torch.stack([*v_l, *reversed(b_l)], dim=1)
+        return GP_tl.addcmul_(K_tl, left_tk @ right_lk.T)
 
 
 class _Product(torch.autograd.Function):
