@@ -234,6 +234,7 @@ def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) ->
             "task": "image-classification",
             "data": data,
         },
+        "transfer": {"method": "anchored"},
         "train": recipe | {"steps": steps, "checkpoint_every": checkpoint_every, "eval_every": steps},
     }
 

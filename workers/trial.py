@@ -17,6 +17,7 @@ from mergenet_core.jobs.estimate import settled
 from mergenet_core.jobs.records import Job, Trial
 from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.jobs.store import Store
+from mergenet_core.jobs.ways import on_its_way
 from mergenet_core.settings import Settings
 from mergenet_core.training.seams import Control, Reporter
 from workers.member import Member
@@ -39,7 +40,7 @@ def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None)
     try:
         store = Store(settings.redis())
         job = store.get(job_id)
-        spec = settled(store.spec(job_id), job.strategy)
+        spec = on_its_way(settled(store.spec(job_id), job.strategy), job, job.trial(trial_id))
         if member is None or member.world_rank == 0:
             quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
             folder = settings.job_folder(job_id).trial(trial_id)

@@ -44,9 +44,11 @@ class Estimate(Record):
         return next((need for need in self.strategies if need.strategy == strategy), None)
 
 
-def estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None, pairing: Pairing | None) -> Estimate:
-    """What a job needs; null where a model's shapes are not known yet."""
-    steps = spec.train.steps * len(spec.arms) * len(spec.seeds) + (spec.source.train.steps if spec.source.train else 0)
+def estimate(
+    spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None, pairing: Pairing | None, trained: int
+) -> Estimate:
+    """What a job needs that trains a target so many times; null where a model's shapes are not known yet."""
+    steps = spec.train.steps * trained + (spec.source.train.steps if spec.source.train else 0)
     counts = _count(source), _count(target)
     if source is None or target is None:
         return Estimate(
@@ -58,7 +60,7 @@ def estimate(spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None
         source_parameters=counts[0],
         strategies=tuple(_need(name, spec, source, target, pairing) for name in _possible(spec.resources)),
         memory_bytes=None,
-        disk_bytes=_disk(spec, *(count or 0 for count in counts)),
+        disk_bytes=_disk(spec, trained, *(count or 0 for count in counts)),
         transfer_numbers=exchanged,
         steps=steps,
     )
@@ -85,10 +87,10 @@ def _need(name: Strategy, spec: JobSpec, source: ModelFacts, target: ModelFacts,
     return max(found, key=lambda one: one.memory_bytes)
 
 
-def _disk(spec: JobSpec, source: int, target: int) -> int:
+def _disk(spec: JobSpec, trained: int, source: int, target: int) -> int:
     states = 4 if spec.train.optimizer == "adamw" else 3  # weights, moments, and the best weights so far
     saved = _BYTES * states * target
-    exports = _BYTES * target * (len(spec.arms) * len(spec.seeds) + 1)
+    exports = _BYTES * target * (trained + 1)
     disk = saved * (spec.retention.checkpoints + 1) + exports
     if spec.source.train is not None:
         disk += _BYTES * source * (1 + len(spec.source.kept_steps) + 4 * (spec.retention.checkpoints + 1))

@@ -16,14 +16,16 @@ from mergenet_core.jobs.matching import NO_MAP, Anchor, Matching, by_name
 from mergenet_core.jobs.pairs import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
 from mergenet_core.jobs.parts import ANCHORS, BASES, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
 from mergenet_core.jobs.shared import shared_axes
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.jobs.spec import Include, TransferSpec
 
 __all__ = ["Pairing", "pair"]
 
-_AUTO: dict[Kind, PairedMethod] = {
-    "encoder": "project", "decoder": "project", "fusion": "project", "vit": "project", "mlp": "anchored",
-    "cnn": "project",
+_BY_EMBEDDINGS: tuple[tuple[PairedMethod, Include], ...] = (("project", "all"), ("project", "embeddings"))
+TRIED: dict[Kind, tuple[tuple[PairedMethod, Include], ...]] = {
+    "encoder": _BY_EMBEDDINGS, "decoder": _BY_EMBEDDINGS, "fusion": _BY_EMBEDDINGS, "vit": _BY_EMBEDDINGS,
+    "mlp": (("anchored", "all"), ("project", "all")), "cnn": (("project", "all"), ("anchored", "all")),
 }  # fmt: skip
+"""What method `auto` tries, by the target's kind; by the first it pairs."""
 LPKA_RANK = 16
 """The most tokens a side that `lpka` attends between unless told: on wide matrices more cost, and show no gain."""
 _STORED = "the target keeps it turned or together with others, which project writes and {} does not"
@@ -47,7 +49,7 @@ def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pair
                 f"the weights of the {side} (model_type {facts.config.get('model_type')!r}) have no known roles; known "
                 f"are {KNOWN}. Use one of these, or name the pairs: transfer.method: lpka with transfer.pairs"
             )
-    method = _AUTO[ours[0].kind] if transfer.method == "auto" else transfer.method
+    method = TRIED[ours[0].kind][0][0] if transfer.method == "auto" else transfer.method
     found, unpaired, unshared = _match_towers(theirs, ours, source, target, method, transfer)
     pairs = [entry for matching in found for entry in matching.pairs]
     axes = {name: axis for matching in found for name, axis in matching.axes.items()}

@@ -43,9 +43,10 @@ from mergenet_core.jobs.reading import (
     own_form,
     reads_text,
 )
-from mergenet_core.jobs.records import Record, Trial, WorkerInfo
+from mergenet_core.jobs.records import Record, Trial, Way, WorkerInfo
 from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName
 from mergenet_core.jobs.towers import image_part, tower_configs, with_defaults
+from mergenet_core.jobs.ways import ways
 
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _FIELD = re.compile(r"(?:source|target|transfer|train|resources|retention)(?:\.\w+)+")
@@ -88,14 +89,18 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     target = _facts(spec.target.model, task, data, roots, "target.model", notes, donor=spec.source.model)
     _check_distillation(spec, source)
     pairing = None
+    tried: tuple[Way, ...] = (Way(method="auto", include=spec.transfer.include),)
     if source is not None and target is not None:
         source, target = _with_labels(spec, source, target)
         pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
         _check_states(spec, roots)
+        if spec.transfer.method == "auto":
+            tried = ways(source, target, spec.transfer, pairing)
+    laid_out = trials(spec, tried)
     check_user_config(spec.resources.deepspeed)
     if spec.resources.nodes == 1:
         check_devices(spec.resources.devices, workers)
-    found = estimate(spec, source, target, pairing)
+    found = estimate(spec, source, target, pairing, sum(trial.kind == "arm" for trial in laid_out))
     strategy = choose(found, spec, workers)
     needed = found.under(strategy)
     told = None if needed is None else told_bytes(needed, spec.resources, workers)
@@ -106,7 +111,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
         because = "no machine or no shape is known, and it needs least" if unknown else "by the estimate"
         notes.append(f"resources.strategy auto is {strategy}: {because}")
     brief = pairing and pairing.brief()
-    return Plan(trials=trials(spec), pairing=brief, estimate=found, strategy=strategy, notes=tuple(notes))
+    return Plan(trials=laid_out, pairing=brief, estimate=found, strategy=strategy, notes=tuple(notes))
 
 
 @contextlib.contextmanager
@@ -120,16 +125,29 @@ def _pointing() -> Iterator[None]:
         raise
 
 
-def trials(spec: JobSpec) -> tuple[Trial, ...]:
-    """The source's own training if it has one, then every arm at every seed, then the report and the artifact."""
+def trials(spec: JobSpec, tried: tuple[Way, ...] = ()) -> tuple[Trial, ...]:
+    """The source's own training if it has one, then every arm at every seed, then the report and the artifact.
+
+    With method `auto` the arm `transfer` is a trial for each way in `tried`; arms that go the best way wait for those.
+    """
     first = (Trial(id="source", kind="source", seed=spec.source.seed),) if spec.source.trained_first else ()
     needs = tuple(trial.id for trial in first)
-    arms = tuple(
-        Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed, needs=() if arm == "control" else needs)
-        for seed in spec.seeds
-        for arm in spec.arms
-    )
-    last = Trial(id="finalize", kind="finalize", needs=tuple(trial.id for trial in first + arms))
+    arms: list[Trial] = []
+    for seed in spec.seeds:
+        trying = tried if spec.transfer.method == "auto" and "transfer" in spec.arms else ()
+        by_way = [
+            Trial(id=f"transfer-{seed}-{way.name}", kind="arm", arm="transfer", seed=seed, way=way, needs=needs)
+            for way in trying
+        ]
+        for arm in spec.arms:
+            if arm == "transfer" and by_way:
+                arms += by_way
+                continue
+            waits = () if arm == "control" else needs
+            if arm in ("sham", "transfer+distill"):
+                waits += tuple(trial.id for trial in by_way)
+            arms.append(Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed, needs=waits))
+    last = Trial(id="finalize", kind="finalize", needs=tuple(trial.id for trial in (*first, *arms)))
     return (*first, *arms, last)
 
 

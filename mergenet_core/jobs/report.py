@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from mergenet_core.jobs.records import Record, Trial, TrialResult
+from mergenet_core.jobs.ways import best
 
 Verdict = Literal["gain", "no gain shown", "harm", "one seed"]
 
@@ -45,6 +47,8 @@ class ArmReport(Record):
     """The most that a process of any of its trials held."""
     difference: Difference | None
     """To the control; null for the control itself."""
+    picked: tuple[str, ...] = ()
+    """`auto`: the trial that each seed's value is of, the one that was best on validation."""
 
 
 class Report(Record):
@@ -65,6 +69,11 @@ class Report(Record):
     chosen: str
     """The trial whose weights are in the artifact: of the arm that was asked for, the seed best on validation."""
 
+    @property
+    def transferred(self) -> bool:
+        """Whether those weights learned from the source; `auto` may find that the control's are better."""
+        return not self.chosen.startswith("control")
+
     def arm(self, name: str) -> ArmReport | None:
         """The arm of that name."""
         return next((arm for arm in self.arms if arm.arm == name), None)
@@ -72,13 +81,19 @@ class Report(Record):
 
 def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_bytes: int | None = None) -> Report:
     """Compare the arms of a job whose trials have all succeeded."""
-    results = {trial.id: trial.result for trial in trials if trial.kind == "arm" and trial.result is not None}
+    done = {trial.id: trial for trial in trials if trial.kind == "arm" and trial.result is not None}
+    results = {name: trial.result for name, trial in done.items() if trial.result is not None}
+    picks = picked(list(done.values())) if any(trial.way for trial in trials) else {}
     arms: dict[str, dict[int, TrialResult]] = {}
-    for trial in trials:
-        if trial.id in results:
-            arms.setdefault(str(trial.arm), {})[trial.seed] = results[trial.id]
+    if picks:
+        arms["transfer"] = {seed: results[trial.id] for seed, trial in picks.items()}
+    for trial in done.values():
+        row = str(trial.arm) if trial.way is None else f"{trial.arm} by {trial.way.name}"
+        arms.setdefault(row, {})[trial.seed] = results[trial.id]
     asked = "transfer" if "transfer" in arms else "transfer+distill"
     reports = tuple(_arm(arm, by_seed, arms["control"]) for arm, by_seed in arms.items())
+    if picks:
+        reports = (_of_picks(reports[0], picks, done), *reports[1:])
     gained = next(arm.difference for arm in reports if arm.arm == asked)
     assert gained is not None
     verdict = _verdict(gained)
@@ -93,9 +108,15 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
         strategy=metric.strategy,
         estimated_bytes=estimated_bytes,
         verdict=verdict,
-        sentence=_sentence(asked, gained, verdict, metric.metric, arms),
-        chosen=f"{asked}-{seed}",
+        sentence=_told(picks) + _sentence(asked, gained, verdict, metric.metric, arms),
+        chosen=picks[seed].id if picks else f"{asked}-{seed}",
     )
+
+
+def picked(trials: Sequence[Trial]) -> dict[int, Trial]:
+    """At each seed, of the control and the transfers, the trial that is best on validation; of equals the control."""
+    able = sorted((trial for trial in trials if trial.arm in ("control", "transfer")), key=lambda one: str(one.arm))
+    return {seed: best(one for one in able if one.seed == seed) for seed in sorted({trial.seed for trial in able})}
 
 
 def difference(arm: dict[int, float], other: dict[int, float], to: str) -> Difference:
@@ -152,6 +173,21 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
         memory_bytes=max((result.memory_bytes for result in results if result.memory_bytes), default=None),
         difference=None if name == "control" else difference(_test(by_seed), _test(control), "control"),
     )
+
+
+def _of_picks(arm: ArmReport, picks: dict[int, Trial], done: dict[str, Trial]) -> ArmReport:
+    """What `auto` delivers: its cost is that of all that it tried."""
+    tried = [trial.result for trial in done.values() if trial.arm in ("control", "transfer")]
+    seconds = sum(one.cost.train_seconds + one.cost.extra_seconds for one in tried if one is not None) / len(picks)
+    return arm.model_copy(update={"picked": tuple(trial.id for trial in picks.values()), "seconds": seconds})
+
+
+def _told(picks: dict[int, Trial]) -> str:
+    """Which ways `auto` took."""
+    if not picks:
+        return ""
+    counts = Counter("no transfer" if trial.way is None else trial.way.name for trial in picks.values())
+    return f"auto took {', '.join(f'{way} at {count}' for way, count in counts.most_common())} of {len(picks)} seeds; "
 
 
 def _sentence(

@@ -17,6 +17,7 @@ __all__ = [
     "Arm",
     "DataSpec",
     "DistillSpec",
+    "Include",
     "JobSpec",
     "MethodName",
     "ModelSpec",
@@ -32,6 +33,7 @@ __all__ = [
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
+Include = Literal["all", "embeddings", "body", "no-head"]
 TaskName = Literal[
     "text-classification",
     "image-classification",
@@ -176,7 +178,8 @@ class TransferSpec(Strict):
     """How knowledge moves from the source's weights into the target's."""
 
     method: MethodName = "auto"
-    """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` chooses."""
+    """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` trains the ways that
+    the pair allows, and takes at each seed what is best on validation, the control included."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
     cycle: Annotated[int, Field(ge=1)] = 8
@@ -197,7 +200,7 @@ class TransferSpec(Strict):
     """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""
     gate: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless."""
-    include: Literal["all", "embeddings", "body", "no-head"] = "all"
+    include: Include = "all"
     """Which paired weights take part."""
     allow_unanchored: bool = False
     """Go on where no axis is shared, with maps by size alone; nothing has been seen to cross that way."""

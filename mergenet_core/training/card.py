@@ -26,6 +26,9 @@ _PIPELINES = {
     "image-text-retrieval": "zero-shot-image-classification",
 }
 """What the hub calls a task, where it is not by the name it has here."""
+ADAPTER = """\
+`adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
+"""
 
 
 def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
@@ -52,8 +55,7 @@ def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]
 # {job.name}
 
 A model for {task.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
-{result.steps} steps on {data.get("examples", "?")} examples, with knowledge moved into its weights from
-{_named(job.source.model)}. Its architecture and speed are the plain target's; nothing of the adapter is in it.
+{result.steps} steps on {data.get("examples", "?")} examples, {_moved(job, report)}
 
 These are the weights of trial `{trial.id}` after its last step; of its arm's seeds it was best on validation. On the
 test split its {result.metric} is **{100 * test:.2f} %**.
@@ -71,8 +73,7 @@ the mean over the seeds after the last step; selection never looked at the test 
 {chr(10).join(loading)}
 ```
 
-`adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
-`job.json` repeats the job, `manifest.json` lists every file with its SHA-256.
+{ADAPTER if report.transferred else ""}`job.json` repeats the job, `manifest.json` lists every file with its SHA-256.
 
 ## Made from
 
@@ -80,6 +81,16 @@ the mean over the seeds after the last step; selection never looked at the test 
 {json.dumps(about, indent=1, ensure_ascii=False)}
 ```
 """
+
+
+def _moved(job: JobSpec, report: Report) -> str:
+    source = _named(job.source.model)
+    if not report.transferred:
+        return f"without a transfer: on validation it was\nbetter than each that learned from {source}."
+    return (
+        f"with knowledge moved into its weights from\n{source}. Its architecture and speed are the plain target's; "
+        "nothing of the adapter is in it."
+    )
 
 
 def _named(model: ModelSpec) -> str:

@@ -24,19 +24,22 @@ from mergenet_core.training.export import ROLES, environment
 def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt: int) -> str:
     """Write the report and publish the artifact; return its folder below the job's.
 
-    It holds `model/` (the chosen trial's target as it was after its last step, chosen on validation), the adapter, the
-    pairing, report.json, README.md, job.json and the manifest. Raises: `CheckpointInvalid`, `StorageFull`.
+    It holds `model/` (the chosen trial's target as it was after its last step, chosen on validation), the adapter and
+    the pairing where it has any, report.json, README.md, job.json and the manifest.
+
+    Raises: `CheckpointInvalid`, `StorageFull`.
     """
     report = build_report(record.id, record.name, record.trials, record.memory_bytes)
     trial = record.trial(report.chosen)
     trial_folder = folder.trial(trial.id)
-    for part in ("model", "adapter"):
+    for part in ("model", "adapter") if report.transferred else ("model",):
         verify(trial_folder / part)
     about = _about(job, record, trial, folder, roots)
     step = trial.result.steps if trial.result is not None else 0
     with publishing(folder.artifact, kind="artifact", step=step, attempt=attempt, roles=ROLES, about=about) as draft:
         _copy(trial_folder / "model", draft / "model")
-        _copy(trial_folder / "adapter", draft)
+        if report.transferred:
+            _copy(trial_folder / "adapter", draft)
         if job.transfer.back_cycle is not None:
             _copy(trial_folder / "source-model", draft / "source-model")
         (draft / "report.json").write_text(report.model_dump_json(indent=1))

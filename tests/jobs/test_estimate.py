@@ -32,7 +32,7 @@ def job(devices=2, train=None, **resources):
 
 
 def estimated(spec):
-    return estimate(spec, TARGET, TARGET, None)
+    return estimate(spec, TARGET, TARGET, None, 2)
 
 
 def gpu(memory_bytes, devices=2):

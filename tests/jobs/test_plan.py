@@ -66,6 +66,7 @@ def document() -> dict[str, Any]:
             "task": "text-classification",
             "data": {"train": "train.jsonl", "test": "test.jsonl"},
         },
+        "transfer": {"method": "project"},
         "train": {"steps": 10},
         "arms": ["transfer", "control", "sham"],
         "seeds": [0, 1],
@@ -103,6 +104,29 @@ def test_a_plan_pairs_and_estimates(plan: Callable[..., Any], document: dict[str
     assert made.estimate.steps == 60
     assert made.notes == ()
     json.dumps(made.model_dump(mode="json"))
+
+
+def test_auto_is_a_trial_for_each_way_and_the_sham_waits_for_the_best(
+    plan: Callable[..., Any], document: dict[str, Any]
+) -> None:
+    made = plan(put(document, "transfer/method", "auto"))
+    tried = ("transfer-0-project", "transfer-0-project-embeddings")
+    assert [trial.id for trial in made.trials][:4] == [*tried, "control-0", "sham-0"]
+    assert {trial.id: trial.needs for trial in made.trials[:4]} == {
+        tried[0]: (), tried[1]: (), "control-0": (), "sham-0": tried,
+    }  # fmt: skip
+    assert made.estimate.steps == 80
+
+
+def test_auto_tries_one_way_where_the_models_are_not_known_yet(
+    plan: Callable[..., Any], document: dict[str, Any], home: Path
+) -> None:
+    document["source"]["model"] = {"hub": "some/model", "revision": "0" * 40}
+    document["target"]["model"]["tokenizer"] = "source"
+    roots = Roots(models=(home / "models",), data=(home / "data",), hub=True)
+    made = plan(put(document, "transfer/method", "auto"), roots=roots)
+    assert made.pairing is None
+    assert [trial.id for trial in made.trials if trial.seed == 0 and trial.arm == "transfer"] == ["transfer-0-auto"]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_column(plan: Callable[..., Any], document: dict[str, Any]) -> None:

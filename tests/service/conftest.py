@@ -83,6 +83,7 @@ def job_document() -> dict[str, Any]:
             "task": "image-classification",
             "data": {"train": "digits/train", "test": "digits/test", "image_size": 12},
         },
+        "transfer": {"method": "anchored"},
         "train": {"steps": 4, "batch_size": 4},
         "labels": {"team": "vision"},
     }

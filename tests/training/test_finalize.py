@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.jobs.artifacts import verify
 from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Job, Trial, now
+from mergenet_core.jobs.records import Job, Trial, Way, now
 from mergenet_core.training.finalize import finalize
 from tests.training.tiny import run, text_job
 
@@ -54,6 +54,33 @@ def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path,
     card = (folder.artifact / "README.md").read_text()
     assert "AutoModelForSequenceClassification" in card
     assert "| control |" in card
+
+
+def test_where_the_control_was_better_the_artifact_is_its_model_and_says_so(
+    finished: tuple[Path, Job], roots: Roots
+) -> None:
+    path, record = finished
+    way, better = Way(method="project", include="all"), {"control-0": 0.95}
+    trials = [
+        trial.model_copy(
+            update={
+                "way": way if trial.arm == "transfer" else None,
+                "result": trial.result.model_copy(
+                    update={"last": trial.result.last | {"validation": better.get(trial.id, 0.5)}}
+                ),
+            }
+        )
+        for trial in record.trials
+        if trial.result is not None
+    ]
+    folder = JobFolder(path)
+    finalize(text_job(seeds=[0, 1]), record.model_copy(update={"trials": tuple(trials)}), folder, roots, attempt=4)
+    manifest = verify(folder.artifact)
+    assert manifest.about["trial"] == "control-0"
+    assert not {"adapter.safetensors", "pairing.json"} & {entry.path for entry in manifest.files}
+    card = (folder.artifact / "README.md").read_text()
+    assert "without a transfer: on validation it was" in card
+    assert "adapter.safetensors" not in card
 
 
 def test_a_model_that_is_not_whole_makes_no_artifact(finished: tuple[Path, Job], roots: Roots) -> None:

@@ -30,6 +30,24 @@ def test_a_whole_job_ends_in_a_verified_artifact(lab: Lab) -> None:
     assert kept == {"metrics.jsonl", "events.jsonl", "attempt-1.log"}
 
 
+def test_auto_trains_every_way_and_delivers_what_validation_picks(lab: Lab) -> None:
+    asked = document(steps=20, checkpoint_every=10) | {
+        "transfer": {"method": "auto"},
+        "arms": ["transfer", "control", "sham"],
+    }
+    job = lab.wait_for_state(lab.submit(asked, solo=False), "succeeded")
+    ways = ("transfer-0-anchored", "transfer-0-project")
+    assert {trial.id for trial in job.trials} == {"source", *ways, "control-0", "sham-0", "finalize"}
+    adapters = {way: job.trial(way).result.adapter_parameters for way in ways}
+    assert adapters["transfer-0-anchored"] > adapters["transfer-0-project"] == 0
+    best = max(ways, key=lambda way: job.trial(way).result.last["validation"])
+    assert job.trial("sham-0").result.adapter_parameters == adapters[best]
+    able = ("control-0", *ways)
+    picked = max(able, key=lambda name: job.trial(name).result.last["validation"])
+    manifest = artifacts.verify(lab.settings.job_folder(job.id).artifact)
+    assert manifest.about["trial"] == picked
+
+
 def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
     from mergenet_core.jobs import streams
 

@@ -93,9 +93,9 @@ class Moved:
 class _SharedOut(torch.autograd.Function):
     """softmax_row(Sinkhorn₅(Z)), from products of K = exp(Z) with vectors alone.
 
-    Equations: v₀ = 1, u_k = 1 / (K v_{k−1}), v_k = 1 / (Kᵀ u_k), P = diag(u₆) K diag(v₅). With a_k and b_k the gradients
-    of K v_{k−1} and Kᵀ u_k, that of Z is G∘P + K∘(Σ a_k v_{k−1}ᵀ + Σ u_k b_kᵀ). A shift of a row of Z changes nothing,
-    and |Z| is near τ at most, so that exp(Z) does not run out of exponents.
+    Equations: v₀ = 1, u_k = 1 / (K v_{k−1}), v_k = 1 / (Kᵀ u_k), P = diag(u₆) K diag(v₅). With a_k and b_k the
+    gradients of K v_{k−1} and Kᵀ u_k, that of Z is G∘P + K∘(Σ a_k v_{k−1}ᵀ + Σ u_k b_kᵀ). A shift of a row of Z changes
+    nothing, and |Z| is near τ at most, so that exp(Z) does not run out of exponents.
     """
 
     @staticmethod
@@ -121,7 +121,8 @@ class _SharedOut(torch.autograd.Function):
             from_P_l = torch.zeros_like(from_P_l)
         left_tk = torch.stack([*reversed(a_t), *u_t[:-1]], dim=1)
         right_lk = torch.stack([*v_l, *reversed(b_l)], dim=1)
-        return GP_tl.addcmul_(K_tl, left_tk @ right_lk.T)
+        result: Tensor = GP_tl.addcmul_(K_tl, left_tk @ right_lk.T)
+        return result
 
 
 class _Product(torch.autograd.Function):

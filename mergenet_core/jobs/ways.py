@@ -1,0 +1,55 @@
+"""What `transfer.method: auto` tries, and what the validation split then picks: a way to transfer, or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from mergenet_core.errors import PairingRefused
+from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.pairing import TRIED, Pairing, pair
+from mergenet_core.jobs.records import Job, Trial, Way
+from mergenet_core.jobs.spec import JobSpec, TransferSpec
+
+
+def ways(source: ModelFacts, target: ModelFacts, transfer: TransferSpec, found: Pairing) -> tuple[Way, ...]:
+    """The ways that a pair allows, the one that its anatomy speaks for first: `found` is that one's pairing.
+
+    A way is left out where it is refused, and where it would move what an earlier one of its method moves.
+    """
+    assert found.kind != "named", "pairs by name go with a method by name"
+    tried = {Way(method=found.method, include=transfer.include): _moved(found)}
+    for method, include in TRIED[found.kind]:
+        if transfer.include not in ("all", include):
+            continue
+        settings = transfer.model_copy(update={"method": method, "include": include})
+        try:
+            moved = _moved(pair(source, target, settings))
+        except PairingRefused:
+            continue
+        if (method, moved) not in ((way.method, other) for way, other in tried.items()):
+            tried[Way(method=method, include=include)] = moved
+    return tuple(tried)
+
+
+def _moved(pairing: Pairing) -> frozenset[str]:
+    return frozenset(entry.target for entry in pairing.pairs)
+
+
+def best(trials: Iterable[Trial]) -> Trial:
+    """Of trials with results, the one whose last weights are best on validation; of equals the first."""
+    return max(trials, key=_validation)
+
+
+def _validation(trial: Trial) -> float:
+    return -math.inf if trial.result is None else trial.result.last.get("validation", -math.inf)
+
+
+def on_its_way(spec: JobSpec, job: Job, trial: Trial) -> JobSpec:
+    """The document with `auto` replaced by the trial's own way, or by the one that is best at its seed."""
+    tried = [one for one in (job.trial(need) for need in trial.needs) if one.way is not None]
+    way = trial.way or (best(tried).way if tried and trial.kind == "arm" else None)
+    if way is None:
+        return spec
+    transfer = spec.transfer.model_copy(update={"method": way.method, "include": way.include})
+    return spec.model_copy(update={"transfer": transfer})
