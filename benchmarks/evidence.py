@@ -1,8 +1,9 @@
-"""Runs the settings in benchmarks/settings as jobs of the service and writes what they showed to docs/evidence/.
+"""Runs settings as jobs of the service and writes what they showed to docs/evidence/.
 
     python benchmarks/evidence.py [SETTING ...] [--workers 1]
 
-Resumable: a job that was interrupted goes on from its checkpoints, one that is done is only written out again.
+A setting is a file in benchmarks/settings, or one of the examples at five seeds. Resumable: a job that was interrupted
+goes on from its checkpoints, one that is done is only written out again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stack import running_service
 from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.records import TERMINAL, Event, Progress
 from mergenet_core.jobs.report import ArmReport, Difference, Report, difference, markdown
+from mergenet_core.jobs.spec import JobSpec
 from service.client import Client
 from service.views import JobView
 
@@ -28,7 +30,19 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SETTINGS = HERE / "settings"
+EXAMPLES = (
+    "fashion-cifar",
+    "easy-vqa",
+    "stamps-retrieval",
+    "bbc-to-wordnet",
+    "wordnet-to-bbc",
+    "bbc-trajectory",
+    "self-transfer",
+)
+SEEDS = [0, 1, 2, 3, 4]
+SETTINGS = {path.stem: path for path in sorted((HERE / "settings").glob("*.yaml"))} | {
+    name: ROOT / "examples" / f"{name}.yaml" for name in EXAMPLES
+}
 EVIDENCE = ROOT / "docs" / "evidence"
 
 
@@ -50,23 +64,29 @@ Beside the settings: [what a pack's rank costs](packs.md), two seeds and so no c
 
 def main() -> None:
     """Run what was asked for, one setting after the other."""
-    known = sorted(path.stem for path in SETTINGS.glob("*.yaml"))
+    known = list(SETTINGS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", default=known, help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     wanted = parser.parse_args()
     with running_service(HERE / "home", workers=wanted.workers, folder=ROOT) as client:
         for name in wanted.settings:
-            text = (SETTINGS / f"{name}.yaml").read_text()
-            job = run(client, text)
+            text = SETTINGS[name].read_text()
+            job = run(client, document(name))
             write(name, text, job, client.report(job.id))
             index()
 
 
-def run(client: Client, text: str) -> JobView:
+def document(name: str) -> JobSpec:
+    """The setting's job; that of an example at the seeds of a claim."""
+    job = parse(SETTINGS[name].read_text())
+    return job.model_copy(update={"seeds": SEEDS}) if name in EXAMPLES else job
+
+
+def run(client: Client, asked: JobSpec) -> JobView:
     """Submit a setting, or find the job that was made of the very same one, and wait for its end."""
-    digest = hashlib.sha256(json.dumps(parse(text).model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-    job = client.submit(parse(text), idempotency_key=digest)
+    digest = hashlib.sha256(json.dumps(asked.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    job = client.submit(asked, idempotency_key=digest)
     print(f"{job.name}: job {job.id}", flush=True)
     if job.state not in TERMINAL:
         for event in client.follow(job.id):
@@ -98,7 +118,7 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
         "",
         *about,
         "",
-        f"`benchmarks/settings/{name}.yaml`, {report.steps} steps an arm and seed.",
+        f"`{SETTINGS[name].relative_to(ROOT)}`, {report.steps} steps an arm and seed.",
         "",
     ]
     lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_between(report)]
