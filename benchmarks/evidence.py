@@ -139,7 +139,9 @@ def index() -> None:
     arms = ["transfer", "sham", "copy", "distill", "transfer+distill"]
     lines = ["# Evidence", "", INTRODUCTION, ""]
     lines += ["| setting | seeds | control | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
-    for path in sorted(EVIDENCE.glob("*.json")):
+    for path in sorted(EVIDENCE / f"{name}.json" for name in SETTINGS):
+        if not path.exists():
+            continue
         report = Report.model_validate({"job": "", **json.loads(path.read_text())["report"]})
         control = report.arm("control")
         assert control is not None

@@ -5,7 +5,7 @@ Shape suffixes: m rows, n columns, r rank, k rank with oversampling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mergenet_core.jobs.pairs import WeightPair
 from mergenet_core.jobs.parts import matrix_shape
+from mergenet_core.transfer.shards import together
 from mergenet_core.transfer.views import WeightView, view_of
 
 _OVERSAMPLING = 8
@@ -38,19 +39,16 @@ def source_factors(source: Mapping[str, Tensor], pair: WeightPair, like: Tensor)
     return factorize(view_of(source[pair.source].detach().to(like), pair.form), pair.rank)
 
 
-def factorize(view: WeightView, rank: int, near_rn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def factorize(view: WeightView, rank: int) -> tuple[Tensor, Tensor]:
     """Re-encode a weight as B A of a rank r: the truncated SVD, its singular values shared out evenly.
 
     Shapes: B (m, r), A (r, n). Equation: W ≈ B A, BᵀB = A Aᵀ = Σ_r; the largest entry of each column of B is positive.
     Where r is near min(m, n) it is exact; below, the range is found by randomized subspace iteration (Halko et al.,
-    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors, on every process. With
-    `near_rn`, the factor A of the weight as it was a few steps ago, one iteration from there does.
+    arXiv 0909.4061) from a fixed start, so that the same weight always has the same factors, on every process.
     """
     m, n = view.shape
     size = min(rank + _OVERSAMPLING, m, n)
-    if near_rn is not None and rank < min(m, n):
-        Q_mk = torch.linalg.qr(view.left(near_rn.T)).Q
-    elif size == min(m, n):
+    if size == min(m, n):
         Q_mk = torch.eye(m) if m <= n else torch.linalg.qr(view.left(torch.eye(n)).double()).Q
     else:
         start_nk = torch.randn(n, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -58,7 +56,35 @@ def factorize(view: WeightView, rank: int, near_rn: Tensor | None = None) -> tup
         for _ in range(_POWER_STEPS):
             Q_nk = torch.linalg.qr(view.right(Q_mk).double().T).Q
             Q_mk = torch.linalg.qr(view.left(Q_nk).double()).Q
-    projected_kn = view.right(Q_mk)
+    return _factors(Q_mk, view.right(Q_mk), rank)
+
+
+def refactorize(views: Collection[WeightView], near: Collection[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Re-encode weights again, from their factors A as they were a few steps ago: one iteration from there does.
+
+    Shapes: of each, B (m, r), A (r, n). Two exchanges for all of them where the weights are sharded.
+    """
+    with together():
+        products = [_range(view, A_rn) for view, A_rn in zip(views, near, strict=True)]
+    bases = [
+        torch.eye(view.shape[0]) if X_mr is None else torch.linalg.qr(X_mr).Q
+        for view, X_mr in zip(views, products, strict=True)
+    ]
+    with together():
+        projected = [view.right(Q_mr) for view, Q_mr in zip(views, bases, strict=True)]
+    return [_factors(Q_mr, X_rn, len(A_rn)) for Q_mr, X_rn, A_rn in zip(bases, projected, near, strict=True)]
+
+
+def _range(view: WeightView, near_rn: Tensor) -> Tensor | None:
+    """Columns that span what the factors have to; None where they are as many as the rows, and any basis does."""
+    (m, n), rank = view.shape, len(near_rn)
+    if rank == m:
+        return None
+    return view.left(torch.eye(n) if rank == n else near_rn.T)
+
+
+def _factors(Q_mk: Tensor, projected_kn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """B and A of Q (Qᵀ W)."""
     U_kk, S_k, V_kn = torch.linalg.svd(projected_kn.double(), full_matrices=False)
     B_mr = (Q_mk.to(U_kk) @ U_kk[:, :rank]) * S_k[:rank].sqrt()
     A_rn = S_k[:rank].sqrt()[:, None] * V_kn[:rank]

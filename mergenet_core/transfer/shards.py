@@ -7,6 +7,7 @@ Every strategy cuts a weight into consecutive entries of its row-major order: al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,49 @@ class Traffic:
     calls: int = 0
 
 
+BUCKET = 1_000_000
+"""Numbers that are exchanged at once at most, unless one product alone has more."""
 READ = 250_000
 """Entries of a weight that are read at a time."""
 TRAFFIC = Traffic()
 """Counts every reduction that a transfer makes, on this process."""
+
+
+_waiting: list[tuple[dist.ProcessGroup, Tensor]] | None = None
+"""Products to be summed at the end of `together`; None outside."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Sum the products that are made within by few exchanges, at its end; until then each is the process's own part."""
+    global _waiting
+    assert _waiting is None, "exchanges are gathered once"
+    _waiting = []
+    try:
+        yield
+        bucket: list[Tensor] = []
+        for place, (group, X) in enumerate(_waiting):
+            bucket.append(X)
+            after = _waiting[place + 1] if place + 1 < len(_waiting) else None
+            if (
+                after is None
+                or (after[0], after[1].dtype) != (group, X.dtype)
+                or sum(one.numel() for one in bucket) + after[1].numel() > BUCKET
+            ):
+                _sum_bucket(bucket, group)
+                bucket = []
+    finally:
+        _waiting = None
+
+
+def _sum_bucket(bucket: list[Tensor], group: dist.ProcessGroup) -> None:
+    flat = bucket[0] if len(bucket) == 1 else torch.cat([X.reshape(-1) for X in bucket])
+    dist.all_reduce(flat, group=group)
+    TRAFFIC.numbers += flat.numel()
+    TRAFFIC.calls += 1
+    if len(bucket) > 1:
+        for X, summed in zip(bucket, torch.split(flat, [X.numel() for X in bucket]), strict=True):
+            X.copy_(summed.view(X.shape))
 
 
 @dataclass(frozen=True)
@@ -95,10 +135,10 @@ class Shard:
 
     def sum_(self, X: Tensor) -> Tensor:
         """Add up what each process made of its own entries; nothing to do where one holds them all."""
-        if self.group is not None:
-            dist.all_reduce(X, group=self.group)
-            TRAFFIC.numbers += X.numel()
-            TRAFFIC.calls += 1
+        if self.group is not None and _waiting is not None:
+            _waiting.append((self.group, X))
+        elif self.group is not None:
+            _sum_bucket([X], self.group)
         return X
 
 

@@ -6,7 +6,7 @@ import torch
 
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored
-from mergenet_core.transfer.methods.moves import attention_map, move
+from mergenet_core.transfer.methods.moves import Moved, attention_map, move
 from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import applied, batch, bert, cnn, logits, mlp, paired, shards, transfer, vit
 
@@ -46,7 +46,8 @@ def test_the_operator_is_its_equations(t, s, d):
     X, B, A = (torch.randn(*shape, generator=generator).double() for shape in ((t, d), (s, rank), (rank, d)))
     Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2))
     gate, weight = torch.tensor(0.4, dtype=torch.float64), X.clone()
-    moved = move(view_of(weight), B, A, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
+    moved = unmoved(weight)
+    move(moved, B, A, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
     Y, eye = (B @ A).numpy(), numpy.eye(d)
     expected = reference_map(X.numpy(), Y, eye, eye + Wk.numpy())
     numpy.testing.assert_allclose(moved.map.P.numpy(force=True), expected, atol=1e-6)
@@ -55,14 +56,28 @@ def test_the_operator_is_its_equations(t, s, d):
     numpy.testing.assert_allclose(weight.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (6, 9), (9, 4)])
+def test_the_gradient_of_shared_out_attention_is_its_own(shape):
+    generator = torch.Generator().manual_seed(0)
+    X, Y = (3 * torch.randn(count, 5, generator=generator, dtype=torch.float64) for count in shape)
+    assert torch.autograd.gradcheck(lambda X, Y: attention_map(X, Y, 5).P, (X.requires_grad_(), Y.requires_grad_()))
+
+
 def test_units_with_a_counterpart_need_no_map_and_those_without_one_stay():
     X, A = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     B = torch.cat([torch.randn(3, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)])
     weight = X.clone()
-    move(view_of(weight), B, A, value_rd=torch.zeros_like(A), gate=torch.tensor(0.4).double()).write_()
+    moved = unmoved(weight)
+    move(moved, B, A, value_rd=torch.zeros_like(A), gate=torch.tensor(0.4).double())
+    moved.write_()
     expected = reference_mixed(X[:3].numpy(), (B @ A)[:3].numpy(), numpy.eye(3), numpy.zeros((4, 4)), 0.4)
     numpy.testing.assert_allclose(weight[:3].numpy(), expected, atol=1e-6)
     torch.testing.assert_close(weight[3:], X[3:])
+
+
+def unmoved(weight):
+    view = view_of(weight)
+    return Moved(view, view.squares())
 
 
 def test_heads_move_whole():

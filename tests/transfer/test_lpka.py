@@ -8,7 +8,7 @@ import torch
 
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.lpka import Adapter, Lpka
-from mergenet_core.transfer.reencode import factorize
+from mergenet_core.transfer.reencode import refactorize
 from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import batch, bert, cnn, matrix, mlp, paired, shards
 
@@ -99,10 +99,7 @@ def dense_outputs(method, target):
     made = {}
     for names, adapter in method._adapters.items():
         views = [view_of(weights[name].clone(), method._views[name].form) for name in names]
-        own = [
-            factorize(view, method._ranks[name], method.factors[f"{name}.own"])
-            for name, view in zip(names, views, strict=True)
-        ]
+        own = refactorize(views, [method.factors[f"{name}.own"] for name in names])
         theirs = [(method.factors[f"{name}.B"].T, method.factors[f"{name}.A"]) for name in names]
         factors = ([B.T for B, _ in own], [A for _, A in own], [B for B, _ in theirs], [A for _, A in theirs])
         new = zip(*adapter(*map(torch.stack, factors)), strict=True)

@@ -2,7 +2,7 @@ import numpy
 import pytest
 import torch
 
-from mergenet_core.transfer.reencode import factorize
+from mergenet_core.transfer.reencode import factorize, refactorize
 from mergenet_core.transfer.views import view_of
 
 
@@ -22,6 +22,17 @@ def test_it_is_the_truncated_svd(shape, rank):
     U, S, V = numpy.linalg.svd(W.numpy())
     best = (U[:, :rank] * S[:rank]) @ V[:rank]
     numpy.testing.assert_allclose((B @ A).numpy(), best, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_from_the_factors_of_a_while_ago_one_iteration_is_as_good(rank):
+    before = [decaying(40, 30), decaying(5, 13), decaying(13, 5)]
+    after = [W + 1e-3 * decaying(*W.shape, seed=1) for W in before]
+    near = [factorize(view_of(W), rank)[1] for W in before]
+    for W, (B, A) in zip(after, refactorize([view_of(W) for W in after], near), strict=True):
+        best_B, best_A = factorize(view_of(W), rank)
+        torch.testing.assert_close(B @ A, best_B @ best_A, atol=2e-4, rtol=0)
+        assert A.shape == best_A.shape
 
 
 def test_the_factors_are_balanced_and_their_signs_fixed():

@@ -26,7 +26,7 @@ from mergenet_core.transfer.maps import anchored_map
 from mergenet_core.transfer.methods.moves import Moved, UnitMap, move
 from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.reencode import factorize, source_factors
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.shards import Shard, together
 from mergenet_core.transfer.views import WeightView, view_of
 
 
@@ -102,12 +102,9 @@ class Anchored:
     def write(self) -> None:
         """One transfer: W ← X', the graph of the maps kept for `backward`."""
         maps: dict[str, UnitMap] = {}
-        self._moved = {}
+        self._moved = self._unmoved()
         for pair in self._pairs:
-            view = self._views[pair.target]
-            if pair.form == "embedding":  # its units are the columns, told by their coordinates in a copy
-                view = view_of(view.right(self.factors[f"{pair.target}.coordinates"]).T.contiguous())
-            self._moved[pair.target] = self._move(pair, view, maps)
+            self._move(pair, self._moved[pair.target], maps)
         for pair in self._pairs:
             moved = self._moved[pair.target]
             before_td = moved.view.shard.held().flat.clone() if pair.form == "embedding" else None
@@ -118,14 +115,19 @@ class Anchored:
 
     def backward(self) -> None:
         """Take the loss's gradient at X' through the operator, to the target's weights and to the adapter."""
-        embeddings = {}
-        for pair in self._pairs:
-            if pair.form == "embedding":
-                coordinates = self.factors[f"{pair.target}.coordinates"]
-                G_td = embeddings[pair.target] = self._views[pair.target].grad_right(coordinates).T
-                self._moved[pair.target].view.shard.write_gradient_(G_td.contiguous())
+        embeddings = [pair.target for pair in self._pairs if pair.form == "embedding"]
+        with together():
+            at_embeddings = {
+                name: self._views[name].grad_right(self.factors[f"{name}.coordinates"]).T for name in embeddings
+            }
+            products = {
+                name: moved.gradient_products() for name, moved in self._moved.items() if name not in embeddings
+            }
+        for name, G_td in at_embeddings.items():
+            self._moved[name].view.shard.write_gradient_(G_td.contiguous())
+            products[name] = self._moved[name].gradient_products()
         outputs = [factor for moved in self._moved.values() for factor in moved.factors]
-        gradients = [gradient for moved in self._moved.values() for gradient in moved.gradients()]
+        gradients = [part for name, moved in self._moved.items() for part in moved.gradients(*products[name])]
         squares = [moved.squares_t for moved in self._moved.values()]
         inputs = [*squares, *self.parameters.values()]
         found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
@@ -133,7 +135,7 @@ class Anchored:
             moved.give_gradient_(gradient)
         for parameter, gradient in zip(self.parameters.values(), found[len(squares) :], strict=True):
             parameter.grad = gradient
-        for name, G_td in embeddings.items():
+        for name, G_td in at_embeddings.items():
             change_td = self._moved[name].view.shard.gradient().view(G_td.shape) - G_td
             self._views[name].grad_combine_(None, None, self.factors[f"{name}.coordinates"], change_td.T)
         self._moved = {}
@@ -141,7 +143,25 @@ class Anchored:
     def after_step(self) -> None:
         """Nothing: all that the adapter learns from has come with the loss's gradient."""
 
-    def _move(self, pair: WeightPair, view: WeightView, maps: dict[str, UnitMap]) -> Moved:
+    def _unmoved(self) -> dict[str, Moved]:
+        """The weights as they are; an embedding's units are its columns, told by their coordinates in a copy."""
+        with together():
+            found = {
+                pair.target: view.right(self.factors[f"{pair.target}.coordinates"])
+                if pair.form == "embedding"
+                else view.squares()
+                for pair, view in ((pair, self._views[pair.target]) for pair in self._pairs)
+            }
+        unmoved = {}
+        for pair in self._pairs:
+            view, told = self._views[pair.target], found[pair.target]
+            if pair.form == "embedding":
+                view = view_of(told.T.contiguous())
+                told = view.squares()
+            unmoved[pair.target] = Moved(view, told)
+        return unmoved
+
+    def _move(self, pair: WeightPair, moved: Moved, maps: dict[str, UnitMap]) -> None:
         """The move of one pair; where its unit axis gets a map, it is left in `maps`."""
         axis = _unit_axis(pair)
         if axis.startswith("values."):
@@ -149,8 +169,8 @@ class Anchored:
             maps |= {axis: maps[twin]} if twin in maps else {}
         heads = self._pairing.axes[axis].heads
         B_lr, A_rd = self._source_units(pair, maps)
-        moved = move(
-            view,
+        move(
+            moved,
             B_lr,
             A_rd,
             value_rd=self.parameters[f"{pair.target}.value"],
@@ -161,7 +181,6 @@ class Anchored:
         )
         if moved.map is not None:
             maps[axis] = moved.map
-        return moved
 
     def _source_units(self, pair: WeightPair, maps: Mapping[str, UnitMap]) -> tuple[Tensor, Tensor]:
         """The source's units B A, their coordinates those of the target."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
-from mergenet_core.transfer.reencode import factorize, source_factors
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.reencode import factorize, refactorize, source_factors
+from mergenet_core.transfer.shards import Shard, together
 from mergenet_core.transfer.views import WeightView
 
 
@@ -172,8 +172,9 @@ class Lpka:
         """One transfer: W ← W + B' A' − B A, the graph of the factors kept."""
         self._made: dict[str, tuple[Tensor, Tensor]] = {}
         self._written: dict[str, tuple[Tensor, Tensor]] = {}
+        encoded = self._encoded()
         for names, adapter in self._adapters.items():
-            own = [self._encoded(name) for name in names]
+            own = [encoded[name] for name in names]
             new_B_prm, new_A_prn = adapter(
                 torch.stack([B_mr.T for B_mr, _ in own]),
                 torch.stack([A_rn for _, A_rn in own]),
@@ -184,14 +185,28 @@ class Lpka:
                 view, new_B_mr = self._views[name], new_B_rm.T
                 self._made[name] = (new_B_mr, new_A_rn)
                 view.add_(torch.cat([new_B_mr.detach(), -B_mr], dim=1), torch.cat([new_A_rn.detach(), A_rn]))
-                if self._update == "hypernetwork":
-                    self._written[name] = view.left(new_A_rn.detach().T), view.right(new_B_mr.detach())
+        if self._update == "hypernetwork":
+            self._written = self._products(of_gradient=False)
 
-    def _encoded(self, name: str) -> tuple[Tensor, Tensor]:
+    def _encoded(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The target's factors as it is now."""
-        B_mr, A_rn = factorize(self._views[name], self._ranks[name], self.factors[f"{name}.own"])
-        self.factors[f"{name}.own"] = A_rn
-        return B_mr, A_rn
+        near = {name: self.factors[f"{name}.own"] for name in self._views}
+        found = dict(zip(self._views, refactorize(self._views.values(), near.values()), strict=True))
+        for name, (_, A_rn) in found.items():
+            self.factors[f"{name}.own"] = A_rn
+        return found
+
+    def _products(self, *, of_gradient: bool) -> dict[str, tuple[Tensor, Tensor]]:
+        """W A'ᵀ and B'ᵀ W of every weight, or of its gradient."""
+        with together():
+            found = {}
+            for name, (new_B_mr, new_A_rn) in self._made.items():
+                view, A_nr, B_mr = self._views[name], new_A_rn.detach().T, new_B_mr.detach()
+                if of_gradient:
+                    found[name] = view.grad_left(A_nr), view.grad_right(B_mr)
+                else:
+                    found[name] = view.left(A_nr), view.right(B_mr)
+        return found
 
     def backward(self) -> None:
         """`gradient`: with the loss's gradient G at W', B' receives G A'ᵀ and A' receives B'ᵀ G.
@@ -201,21 +216,14 @@ class Lpka:
         """
         if self._update != "gradient":
             return
-        gradients = []
-        for name, (new_B_mr, new_A_rn) in self._made.items():
-            view = self._views[name]
-            gradients += [view.grad_left(new_A_rn.detach().T), view.grad_right(new_B_mr.detach())]
-        self._learn(gradients)
+        self._learn([part for parts in self._products(of_gradient=True).values() for part in parts])
 
     def after_step(self) -> None:
         """`hypernetwork`: the output learns from where the target's own step led, (W' − W_after) in place of G."""
         if self._update != "hypernetwork":
             return
-        gradients = []
-        for name, (new_B_mr, new_A_rn) in self._made.items():
-            view, (at_B_mr, at_A_rn) = self._views[name], self._written[name]
-            gradients += [at_B_mr - view.left(new_A_rn.detach().T), at_A_rn - view.right(new_B_mr.detach())]
-        self._learn(gradients)
+        now = self._products(of_gradient=False)
+        self._learn([at - by_now for name in now for at, by_now in zip(self._written[name], now[name], strict=True)])
 
     def _learn(self, gradients: list[Tensor]) -> None:
         outputs = [factor for pair in self._made.values() for factor in pair]

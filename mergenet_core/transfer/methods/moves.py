@@ -47,9 +47,9 @@ def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1) -> U
 class Moved:
     """A weight that a transfer moves: X' = diag(a) X + C N, and the way back for the loss's gradient."""
 
-    def __init__(self, view: WeightView) -> None:
+    def __init__(self, view: WeightView, squares_t: Tensor) -> None:
         self.view = view
-        self.squares_t = view.squares().requires_grad_()
+        self.squares_t = squares_t.requires_grad_()
         self.map: UnitMap | None = None
         self._pulls: list[tuple[Tensor, Tensor]] = []
 
@@ -73,11 +73,13 @@ class Moved:
         scaled_tk = G_tk / self._a_t[:, None]
         return self.view.right(scaled_tk) - (scaled_tk.T @ self._C_tr) @ self._N_rd
 
-    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss's gradient for a, C and N from that at X', G: rows of G∘X, G Nᵀ and Cᵀ G."""
-        GN_tr = self.view.grad_left(self._N_rd.T)
-        dots_t = (self.view.grad_dots() - (GN_tr * self._C_tr).sum(dim=1)) / self._a_t
-        return dots_t, GN_tr, self.view.grad_right(self._C_tr)
+    def gradient_products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `gradients` needs of the gradient at X', G: rows of G∘X', G Nᵀ and Cᵀ G."""
+        return self.view.grad_dots(), self.view.grad_left(self._N_rd.T), self.view.grad_right(self._C_tr)
+
+    def gradients(self, dots_t: Tensor, GN_tr: Tensor, CG_rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient for a, C and N: rows of G∘X, G Nᵀ and Cᵀ G."""
+        return (dots_t - (GN_tr * self._C_tr).sum(dim=1)) / self._a_t, GN_tr, CG_rd
 
     def give_gradient_(self, squares_t: Tensor) -> None:
         """Turn the gradient at X' into the one at X, with `squares_t` the gradient for X's row norms.
@@ -139,7 +141,7 @@ class _Product(torch.autograd.Function):
 
 
 def move(
-    view: WeightView,
+    moved: Moved,
     B_lr: Tensor,
     A_rd: Tensor,
     *,
@@ -148,14 +150,14 @@ def move(
     key_rd: Tensor | None = None,
     unit_map: UnitMap | None = None,
     width: int = 1,
-) -> Moved:
+) -> None:
     """Work out a move of the target's units X towards the source's units Y = B A; nothing is written yet.
 
     With `key_rd` the map P is made here, of heads of `width` rows; else it is `unit_map`, or, without one, each unit
     has its own counterpart. Equations: Ŷ = D B A; P from X̂ and D B (A + key); M = rmsnorm(P D B (A + value));
     X' = X + tanh(g)(rms(X)·M − X), then rms(X') ← rms(X), by rows.
     """
-    moved, columns = Moved(view), view.shape[1]
+    columns = moved.view.shape[1]
     Y_lr = B_lr * _inverse_rms(B_lr, A_rd, columns)
     N_rd = A_rd + value_rd
     size_t1 = (moved.squares_t / columns + _EPSILON).sqrt()[:, None]
@@ -176,7 +178,6 @@ def move(
     scale_t1 = size_t1 / (squares_t / columns + _EPSILON).sqrt()[:, None]
     moved.settle(((1 - open_) * scale_t1)[:, 0], scale_t1 * C_tr, N_rd)
     moved.map = unit_map
-    return moved
 
 
 def _inverse_rms(B_lr: Tensor, A_rd: Tensor, columns: int) -> Tensor:
