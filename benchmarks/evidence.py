@@ -13,14 +13,16 @@ import hashlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from stack import running_service
 
 from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import TERMINAL, Event, Progress
-from mergenet_core.jobs.report import ArmReport, Difference, Report, difference, markdown
+from mergenet_core.jobs.records import TERMINAL, Event, Progress, Trial, TrialResult
+from mergenet_core.jobs.report import ArmReport, Difference, Report, build_report, difference, markdown, picked
 from mergenet_core.jobs.spec import JobSpec
 from service.client import Client
 from service.views import JobView
@@ -49,7 +51,9 @@ EVIDENCE = ROOT / "docs" / "evidence"
 INTRODUCTION = """\
 Written by `benchmarks/evidence.py` from jobs of the service. Test accuracy of the last step's weights: the control's
 mean, then each arm's paired gain over the control of the same seed, in points, with its 95 % t interval. A page has the
-values of every seed, the validation-selected ones, versions and a plot, the JSON beside it the hashes of the data."""
+values of every seed, the validation-selected ones, versions and a plot, the JSON beside it the hashes of the data. The
+last column is what `transfer.method: auto` delivers: at each seed, of the transfers tried, the best on validation, or
+the control's model where none is ahead of it by more than a standard error."""
 NOTES = """\
 `sham` is the same transfer from a source with shuffled weights: what it gains, the weights' scale alone gains. `copy`
 takes the top-norm units of each source weight without carrying their places to the next. A `distill` trial computes its
@@ -73,7 +77,7 @@ def main() -> None:
         for name in wanted.settings:
             text = SETTINGS[name].read_text()
             job = run(client, document(name))
-            write(name, text, job, client.report(job.id))
+            write(name, text, job, build_report(job.id, job.name, job.trials, job.memory_bytes))
             index()
 
 
@@ -138,19 +142,36 @@ def index() -> None:
     """One page for all settings: the gain of each arm over the control of the same seed."""
     arms = ["transfer", "sham", "copy", "distill", "transfer+distill"]
     lines = ["# Evidence", "", INTRODUCTION, ""]
-    lines += ["| setting | seeds | control | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
+    lines += ["| setting | seeds | control | " + " | ".join(arms) + " | auto |", "|---" * (len(arms) + 4) + "|"]
     for path in sorted(EVIDENCE / f"{name}.json" for name in SETTINGS):
         if not path.exists():
             continue
-        report = Report.model_validate({"job": "", **json.loads(path.read_text())["report"]})
+        numbers = json.loads(path.read_text())
+        report = Report.model_validate({"job": "", **numbers["report"]})
         control = report.arm("control")
         assert control is not None
         cells = [f"[{report.name}]({path.stem}.md)", str(len(control.seeds)), f"{100 * control.mean:.2f}"]
+        first = next(arm for arm in report.arms if arm.arm.startswith("transfer") and not arm.picked)
         for name in arms:
-            arm = report.arm(name)
+            arm = first if name == "transfer" else report.arm(name)
             cells.append("–" if arm is None or arm.difference is None else _points(arm.difference))
+        cells.append(_points(by_auto(numbers["trials"])))
         lines.append("| " + " | ".join(cells) + " |")
     (EVIDENCE / "README.md").write_text("\n".join([*lines, "", NOTES]) + "\n")
+
+
+def by_auto(results: dict[str, Any]) -> Difference:
+    """What `auto` would deliver of a setting's trials, over the control; trials are named by arm and seed."""
+    trials = [
+        Trial(id=trial_id, kind="arm", arm=named[1], seed=int(named[2]), result=TrialResult.model_validate(result))
+        for trial_id, result in results.items()
+        if (named := re.match(r"(control|transfer)-(\d+)", trial_id))
+    ]
+    taken, control = (
+        {trial.seed: trial.result.last["test"] for trial in some if trial.result is not None}
+        for some in (picked(trials).values(), [trial for trial in trials if trial.arm == "control"])
+    )
+    return difference(taken, control, "control")
 
 
 def plot(report: Report, path: Path) -> None:

@@ -29,6 +29,7 @@ TRIED: dict[Kind, tuple[tuple[PairedMethod, Include], ...]] = {
 LPKA_RANK = 16
 """The most tokens a side that `lpka` attends between unless told: on wide matrices more cost, and show no gain."""
 _STORED = "the target keeps it turned or together with others, which project writes and {} does not"
+_TABLE = "a table of embeddings has a row an entry: an adapter would need more parameters than the table"
 _SEVERAL = ("joint",)
 """Axes that the towers of a model have in common."""
 
@@ -159,6 +160,9 @@ def _checked(
     if method in UNANCHORED:  # a vector has neither factors nor rows and columns
         unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
         pairs = [entry for entry in pairs if _is_matrix(entry)]
+        tables = [entry.target for entry in pairs if entry.form == "embedding" and kind != "named"]
+        unpaired |= dict.fromkeys(tables, _TABLE)
+        pairs = [entry for entry in pairs if entry.target not in tables]
     if method != "project":
         unpaired |= {entry.target: _STORED.format(method) for entry in pairs if entry.target_stored}
         pairs = [entry for entry in pairs if entry.target_stored is None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mergenet_core.jobs.records import Record, Trial, TrialResult
-from mergenet_core.jobs.ways import best
+from mergenet_core.jobs.ways import preferred
 
 Verdict = Literal["gain", "no gain shown", "harm", "one seed"]
 
@@ -48,7 +48,7 @@ class ArmReport(Record):
     difference: Difference | None
     """To the control; null for the control itself."""
     picked: tuple[str, ...] = ()
-    """`auto`: the trial that each seed's value is of, the one that was best on validation."""
+    """`auto`: the trial that each seed's value is of, as validation picked it."""
 
 
 class Report(Record):
@@ -114,9 +114,12 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
 
 
 def picked(trials: Sequence[Trial]) -> dict[int, Trial]:
-    """At each seed, of the control and the transfers, the trial that is best on validation; of equals the control."""
-    able = sorted((trial for trial in trials if trial.arm in ("control", "transfer")), key=lambda one: str(one.arm))
-    return {seed: best(one for one in able if one.seed == seed) for seed in sorted({trial.seed for trial in able})}
+    """At each seed the transfer that is best on validation, or the control where none is clearly ahead of it."""
+    controls = {trial.seed: trial for trial in trials if trial.arm == "control"}
+    return {
+        seed: preferred(control, [trial for trial in trials if trial.arm == "transfer" and trial.seed == seed])
+        for seed, control in sorted(controls.items())
+    }
 
 
 def difference(arm: dict[int, float], other: dict[int, float], to: str) -> Difference:

@@ -179,7 +179,7 @@ class TransferSpec(Strict):
 
     method: MethodName = "auto"
     """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` trains the ways that
-    the pair allows, and takes at each seed what is best on validation, the control included."""
+    the pair allows, and takes at each seed what is best on validation, the control's model where none is ahead."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
     cycle: Annotated[int, Field(ge=1)] = 8

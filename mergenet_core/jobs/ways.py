@@ -41,6 +41,17 @@ def best(trials: Iterable[Trial]) -> Trial:
     return max(trials, key=_validation)
 
 
+def preferred(control: Trial, transfers: Iterable[Trial]) -> Trial:
+    """The best transfer where it is ahead of the control on validation by more than a standard error, else the control.
+
+    Equation: √(v (1 − v) / n) for a metric v over n examples, which is the most that one between 0 and 1 can have.
+    """
+    found = best(transfers)
+    told, data = _validation(control), control.result.data.get("validation", {}) if control.result else {}
+    error = math.sqrt(max(0.0, told * (1 - told)) / max(1, data.get("examples", 1))) if told > -math.inf else 0.0
+    return found if _validation(found) > told + error else control
+
+
 def _validation(trial: Trial) -> float:
     return -math.inf if trial.result is None else trial.result.last.get("validation", -math.inf)
 

@@ -11,7 +11,7 @@ from mergenet_core.jobs.plan import trials
 from mergenet_core.jobs.records import ArmCost, Job, Trial, TrialResult, Way, now
 from mergenet_core.jobs.report import build_report, markdown
 from mergenet_core.jobs.spec import JobSpec, TransferSpec
-from mergenet_core.jobs.ways import on_its_way, ways
+from mergenet_core.jobs.ways import on_its_way, preferred, ways
 from tests.jobs.test_pairing import bert, cnn, mlp
 
 PROJECT, EMBEDDINGS = Way(method="project", include="all"), Way(method="project", include="embeddings")
@@ -48,7 +48,7 @@ def job(spec: JobSpec, validation: dict[str, float]) -> Job:
             result = TrialResult(
                 steps=10, final_loss=0.1, metric="accuracy", last={"test": told - 0.1, "validation": told},
                 best={"test": told - 0.1, "validation": told}, cost=ArmCost(step_seconds=0.1, train_seconds=1.0),
-                parameters=7,
+                parameters=7, data={"validation": {"examples": 100}},
             )  # fmt: skip
             trial = trial.model_copy(update={"state": "succeeded", "result": result})
         done.append(trial)
@@ -60,7 +60,7 @@ def job(spec: JobSpec, validation: dict[str, float]) -> Job:
 
 VALIDATION = {
     "control-0": 0.60, "transfer-0-project": 0.70, "transfer-0-project-embeddings": 0.80, "sham-0": 0.60,
-    "control-1": 0.75, "transfer-1-project": 0.75, "transfer-1-project-embeddings": 0.70, "sham-1": 0.61,
+    "control-1": 0.75, "transfer-1-project": 0.79, "transfer-1-project-embeddings": 0.70, "sham-1": 0.61,
 }  # fmt: skip
 
 
@@ -92,12 +92,12 @@ def test_a_trial_goes_its_own_way_and_the_sham_the_best(spec):
     assert gone["transfer-0-project-embeddings"] == ("project", "embeddings")
     assert gone["transfer-0-project"] == ("project", "all")
     assert gone["sham-0"] == ("project", "embeddings")
-    assert gone["sham-1"] == ("project", "all"), "the best transfer, though the control is as good"
+    assert gone["sham-1"] == ("project", "all"), "the best transfer, though it is not taken"
     assert gone["control-0"] == ("auto", "all")
     assert on_its_way(spec, record, record.trial("finalize")) is spec
 
 
-def test_the_report_takes_what_is_best_on_validation_and_the_control_of_equals(spec):
+def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_error(spec):
     report = build_report("j", "n", job(spec, VALIDATION).trials)
     taken = report.arm("transfer")
     assert taken.picked == ("transfer-0-project-embeddings", "control-1")
@@ -110,7 +110,18 @@ def test_the_report_takes_what_is_best_on_validation_and_the_control_of_equals(s
     assert [arm.arm for arm in report.arms] == [
         "transfer", "transfer by project", "transfer by project-embeddings", "control", "sham",
     ]  # fmt: skip
-    assert "| transfer by project | 62.50" in markdown(report)
+    assert "| transfer by project | 64.50" in markdown(report)
+
+
+def test_more_validation_examples_tell_a_smaller_gain(spec):
+    control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-1", "transfer-1-project"))
+    assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples the error is 0.043
+
+    def over(trial, count):
+        result = trial.result.model_copy(update={"data": {"validation": {"examples": count}}})
+        return trial.model_copy(update={"result": result})
+
+    assert preferred(over(control, 200), [transfer]) is transfer
 
 
 def test_a_source_that_harms_is_left_aside(spec):
