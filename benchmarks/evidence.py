@@ -154,8 +154,8 @@ def index() -> None:
         first = next(arm for arm in report.arms if arm.arm.startswith("transfer") and not arm.picked)
         for name in arms:
             arm = first if name == "transfer" else report.arm(name)
-            cells.append("–" if arm is None or arm.difference is None else _points(arm.difference))
-        cells.append(_points(by_auto(numbers["trials"])))
+            cells.append("–" if arm is None or arm.difference is None else points(arm.difference))
+        cells.append(points(by_auto(numbers["trials"])))
         lines.append("| " + " | ".join(cells) + " |")
     (EVIDENCE / "README.md").write_text("\n".join([*lines, "", NOTES]) + "\n")
 
@@ -201,7 +201,7 @@ def _between(report: Report) -> list[str]:
         arm, against = report.arm(name), report.arm(other)
         if arm is not None and against is not None:
             gained = difference(_by_seed(arm), _by_seed(against), other)
-            lines += [f"{name} against {other}: {_points(gained)} points.", ""]
+            lines += [f"{name} against {other}: {points(gained)} points.", ""]
     return lines
 
 
@@ -217,7 +217,8 @@ def _by_seed(arm: ArmReport) -> dict[int, float]:
     return dict(zip(arm.seeds, arm.last, strict=True))
 
 
-def _points(gained: Difference) -> str:
+def points(gained: Difference) -> str:
+    """A gain in points with its interval."""
     mean = f"{100 * gained.mean:+.2f}"
     if gained.low is None or gained.high is None:
         return mean
