@@ -35,7 +35,7 @@ _KEPT = 2
 _SCORES = 2.25
 """Numbers kept for a pair of tokens and a head, where attention drops some: softmax, mask, and both together."""
 _WITHOUT_DROPOUT = ("llama", "mistral", "qwen2")
-_SINKHORN = 12
+_SINKHORN = 5
 """Numbers kept for an entry of a map between units while the loss is carried through it."""
 _GRAPH = 8
 """Numbers kept likewise for one of a move's factors, r(m + n)."""
