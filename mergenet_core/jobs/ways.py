@@ -46,10 +46,10 @@ def preferred(control: Trial, transfers: Iterable[Trial]) -> Trial:
 
     Equation: √(v (1 − v) / n) for a metric v over n examples, which is the most that one between 0 and 1 can have.
     """
-    found = best(transfers)
-    told, data = _validation(control), control.result.data.get("validation", {}) if control.result else {}
-    error = math.sqrt(max(0.0, told * (1 - told)) / max(1, data.get("examples", 1))) if told > -math.inf else 0.0
-    return found if _validation(found) > told + error else control
+    found, metric = best(transfers), _validation(control)
+    data = control.result.data.get("validation", {}) if control.result is not None else {}
+    error = math.sqrt(metric * (1 - metric) / data["examples"]) if 0 < metric < 1 and data else 0.0
+    return found if _validation(found) > metric + error else control
 
 
 def _validation(trial: Trial) -> float:

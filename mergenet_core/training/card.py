@@ -86,7 +86,7 @@ the mean over the seeds after the last step; selection never looked at the test 
 def _moved(job: JobSpec, report: Report) -> str:
     source = _named(job.source.model)
     if not report.transferred:
-        return f"without a transfer: on validation it was\nbetter than each that learned from {source}."
+        return f"without a transfer: on\nvalidation nothing that learned from {source} was clearly ahead of it."
     return (
         f"with knowledge moved into its weights from\n{source}. Its architecture and speed are the plain target's; "
         "nothing of the adapter is in it."

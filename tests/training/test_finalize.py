@@ -79,7 +79,7 @@ def test_where_the_control_was_better_the_artifact_is_its_model_and_says_so(
     assert manifest.about["trial"] == "control-0"
     assert not {"adapter.safetensors", "pairing.json"} & {entry.path for entry in manifest.files}
     card = (folder.artifact / "README.md").read_text()
-    assert "without a transfer: on validation it was" in card
+    assert "without a transfer: on\nvalidation nothing that learned from `source`" in card
     assert "adapter.safetensors" not in card
 
 
