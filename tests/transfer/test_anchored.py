@@ -6,7 +6,7 @@ import torch
 
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored
-from mergenet_core.transfer.methods.moves import Moved, attention_map, move
+from mergenet_core.transfer.methods.moves import Moved, asked_of, attention_map, move, products
 from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import applied, batch, bert, cnn, logits, mlp, paired, shards, transfer, vit
 
@@ -47,7 +47,8 @@ def test_the_operator_is_its_equations(t, s, d):
     Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2))
     gate, weight = torch.tensor(0.4, dtype=torch.float64), X.clone()
     moved = unmoved(weight)
-    move(moved, B, A, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
+    (product,) = products([moved], [asked_of(A, A @ Wv, A @ Wk)])
+    move(moved, B, A, product, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
     Y, eye = (B @ A).numpy(), numpy.eye(d)
     expected = reference_map(X.numpy(), Y, eye, eye + Wk.numpy())
     numpy.testing.assert_allclose(moved.map.P.numpy(force=True), expected, atol=1e-6)
@@ -68,7 +69,9 @@ def test_units_with_a_counterpart_need_no_map_and_those_without_one_stay():
     B = torch.cat([torch.randn(3, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)])
     weight = X.clone()
     moved = unmoved(weight)
-    move(moved, B, A, value_rd=torch.zeros_like(A), gate=torch.tensor(0.4).double())
+    value = torch.zeros_like(A)
+    (product,) = products([moved], [asked_of(A, value, None)])
+    move(moved, B, A, product, value_rd=value, gate=torch.tensor(0.4).double())
     moved.write_()
     expected = reference_mixed(X[:3].numpy(), (B @ A)[:3].numpy(), numpy.eye(3), numpy.zeros((4, 4)), 0.4)
     numpy.testing.assert_allclose(weight[:3].numpy(), expected, atol=1e-6)

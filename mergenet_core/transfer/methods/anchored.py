@@ -14,7 +14,7 @@ v vocabulary rows; ^ (hat) RMS-normalised rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from mergenet_core.jobs.anatomy import BASES
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import anchored_map
-from mergenet_core.transfer.methods.moves import Moved, UnitMap, move
+from mergenet_core.transfer.methods.moves import Moved, UnitMap, asked_of, move, products
 from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.reencode import factorize, source_factors
 from mergenet_core.transfer.shards import Shard, together
@@ -103,8 +103,11 @@ class Anchored:
         """One transfer: W ← X', the graph of the maps kept for `backward`."""
         maps: dict[str, UnitMap] = {}
         self._moved = self._unmoved()
-        for pair in self._pairs:
-            self._move(pair, self._moved[pair.target], maps)
+        waiting = self._pairs
+        while waiting:
+            wave = _ready(waiting)
+            self._move(wave, maps)
+            waiting = [pair for pair in waiting if pair not in wave]
         for pair in self._pairs:
             moved = self._moved[pair.target]
             before_td = moved.view.shard.held().flat.clone() if pair.form == "embedding" else None
@@ -161,26 +164,38 @@ class Anchored:
             unmoved[pair.target] = Moved(view, told)
         return unmoved
 
-    def _move(self, pair: WeightPair, moved: Moved, maps: dict[str, UnitMap]) -> None:
-        """The move of one pair; where its unit axis gets a map, it is left in `maps`."""
-        axis = _unit_axis(pair)
-        if axis.startswith("values."):
-            twin = f"queries.{axis.rpartition('.')[2]}"
-            maps |= {axis: maps[twin]} if twin in maps else {}
-        heads = self._pairing.axes[axis].heads
-        B_lr, A_rd = self._source_units(pair, maps)
-        move(
-            moved,
-            B_lr,
-            A_rd,
-            value_rd=self.parameters[f"{pair.target}.value"],
-            gate=self.parameters[f"{pair.target}.gate"],
-            key_rd=self.parameters.get(f"{axis}.key") if axis not in maps else None,
-            unit_map=maps.get(axis),
-            width=1 if heads is None else self._pairing.axes[axis].target_size // heads[1],
-        )
-        if moved.map is not None:
-            maps[axis] = moved.map
+    def _move(self, wave: Sequence[WeightPair], maps: dict[str, UnitMap]) -> None:
+        """The moves of pairs whose inputs have their maps; where a unit axis gets a map, it is left in `maps`."""
+        units = [self._source_units(pair, maps) for pair in wave]
+        values = [self.parameters[f"{pair.target}.value"] for pair in wave]
+        keys: list[Tensor | None] = []
+        mapped = set(maps)
+        for pair in wave:
+            axis = _unit_axis(pair)
+            known = axis in mapped or _twin(axis) in mapped
+            keys.append(None if known else self.parameters.get(f"{axis}.key"))
+            mapped |= {axis} if known or keys[-1] is not None else set()
+        weights = [self._moved[pair.target] for pair in wave]
+        asked = [asked_of(A_rd, value, key) for (_, A_rd), value, key in zip(units, values, keys, strict=True)]
+        found = products(weights, asked)
+        for pair, moved, (B_lr, A_rd), product, value, key in zip(
+            wave, weights, units, found, values, keys, strict=True
+        ):
+            axis = _unit_axis(pair)
+            heads = self._pairing.axes[axis].heads
+            move(
+                moved,
+                B_lr,
+                A_rd,
+                product,
+                value_rd=value,
+                gate=self.parameters[f"{pair.target}.gate"],
+                key_rd=key,
+                unit_map=maps.get(_twin(axis) or axis, maps.get(axis)),
+                width=1 if heads is None else self._pairing.axes[axis].target_size // heads[1],
+            )
+            if moved.map is not None:
+                maps[axis] = moved.map
 
     def _source_units(self, pair: WeightPair, maps: Mapping[str, UnitMap]) -> tuple[Tensor, Tensor]:
         """The source's units B A, their coordinates those of the target."""
@@ -208,3 +223,23 @@ def _unit_axis(pair: WeightPair) -> str:
     axis = pair.inp if pair.form == "embedding" else pair.out
     assert axis is not None
     return axis
+
+
+def _twin(axis: str) -> str | None:
+    """The axis whose heads those of values move with."""
+    return f"queries.{axis.rpartition('.')[2]}" if axis.startswith("values.") else None
+
+
+def _ready(waiting: Sequence[WeightPair]) -> list[WeightPair]:
+    """The pairs that need no map which a pair before them has yet to make; their products are exchanged at once."""
+    found: list[WeightPair] = []
+    made: set[str] = set()
+    held_up: set[str] = set()
+    for pair in waiting:
+        axis = _unit_axis(pair)
+        if pair.inp in made or axis in held_up or _twin(axis) in held_up:
+            held_up.add(axis)
+        else:
+            found.append(pair)
+        made.add(axis)
+    return found

@@ -6,12 +6,14 @@ source, w rows of a head; ^ (hat) RMS-normalised rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mergenet_core.transfer.shards import together
 from mergenet_core.transfer.views import WeightView
 
 TEMPERATURE = 16.0
@@ -62,16 +64,14 @@ class Moved:
         """Make the move: from here on the weight is X'."""
         self.view.scale_add_(self._a_t, self._C_tr, self._N_rd)
 
-    def product(self, K_kd: Tensor) -> Tensor:
-        """X Kᵀ with X as it was before the move, in the graph of both. Shapes: (k, d) → (t, k)."""
-        result: Tensor = _Product.apply(K_kd, self)  # type: ignore[no-untyped-call]
-        return result
-
-    def pull(self, G_tk: Tensor, K_kd: Tensor) -> Tensor:
-        """The gradient of a product for K, Gᵀ X; what it is for X is kept until `give_gradient_`."""
+    def keep(self, G_tk: Tensor, K_kd: Tensor) -> Tensor:
+        """Keep the gradient of a product until `give_gradient_`; returns it for rows of X', (1/a) G."""
         self._pulls.append((G_tk, K_kd))
-        scaled_tk = G_tk / self._a_t[:, None]
-        return self.view.right(scaled_tk) - (scaled_tk.T @ self._C_tr) @ self._N_rd
+        return G_tk / self._a_t[:, None]
+
+    def less_moved(self, GX_kd: Tensor, scaled_tk: Tensor) -> Tensor:
+        """Gᵀ X from (1/a) G and its product with X': the gradient of a product for K."""
+        return GX_kd - (scaled_tk.T @ self._C_tr) @ self._N_rd
 
     def gradient_products(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `gradients` needs of the gradient at X', G: rows of G∘X', G Nᵀ and Cᵀ G."""
@@ -127,23 +127,42 @@ class _SharedOut(torch.autograd.Function):
         return result
 
 
-class _Product(torch.autograd.Function):
-    """X Kᵀ for a weight X that is only there in pieces, and that is another one when the gradient comes."""
+class _Products(torch.autograd.Function):
+    """X Kᵀ for weights X that are only there in pieces, and that are others when the gradient comes."""
 
     @staticmethod
-    def forward(ctx: Any, K_kd: Tensor, moved: Moved) -> Tensor:
-        ctx.moved, ctx.K_kd = moved, K_kd.detach()
-        return moved.view.left(K_kd.detach().T)
+    def forward(ctx: Any, weights: Sequence[Moved], *keys_kd: Tensor) -> tuple[Tensor, ...]:
+        ctx.weights, ctx.keys_kd = weights, [K_kd.detach() for K_kd in keys_kd]
+        with together():
+            return tuple(moved.view.left(K_kd.T) for moved, K_kd in zip(weights, ctx.keys_kd, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, G_tk: Tensor) -> tuple[Tensor, None]:
-        return ctx.moved.pull(G_tk, ctx.K_kd), None
+    def backward(ctx: Any, *gradients_tk: Tensor) -> tuple[Tensor | None, ...]:
+        asked = zip(ctx.weights, gradients_tk, ctx.keys_kd, strict=True)
+        scaled = [moved.keep(G_tk, K_kd) for moved, G_tk, K_kd in asked]
+        with together():
+            found = [moved.view.right(G_tk) for moved, G_tk in zip(ctx.weights, scaled, strict=True)]
+        parts = zip(ctx.weights, found, scaled, strict=True)
+        return None, *(moved.less_moved(GX_kd, G_tk) for moved, GX_kd, G_tk in parts)
+
+
+def products(weights: Sequence[Moved], keys_kd: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """X Kᵀ of each weight as it was before the move, in the graph of K. Shapes: (k, d) → (t, k)."""
+    found: tuple[Tensor, ...] = _Products.apply(weights, *keys_kd)  # type: ignore[no-untyped-call]
+    return found
+
+
+def asked_of(A_rd: Tensor, value_rd: Tensor, key_rd: Tensor | None) -> Tensor:
+    """The rows K that a move needs the product with, as `move` takes it."""
+    N_rd = A_rd + value_rd
+    return N_rd if key_rd is None else torch.cat([A_rd + key_rd, N_rd])
 
 
 def move(
     moved: Moved,
     B_lr: Tensor,
     A_rd: Tensor,
+    products_tk: Tensor,
     *,
     value_rd: Tensor,
     gate: Tensor,
@@ -153,21 +172,17 @@ def move(
 ) -> None:
     """Work out a move of the target's units X towards the source's units Y = B A; nothing is written yet.
 
-    With `key_rd` the map P is made here, of heads of `width` rows; else it is `unit_map`, or, without one, each unit
-    has its own counterpart. Equations: Ŷ = D B A; P from X̂ and D B (A + key); M = rmsnorm(P D B (A + value));
-    X' = X + tanh(g)(rms(X)·M − X), then rms(X') ← rms(X), by rows.
+    `products_tk` is X Kᵀ for K from `asked_of`. With `key_rd` the map P is made here, of heads of `width` rows; else it
+    is `unit_map`, or, without one, each unit has its own counterpart. Equations: Ŷ = D B A; P from X̂ and D B (A + key);
+    M = rmsnorm(P D B (A + value)); X' = X + tanh(g)(rms(X)·M − X), then rms(X') ← rms(X), by rows.
     """
     columns = moved.view.shape[1]
     Y_lr = B_lr * _inverse_rms(B_lr, A_rd, columns)
     N_rd = A_rd + value_rd
     size_t1 = (moved.squares_t / columns + _EPSILON).sqrt()[:, None]
+    XN_tr = products_tk[:, -len(N_rd) :]
     if key_rd is not None:
-        K_rd = A_rd + key_rd
-        products = moved.product(torch.cat([K_rd, N_rd]))
-        XK_tr, XN_tr = products[:, : len(K_rd)], products[:, len(K_rd) :]
-        unit_map = attention_map(XK_tr / size_t1, Y_lr, columns, width)
-    else:
-        XN_tr = moved.product(N_rd)
+        unit_map = attention_map(products_tk[:, : len(N_rd)] / size_t1, Y_lr, columns, width)
     C_tr = Y_lr if unit_map is None else unit_map.mixed(Y_lr)
     C_tr = C_tr * _inverse_rms(C_tr, N_rd, columns)
     open_ = torch.tanh(gate)
