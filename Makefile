@@ -45,6 +45,7 @@ bench: .venv/installed
 
 evidence: .venv/installed
 	$(BIN)/python benchmarks/evidence.py
+	$(BIN)/python benchmarks/search.py
 
 clean:
 	rm -rf .venv demo

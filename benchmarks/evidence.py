@@ -62,8 +62,9 @@ training time. Two trials ran at a time on two cores: the step times of these pa
 `benchmarks/step_cost.py` compares the methods within one process. Steps are equal in all arms; compute is not, where a
 teacher had to be fine-tuned first.
 
-Beside the settings: [what a pack's rank costs](packs.md), two seeds and so no claim, and
-[what an adapter costs](adapter_cost.md)."""
+Beside the settings: [what was tried](LOG.md), [what a pack's rank costs](packs.md), two seeds and so no claim,
+[what an adapter costs](adapter_cost.md), and what several processes cost, in exchanges, memory and time:
+[sharding.md](sharding.md), by `benchmarks/sharding.py`."""
 
 
 def main() -> None:
