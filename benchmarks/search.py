@@ -46,20 +46,21 @@ INTRODUCTION = """\
 # What was tried
 
 Written by `benchmarks/search.py`: variations of the settings at five seeds; points over the control of the same seed,
-and over the sham, with 95 % intervals. Test accuracy of the last step's weights. The seeds are those of the evidence, so a
-variation that is picked here for its numbers is no claim until other seeds have shown it."""
+and over the sham, with 95 % intervals. Test accuracy of the last step's weights. The seeds are those of the evidence,
+so a variation that is picked here for its numbers is no claim until other seeds have shown it."""
 NOTES = """\
 Of the settings themselves ([all of them](README.md)):
 
-- `project` on a source that was itself trained from scratch on another task harms: spans of WordNet into BBC topics loses 35 points,
-  its embeddings alone none that can be told. The share of the embeddings in a source's knowledge was not looked into further.
-- A source of shuffled weights gains as well in stamps-retrieval and easy-vqa: a text tower's scale alone helps there, and
-  the transfer is not told apart from it at five seeds.
-- Between ResNet and MobileNetV2 only the stem carries a map, and the source of fashion-cifar knows hardly more than its target learns.
+- `project` from a source that was itself trained from scratch on another task harms: spans of WordNet into BBC topics
+  loses 35 points, its embeddings alone none that can be told apart from zero.
+- A source of shuffled weights gains as well in stamps-retrieval and easy-vqa: a text tower's scale alone helps there,
+  and at five seeds the transfer is not told apart from it.
+- Between ResNet and MobileNetV2 only the stem carries a map, and the source of fashion-cifar knows hardly more than
+  its target learns.
 - A source that is taken state by state along its training gains less than a pretrained one, and far more than its sham.
 
-Not tried: maps learned from activations on unlabelled inputs, which would anchor axes where no weights share one; ranks, cycles
-and stops picked on validation; two-way transfers between sources that both gain."""
+Not tried: maps learned from activations on unlabelled inputs, which would anchor axes where no weights share one;
+ranks, cycles and stops picked on validation; two-way transfers from which both models gain."""
 
 
 def main() -> None:
