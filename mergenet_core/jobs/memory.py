@@ -35,8 +35,6 @@ _KEPT = 2
 _SCORES = 2.25
 """Numbers kept for a pair of tokens and a head, where attention drops some: softmax, mask, and both together."""
 _WITHOUT_DROPOUT = ("llama", "mistral", "qwen2")
-_SINKHORN = 5
-"""Numbers kept for an entry of a map between units while the loss is carried through it."""
 _GRAPH = 8
 """Numbers kept likewise for one of a move's factors, r(m + n)."""
 _TAKEN = 3
@@ -268,5 +266,5 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
         exchanged += 2 * pair.rank * (m + n) + 2 * m
         axis = pair.inp if pair.form == "embedding" else pair.out
         if axis is not None and axis in pairing.axes and not pairing.axes[axis].anchored:
-            maps[axis] = _SINKHORN * pairing.axes[axis].target_size * pairing.axes[axis].source_size
+            maps[axis] = pairing.axes[axis].target_size * pairing.axes[axis].source_size
     return _BYTES * (factors + 4 * adapter + graph + sum(maps.values())), exchanged

@@ -107,8 +107,8 @@ class Shard:
         return Piece(0, self.parameter.detach().reshape(-1))
 
     def write_(self, flat: Tensor) -> None:
-        """Replace this process's entries."""
-        self.parameter.detach().copy_(flat.view(self.parameter.shape))
+        """Replace this process's entries; what `held` gave may have been changed in place."""
+        _copy_(self.parameter.detach(), flat)
 
     def followers(self) -> list[Piece]:
         """Other copies that this process holds and that have to follow what is written."""
@@ -128,10 +128,10 @@ class Shard:
         return self.parameter.grad.detach().reshape(-1)
 
     def write_gradient_(self, flat: Tensor) -> None:
-        """Replace this process's entries of the gradient."""
+        """Replace this process's entries of the gradient; what `gradient` gave may have been changed in place."""
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
-        self.parameter.grad.detach().copy_(flat.detach().view(self.parameter.shape))
+        _copy_(self.parameter.grad.detach(), flat)
 
     def sum_(self, X: Tensor) -> Tensor:
         """Add up what each process made of its own entries; nothing to do where one holds them all."""
@@ -160,8 +160,7 @@ class RowShard(Shard):
 
     def write_(self, flat: Tensor) -> None:
         """Replace them."""
-        local = self.parameter.to_local().detach()
-        local.copy_(flat.view(local.shape))
+        _copy_(self.parameter.to_local().detach(), flat)
 
     def load_(self, read: Callable[[int, int], Tensor]) -> None:
         """Take them from elsewhere, a part at a time: what is read is never there a second time as a whole."""
@@ -181,8 +180,7 @@ class RowShard(Shard):
         """Replace their gradient."""
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
-        local = self.parameter.grad.to_local().detach()
-        local.copy_(flat.view(local.shape))
+        _copy_(self.parameter.grad.to_local().detach(), flat)
 
 
 class Zero3Shard(Shard):
@@ -218,7 +216,7 @@ class Zero3Shard(Shard):
         """Replace it, and the range of the compute copy."""
         from deepspeed.utils import safe_set_local_fp32_param
 
-        padded = torch.nn.functional.pad(flat, (0, self.parameter.ds_tensor.numel() - self._count))
+        padded = self._padded(flat)
         safe_set_local_fp32_param(self.parameter, padded)
         self.parameter.ds_tensor.data.copy_(padded)
 
@@ -240,8 +238,11 @@ class Zero3Shard(Shard):
         """Replace it."""
         from deepspeed.utils import safe_set_local_grad
 
-        padded = torch.nn.functional.pad(flat, (0, self.parameter.ds_tensor.numel() - self._count))
-        safe_set_local_grad(self.parameter, padded)
+        safe_set_local_grad(self.parameter, self._padded(flat))
+
+    def _padded(self, flat: Tensor) -> Tensor:
+        padding: int = self.parameter.ds_tensor.numel() - self._count
+        return torch.nn.functional.pad(flat, (0, padding)) if padding else flat
 
 
 class ZeroShard(Shard):
@@ -263,7 +264,7 @@ class ZeroShard(Shard):
     def write_(self, flat: Tensor) -> None:
         """Replace it."""
         if self.parameter._hp_mapping is not None:
-            self.parameter._hp_mapping.hp_fragment.detach().copy_(flat)
+            _copy_(self.parameter._hp_mapping.hp_fragment.detach(), flat)
 
     def followers(self) -> list[Piece]:
         """The whole weight that forward and backward passes compute with."""
@@ -278,7 +279,7 @@ class ZeroShard(Shard):
         """Replace it."""
         kept = self._kept_gradient()
         if kept is not None:
-            kept.copy_(flat)
+            _copy_(kept, flat)
 
     def _kept_gradient(self) -> Tensor | None:
         mapping = self.parameter._hp_mapping
@@ -289,6 +290,12 @@ class ZeroShard(Shard):
             address = mapping.lp_fragment_address
             kept = kept.narrow(0, address.start, address.numel)
         return kept
+
+
+def _copy_(entries: Tensor, flat: Tensor) -> None:
+    """Replace entries, unless it is they that were changed."""
+    if entries.data_ptr() != flat.data_ptr():
+        entries.copy_(flat.detach().view(entries.shape))
 
 
 def whole_of(shard: Shard) -> Tensor:

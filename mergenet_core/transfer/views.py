@@ -3,7 +3,7 @@
 Products come out whole on every process, for r·m or r·n numbers exchanged; changes are told by factors that every
 process has, and are written without any exchange. No process ever holds a matrix whose entries are spread.
 
-Shape suffixes: m rows, n columns, k any small number; for a piece, p rows that it touches.
+Shape suffixes: m rows, n columns, k any small number; for a block of a piece, p rows and q columns.
 """
 
 from __future__ import annotations
@@ -66,89 +66,95 @@ class WeightView:
     def scale_add_(self, a_m: Tensor | None, B_mk: Tensor, A_kn: Tensor) -> None:
         """Scale the rows and add a low-rank change: W ← diag(a) W + B A; None leaves the rows as they are."""
         with torch.no_grad():
-            self.shard.write_(self._changed(self.shard.held(), a_m, B_mk, A_kn))
+            held = self.shard.held()
+            self._change_(held, a_m, B_mk, A_kn)
+            self.shard.write_(held.flat)
             for copy in self.shard.followers():
-                copy.flat.copy_(self._changed(copy, a_m, B_mk, A_kn))
+                self._change_(copy, a_m, B_mk, A_kn)
 
     def grad_combine_(self, a_m: Tensor | None, s_m: Tensor | None, B_mk: Tensor, A_kn: Tensor) -> None:
         """Change the gradient: G ← diag(a) G + diag(s) W + B A; None stands for ones in a, for zeros in s."""
         with torch.no_grad():
-            flat = self._changed(self._gradient(), a_m, B_mk, A_kn)
-            if s_m is not None:
-                weight = self.shard.held()
-                first, block_pn = self._block(weight)
-                flat = flat + self._entries(weight, s_m[first : first + len(block_pn), None] * block_pn)
-            self.shard.write_gradient_(flat)
+            gradient = self._gradient()
+            self._change_(gradient, a_m, B_mk, A_kn, s_m)
+            self.shard.write_gradient_(gradient.flat)
 
     def write_rows_(self, rows_k: Tensor, values_kn: Tensor) -> None:
         """Replace some rows by the values given; each process writes what it holds of them."""
         with torch.no_grad():
-            self.shard.write_(self._with_rows(self.shard.held(), rows_k, values_kn))
-            for copy in self.shard.followers():
-                copy.flat.copy_(self._with_rows(copy, rows_k, values_kn))
+            held = self.shard.held()
+            for piece in (held, *self.shard.followers()):
+                for rows, columns, block_pq in self._blocks(piece):
+                    mine = (rows_k >= rows.start) & (rows_k < rows.stop)
+                    block_pq[(rows_k[mine] - rows.start).to(block_pq.device)] = values_kn[
+                        mine.to(values_kn.device), columns
+                    ].to(block_pq)
+            self.shard.write_(held.flat)
 
     def write_columns_(self, columns_k: Tensor, values_km: Tensor) -> None:
         """Replace some columns by the values given, a row of them each: for a weight kept inputs × outputs."""
         with torch.no_grad():
-            self.shard.write_(self._with_columns(self.shard.held(), columns_k, values_km))
-            for copy in self.shard.followers():
-                copy.flat.copy_(self._with_columns(copy, columns_k, values_km))
+            held = self.shard.held()
+            for piece in (held, *self.shard.followers()):
+                for rows, columns, block_pq in self._blocks(piece):
+                    mine = (columns_k >= columns.start) & (columns_k < columns.stop)
+                    block_pq[:, (columns_k[mine] - columns.start).to(block_pq.device)] = values_km[
+                        mine.to(values_km.device), rows
+                    ].T.to(block_pq)
+            self.shard.write_(held.flat)
 
     def _gradient(self) -> Piece:
         return Piece(self.shard.held().start, self.shard.gradient())
 
     def _left(self, piece: Piece, X_nk: Tensor) -> Tensor:
-        first, block_pn = self._block(piece)
-        if block_pn.shape[0] == self.shape[0] and self.shard.group is None:
-            return block_pn @ X_nk.to(block_pn)
-        result_mk = torch.zeros(self.shape[0], X_nk.shape[1], dtype=block_pn.dtype, device=block_pn.device)
-        result_mk[first : first + len(block_pn)] = block_pn @ X_nk.to(block_pn)
+        X_nk = X_nk.to(piece.flat)
+        if self.shard.group is None:
+            return piece.flat.view(self.shape) @ X_nk
+        result_mk = piece.flat.new_zeros(self.shape[0], X_nk.shape[1])
+        for rows, columns, block_pq in self._blocks(piece):
+            result_mk[rows] += block_pq @ X_nk[columns]
         return self.shard.sum_(result_mk)
 
     def _right(self, piece: Piece, Y_mk: Tensor) -> Tensor:
-        first, block_pn = self._block(piece)
-        return self.shard.sum_(Y_mk[first : first + len(block_pn)].to(block_pn).T @ block_pn)
+        Y_mk = Y_mk.to(piece.flat)
+        if self.shard.group is None:
+            return Y_mk.T @ piece.flat.view(self.shape)
+        result_kn = piece.flat.new_zeros(Y_mk.shape[1], self.shape[1])
+        for rows, columns, block_pq in self._blocks(piece):
+            result_kn[:, columns] += Y_mk[rows].T @ block_pq
+        return self.shard.sum_(result_kn)
 
     def _row_sums(self, piece: Piece, others: Tensor) -> Tensor:
-        first, products_pn = self._block(Piece(piece.start, piece.flat * others.to(piece.flat)))
-        result_m = torch.zeros(self.shape[0], dtype=products_pn.dtype, device=products_pn.device)
-        result_m[first : first + len(products_pn)] = products_pn.sum(dim=1)
+        result_m = piece.flat.new_zeros(self.shape[0])
+        others_of = self._blocks(Piece(piece.start, others.to(piece.flat)))
+        for (rows, _, block_pq), (_, _, others_pq) in zip(self._blocks(piece), others_of, strict=True):
+            result_m[rows] += torch.linalg.vecdot(block_pq, others_pq)
         return self.shard.sum_(result_m)
 
-    def _changed(self, piece: Piece, a_m: Tensor | None, B_mk: Tensor, A_kn: Tensor) -> Tensor:
-        first, block_pn = self._block(piece)
-        rows = slice(first, first + len(block_pn))
-        kept_pn = block_pn if a_m is None else a_m[rows, None].to(block_pn) * block_pn
-        return self._entries(piece, torch.addmm(kept_pn, B_mk[rows].to(block_pn), A_kn.to(block_pn)))
+    def _change_(self, piece: Piece, a_m: Tensor | None, B_mk: Tensor, A_kn: Tensor, s_m: Tensor | None = None) -> None:
+        """Change a piece's entries in place; `s_m` scales the rows of the weight that are added."""
+        blocks = self._blocks(piece)
+        for rows, columns, block_pq in blocks:
+            if a_m is not None:
+                block_pq.mul_(a_m[rows, None].to(block_pq))
+            block_pq.addmm_(B_mk[rows].to(block_pq), A_kn[:, columns].to(block_pq))
+        if s_m is not None:
+            for (rows, _, block_pq), (_, _, weight_pq) in zip(blocks, self._blocks(self.shard.held()), strict=True):
+                block_pq.addcmul_(s_m[rows, None].to(block_pq), weight_pq.to(block_pq))
 
-    def _with_rows(self, piece: Piece, rows_k: Tensor, values_kn: Tensor) -> Tensor:
-        first, block_pn = self._block(piece)
-        block_pn = block_pn.clone()
-        mine = (rows_k >= first) & (rows_k < first + len(block_pn))
-        block_pn[(rows_k[mine] - first).to(block_pn.device)] = values_kn[mine.to(values_kn.device)].to(block_pn)
-        return self._entries(piece, block_pn)
-
-    def _with_columns(self, piece: Piece, columns_k: Tensor, values_km: Tensor) -> Tensor:
-        first, block_pn = self._block(piece)
-        block_pn = block_pn.clone()
-        block_pn[:, columns_k.to(block_pn.device)] = values_km.T[first : first + len(block_pn)].to(block_pn)
-        return self._entries(piece, block_pn)
-
-    def _block(self, piece: Piece) -> tuple[int, Tensor]:
-        """The rows that a piece touches, and the number of the first; what others hold of them is zero."""
+    def _blocks(self, piece: Piece) -> list[tuple[slice, slice, Tensor]]:
+        """A piece as blocks of the matrix, which share its storage: the end of a row, whole rows, a row's beginning."""
         n = self.shape[1]
-        first = piece.start // n
-        before = piece.start - first * n
-        after = -(before + piece.flat.numel()) % n
-        if piece.flat.numel() == 0:
-            return 0, piece.flat.view(0, n)
-        padded = torch.nn.functional.pad(piece.flat, (before, after)) if before or after else piece.flat
-        return first, padded.view(-1, n)
-
-    def _entries(self, piece: Piece, block_pn: Tensor) -> Tensor:
-        """The piece's own entries of the rows that it touches."""
-        before = piece.start % self.shape[1] if piece.flat.numel() else 0
-        return block_pn.reshape(-1)[before : before + piece.flat.numel()]
+        blocks = []
+        start = piece.start
+        while start < piece.stop:
+            row, column = divmod(start, n)
+            rows = 1 if column else max(1, (piece.stop - start) // n)
+            columns = min(n - column, piece.stop - start)
+            flat = piece.flat.narrow(0, start - piece.start, rows * columns)
+            blocks.append((slice(row, row + rows), slice(column, column + columns), flat.view(rows, columns)))
+            start += rows * columns
+        return blocks
 
 
 def view_of(W: Tensor, form: Form = "matrix") -> WeightView:

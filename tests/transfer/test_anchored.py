@@ -57,11 +57,30 @@ def test_the_operator_is_its_equations(t, s, d):
     numpy.testing.assert_allclose(weight.numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (6, 9), (9, 4)])
+@pytest.mark.parametrize("shape", [(3, 3), (6, 9), (9, 4), (600, 3)])
 def test_the_gradient_of_shared_out_attention_is_its_own(shape):
     generator = torch.Generator().manual_seed(0)
-    X, Y = (3 * torch.randn(count, 5, generator=generator, dtype=torch.float64) for count in shape)
-    assert torch.autograd.gradcheck(lambda X, Y: attention_map(X, Y, 5).P, (X.requires_grad_(), Y.requires_grad_()))
+    X, Y, *mixed = (
+        3 * torch.randn(*size, generator=generator, dtype=torch.float64)
+        for size in ((shape[0], 5), (shape[1], 5), (shape[1], 4), (shape[1], 2))
+    )
+    inputs = [value.requires_grad_() for value in (X, Y, *mixed)]
+    into = [torch.randn(shape[0], k, generator=generator, dtype=torch.float64) for k in (4, 2)]
+
+    def plain(X, Y, *mixed):
+        Z = 16 / 5 * X @ Y.T
+        for _ in range(5):
+            Z = torch.log_softmax(torch.log_softmax(Z, dim=1), dim=0)
+        return [torch.softmax(Z, dim=1) @ one for one in mixed]
+
+    def ours(X, Y, *mixed):
+        units = attention_map(X, Y, 5)
+        return [units.mixed(one) for one in mixed]
+
+    expected, found = plain(*inputs), ours(*inputs)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(outputs, inputs, into) for outputs in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_units_with_a_counterpart_need_no_map_and_those_without_one_stay():

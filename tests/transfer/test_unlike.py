@@ -14,8 +14,6 @@ from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.models.describe import facts
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.parts import Parts
-from mergenet_core.transfer.shards import Piece
-from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import shards
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sun", "##s", "##ing")
@@ -147,12 +145,3 @@ def test_fused_and_turned_weights_of_a_target_are_written_in_place() -> None:
     assert torch.equal(fused[:, 16:32], weights["encoder.layer.1.attention.self.key.weight"].T)
     bias = written["transformer.h.1.attn.c_attn.bias"]
     assert torch.equal(bias[32:], weights["encoder.layer.1.attention.self.value.bias"])
-
-
-def test_columns_are_written_whatever_piece_of_the_weight_is_held() -> None:
-    W = torch.arange(12.0).view(4, 3).clone()
-    view_of(W).write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
-    assert W.tolist() == [[5, 1, 1], [6, 4, 2], [7, 7, 3], [8, 10, 4]]
-    view = view_of(W)
-    piece = Piece(4, torch.zeros(5))  # from within the second row into the third
-    assert view._with_columns(piece, torch.tensor([1]), torch.tensor([[9.0, 8, 7, 6]])).tolist() == [8, 0, 0, 7, 0]

@@ -109,3 +109,15 @@ def test_a_weight_held_whole_needs_no_exchange():
 def test_a_weight_that_the_loss_does_not_reach_has_a_zero_gradient():
     view = view_of(torch.nn.Parameter(torch.ones(2, 3)))
     assert view.grad_left(torch.ones(3, 1)).tolist() == [[0.0], [0.0]]
+
+
+def test_columns_are_written_whatever_piece_of_the_weight_is_held():
+    W = torch.arange(12.0).view(4, 3).clone()
+    view_of(W).write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+    assert W.tolist() == [[5, 1, 1], [6, 4, 2], [7, 7, 3], [8, 10, 4]]
+    held = WeightView(Part(torch.nn.Parameter(torch.zeros(4, 3)), 4, 9))  # from within the second row into the third
+    held.write_columns_(torch.tensor([1]), torch.tensor([[9.0, 8, 7, 6]]))
+    assert held.shard.held().flat.tolist() == [8, 0, 0, 7, 0]
+    held.write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+    assert held.shard.held().flat.tolist() == [8, 2, 7, 7, 3]
+    assert held.shard.followers()[0].flat.view(4, 3).tolist() == [[5, 9, 1], [6, 8, 2], [7, 7, 3], [8, 6, 4]]

@@ -20,30 +20,38 @@ TEMPERATURE = 16.0
 """τ: at 4 every row collapses onto the mean, 8 is fragile."""
 SINKHORN_STEPS = 5
 _EPSILON = 1e-12
+_ROWS = 256
+"""Rows of a map whose gradient is made at a time: what they need stays in the processor's cache."""
 
 
-@dataclass(frozen=True)
 class UnitMap:
-    """How each target unit is made of source units: a row of P; with heads, P is between heads of `width` rows each."""
+    """How each target unit is made of source units: a row of P; with heads, P is between heads of `width` rows each.
 
-    P: Tensor
-    width: int = 1
+    P is shared out: each target unit is a mixture of source units, and every source unit is in some of them. Shapes:
+    queries (t, d), keys (l, d), both with `width` rows a head. Equation: P = softmax_row(Sinkhorn₅(Z)), Z = Q Kᵀ;
+    between heads, Z is the sum over their rows.
+    """
+
+    def __init__(self, queries_td: Tensor, keys_ld: Tensor, width: int = 1) -> None:
+        queries, keys = (rows.reshape(len(rows) // width, -1) for rows in (queries_td, keys_ld))
+        self.width = width
+        self._pulls: list[_Pull] = []
+        self.P, self._graph = _SharedOut.apply(self._pulls, queries, keys)  # type: ignore[no-untyped-call]
 
     def mixed(self, Y_lk: Tensor) -> Tensor:
         """Source rows expressed in target units: P Y, heads moved whole. Shapes: (l, k) → (t, k)."""
-        Y_hwk = Y_lk.view(-1, self.width, Y_lk.shape[1])
-        return torch.einsum("gh,hwk->gwk", self.P, Y_hwk).flatten(0, 1)
+        rows = Y_lk.reshape(len(Y_lk) // self.width, -1)
+        mixed: Tensor = _Mixed.apply(self._pulls, self.P, self._graph, rows)  # type: ignore[no-untyped-call]
+        return mixed.view(-1, Y_lk.shape[1])
 
 
 def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1) -> UnitMap:
-    """How each target unit is made of source units, every source unit being shared out.
+    """How each target unit is made of source units, by attention.
 
     `X_tr` is X̂ Kᵀ, the target's rows in the coordinates of the source's factor, and Y_lr K = Ŷ. Equation:
-    P = softmax_row(Sinkhorn₅(Z)), Z = τ X̂ Kᵀ Y_lrᵀ / d; between heads, the mean over their rows.
+    Z = τ X̂ Kᵀ Y_lrᵀ / d; between heads, the mean over their rows.
     """
-    queries, keys = (rows.reshape(len(rows) // width, -1) for rows in (X_tr, Y_lr))
-    P: Tensor = _SharedOut.apply(TEMPERATURE / (columns * width) * queries @ keys.T)  # type: ignore[no-untyped-call]
-    return UnitMap(P, width)
+    return UnitMap(TEMPERATURE / (columns * width) * X_tr, Y_lr, width)
 
 
 class Moved:
@@ -53,7 +61,6 @@ class Moved:
         self.view = view
         self.squares_t = squares_t.requires_grad_()
         self.map: UnitMap | None = None
-        self._pulls: list[tuple[Tensor, Tensor]] = []
 
     def settle(self, a_t: Tensor, C_tr: Tensor, N_rd: Tensor) -> None:
         """Take the factors of the move, which carry the graph of the maps."""
@@ -65,8 +72,8 @@ class Moved:
         self.view.scale_add_(self._a_t, self._C_tr, self._N_rd)
 
     def keep(self, G_tk: Tensor, K_kd: Tensor) -> Tensor:
-        """Keep the gradient of a product until `give_gradient_`; returns it for rows of X', (1/a) G."""
-        self._pulls.append((G_tk, K_kd))
+        """Keep the gradient of the product X Kᵀ for `give_gradient_`; returns it for rows of X', (1/a) G."""
+        self._G_tk, self._K_kd = G_tk, K_kd
         return G_tk / self._a_t[:, None]
 
     def less_moved(self, GX_kd: Tensor, scaled_tk: Tensor) -> Tensor:
@@ -84,47 +91,93 @@ class Moved:
     def give_gradient_(self, squares_t: Tensor) -> None:
         """Turn the gradient at X' into the one at X, with `squares_t` the gradient for X's row norms.
 
-        Equation: diag(a) G + 2 diag(squares) X + Σ G_k K over the products, X = diag(1/a) (X' − C N).
+        Equation: diag(a) G + 2 diag(squares) X + G_k K over the product with K, X = diag(1/a) (X' − C N); the last rows
+        of K are N.
         """
         scale_t = 2 * squares_t / self._a_t
-        columns = [-scale_t[:, None] * self._C_tr, *(G_tk for G_tk, _ in self._pulls)]
-        rows = [self._N_rd, *(K_kd for _, K_kd in self._pulls)]
-        self.view.grad_combine_(self._a_t, scale_t, torch.cat(columns, dim=1), torch.cat(rows))
+        B_tk = self._G_tk.clone()
+        B_tk[:, -len(self._N_rd) :] -= scale_t[:, None] * self._C_tr
+        self.view.grad_combine_(self._a_t, scale_t, B_tk, self._K_kd)
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """The gradient for a map from one product with it, O = P Y: that of P is D Yᵀ, which is not made."""
+
+    D_tk: Tensor
+    Y_lk: Tensor
+    row_sums_t: Tensor
+    """Of P∘(D Yᵀ), as D∘O has them."""
+    column_sums_l: Tensor
+    """As (Pᵀ D)∘Y has them."""
 
 
 class _SharedOut(torch.autograd.Function):
-    """softmax_row(Sinkhorn₅(Z)), from products of K = exp(Z) with vectors alone.
+    """softmax_row(Sinkhorn₅(Z)) of Z = Q Kᵀ, in the one matrix of its size that is ever made: E = exp(Z), then P.
 
-    Equations: v₀ = 1, u_k = 1 / (K v_{k−1}), v_k = 1 / (Kᵀ u_k), P = diag(u₆) K diag(v₅). With a_k and b_k the
-    gradients of K v_{k−1} and Kᵀ u_k, that of Z is G∘P + K∘(Σ a_k v_{k−1}ᵀ + Σ u_k b_kᵀ). A shift of a row of Z changes
-    nothing, and |Z| is near τ at most, so that exp(Z) does not run out of exponents.
+    Equations: v₀ = 1, u_k = 1 / (E v_{k−1}), v_k = 1 / (Eᵀ u_k), P = diag(u₆) E diag(v₅). With a_k and b_k the
+    gradients of E v_{k−1} and Eᵀ u_k, that of Z is P∘G + E∘(Σ a_k v_{k−1}ᵀ + Σ u_k b_kᵀ), where G is told in factors
+    and E is P by rows over u₆ and by columns over v₅. A shift of a row of Z changes nothing, and |Z| is near τ at most,
+    so that exp(Z) does not run out of exponents.
     """
 
     @staticmethod
-    def forward(ctx: Any, Z_tl: Tensor) -> Tensor:
-        K_tl = (Z_tl - Z_tl.amax(dim=1, keepdim=True)).exp_()
-        u_t, v_l = [], [K_tl.new_ones(K_tl.shape[1])]
+    def forward(ctx: Any, pulls: list[_Pull], queries_td: Tensor, keys_ld: Tensor) -> tuple[Tensor, Tensor]:
+        E_tl = queries_td @ keys_ld.T
+        E_tl.sub_(E_tl.amax(dim=1, keepdim=True)).exp_()
+        u_t, v_l = [], [E_tl.new_ones(E_tl.shape[1])]
         for _ in range(SINKHORN_STEPS):
-            u_t.append(1 / (K_tl @ v_l[-1]))
-            v_l.append(1 / (K_tl.T @ u_t[-1]))
-        u_t.append(1 / (K_tl @ v_l[-1]))
-        ctx.K_tl, ctx.u_t, ctx.v_l = K_tl, u_t, v_l
-        return u_t[-1][:, None] * K_tl * v_l[-1]
+            u_t.append(1 / (E_tl @ v_l[-1]))
+            v_l.append(1 / (E_tl.T @ u_t[-1]))
+        u_t.append(1 / (E_tl @ v_l[-1]))
+        P_tl = E_tl.mul_(u_t[-1][:, None]).mul_(v_l[-1])
+        ctx.save_for_backward(queries_td, keys_ld, P_tl)
+        ctx.mark_non_differentiable(P_tl)
+        ctx.set_materialize_grads(False)  # one for P would be as large as P
+        ctx.pulls, ctx.u_t, ctx.v_l = pulls, u_t, v_l
+        return P_tl, E_tl.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, G_tl: Tensor) -> Tensor:
-        K_tl, u_t, v_l = ctx.K_tl, ctx.u_t, ctx.v_l
-        GP_tl = G_tl * K_tl * u_t[-1][:, None] * v_l[-1]
-        a_t, b_l = [-GP_tl.sum(dim=1) * u_t[-1]], []
-        from_P_l = GP_tl.sum(dim=0) / v_l[-1]
+    def backward(ctx: Any, _: Tensor, __: Tensor) -> tuple[None, Tensor, Tensor]:
+        queries_td, keys_ld, P_tl = ctx.saved_tensors
+        u_t, v_l = ctx.u_t, ctx.v_l
+        last_u_t, last_v_l = u_t[-1], v_l[-1]
+        a_t, b_l = [-sum(pull.row_sums_t for pull in ctx.pulls) * last_u_t], []
+        from_P_l = sum(pull.column_sums_l for pull in ctx.pulls) / last_v_l
         for step in range(SINKHORN_STEPS, 0, -1):
-            b_l.append(-(from_P_l + K_tl.T @ a_t[-1]) * v_l[step] ** 2)
-            a_t.append(-(K_tl @ b_l[-1]) * u_t[step - 1] ** 2)
+            to_columns_l = P_tl.T @ (a_t[-1] / last_u_t) / last_v_l
+            b_l.append(-(from_P_l + to_columns_l) * v_l[step] ** 2)
+            a_t.append(-(P_tl @ (b_l[-1] / last_v_l)) / last_u_t * u_t[step - 1] ** 2)
             from_P_l = torch.zeros_like(from_P_l)
-        left_tk = torch.stack([*reversed(a_t), *u_t[:-1]], dim=1)
-        right_lk = torch.stack([*v_l, *reversed(b_l)], dim=1)
-        result: Tensor = GP_tl.addcmul_(K_tl, left_tk @ right_lk.T)
-        return result
+        left_tk = torch.stack([*reversed(a_t), *u_t[:-1]], dim=1) / last_u_t[:, None]
+        right_lk = torch.stack([*v_l, *reversed(b_l)], dim=1) / last_v_l[:, None]
+        left_tk = torch.cat([*(pull.D_tk for pull in ctx.pulls), left_tk], dim=1)
+        right_lk = torch.cat([*(pull.Y_lk for pull in ctx.pulls), right_lk], dim=1)
+        GQ_td, GK_ld = torch.empty_like(queries_td), torch.zeros_like(keys_ld)
+        for start in range(0, len(P_tl), _ROWS):
+            rows = slice(start, start + _ROWS)
+            GZ_bl = (left_tk[rows] @ right_lk.T).mul_(P_tl[rows])
+            GQ_td[rows] = GZ_bl @ keys_ld
+            GK_ld.addmm_(GZ_bl.T, queries_td[rows])
+        return None, GQ_td, GK_ld
+
+
+class _Mixed(torch.autograd.Function):
+    """P Y for a map P whose gradient `_SharedOut` takes from what is left in `pulls`."""
+
+    @staticmethod
+    def forward(ctx: Any, pulls: list[_Pull], P_tl: Tensor, _: Tensor, Y_lk: Tensor) -> Tensor:
+        O_tk = P_tl @ Y_lk
+        ctx.pulls = pulls
+        ctx.save_for_backward(P_tl, Y_lk, O_tk)
+        return O_tk
+
+    @staticmethod
+    def backward(ctx: Any, D_tk: Tensor) -> tuple[None, None, Tensor, Tensor]:
+        P_tl, Y_lk, O_tk = ctx.saved_tensors
+        PD_lk = P_tl.T @ D_tk
+        ctx.pulls.append(_Pull(D_tk, Y_lk, torch.linalg.vecdot(D_tk, O_tk), torch.linalg.vecdot(PD_lk, Y_lk)))
+        return None, None, D_tk.new_zeros(()), PD_lk
 
 
 class _Products(torch.autograd.Function):
