@@ -198,7 +198,7 @@ def steps(world: World, only: list[str] | None) -> Any:
         document["target"]["data"]["max_length"] = 48
         told = {"document": document, "cycle": 8, "rounds": 24, "methods": ["anchored", "lpka"]}
         yield f"example's pair, {strategy}", world.run("steps", size, **told)[0]
-    for strategy in [name for name in only or ("ddp", "fsdp2", "zero3") if name != "single"]:
+    for strategy in [name for name in only or STRATEGIES if name != "single"]:
         document = world.job({"config": BASE | {"intermediate_size": 3072}}, strategy, batch_size=16)
         document["target"]["data"]["max_length"] = 64
         for method in ("anchored", "lpka"):

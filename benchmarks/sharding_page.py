@@ -91,7 +91,6 @@ def _steps(found: dict[str, Any]) -> list[str]:
         f"Target: ≤ {OVERHEAD}. Mean over cycles, least and most. The example's pair: whole cycles of eight steps,",
         "32 examples of 48 tokens a step. 109 M: three transfers and three plain steps, weighed one to seven, 16",
         "examples of 64 tokens a step; a larger batch lowers the ratio, for a transfer's cost does not grow with it.",
-        "`anchored` was timed when each weight exchanged its products alone, 32 exchanges a transfer of the pair.",
     ]
     return lines
 
