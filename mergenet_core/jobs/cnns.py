@@ -15,6 +15,9 @@ from mergenet_core.jobs.parts import Anatomy, Form, Part
 _Shapes = Mapping[str, tuple[int, ...]]
 _STATISTICS = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 
+_HALVING = (0, 2, 5, 12)
+"""MobileNetV2's blocks that halve an image: nothing is added to what comes out of them, however wide it is."""
+
 
 def read_cnn(shapes: _Shapes) -> Anatomy | None:
     """The anatomy of a CNN whose names are known here."""
@@ -55,8 +58,9 @@ class _Reader:
         return self._finished("resnet", at)
 
     def mobilenet_v2(self) -> Anatomy:
-        """Stem, inverted residuals, a last pointwise convolution; where the width stays, the axis does."""
+        """Stem, inverted residuals, a last pointwise convolution; where width and resolution stay, the axis does."""
         at = self._convolution("conv_stem.first_conv", "stem.", None, "stem", "channels-in")
+        at = self._convolution("conv_stem.expand_1x1", "stem.in.", None, "stem.inner", at)
         self._convolution("conv_stem.conv_3x3", "stem.depthwise.", None, at, None)
         at = self._convolution("conv_stem.reduce_1x1", "stem.out.", None, "stage.0", at)
         stage = 0
@@ -65,7 +69,7 @@ class _Reader:
             inner = self._convolution(f"{name}.expand_1x1", "block.in.", layer, f"inner.{layer}", before)
             self._convolution(f"{name}.conv_3x3", "block.depthwise.", layer, inner, None)
             out, inp = self._shape(f"{name}.reduce_1x1")[0], self._shape(f"{name}.expand_1x1")[1]
-            if out != inp:
+            if out != inp or layer in _HALVING:
                 stage += 1
                 at = f"stage.{stage}"
             self._convolution(f"{name}.reduce_1x1", "block.out.", layer, at, inner)

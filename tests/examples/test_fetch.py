@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from PIL import Image
+from transformers import MobileNetV2Config, MobileNetV2Model
 
 NOUNS = """\
   1 This software and database is being provided to you
@@ -63,6 +64,20 @@ def test_questions_on_shapes_are_written_as_vqa_is(fetch: ModuleType) -> None:
     assert [one["answer_type"] for one in told] == ["other", "yes/no"]
     assert [answer["answer"] for answer in told[0]["answers"]] == ["circle"] * 10
     assert fetch._vqa_name("val2014", 103) == "COCO_val2014_000000000103.jpg"
+
+
+def test_mobilenets_weights_get_the_names_and_shapes_that_transformers_has(fetch: ModuleType) -> None:
+    places = {0: (0, 1), 1: (0, 1, 3, 4), 18: (0, 1)}  # of convolutions and norms among the layers of a block
+    names = set()
+    for block in range(19):
+        for place in places.get(block, (0, 1, 3, 4, 6, 7)):
+            norm = place % 3 == 1
+            for value in ("weight", "bias", "running_mean", "running_var") if norm else ("weight",):
+                inside = f"{place}" if block in (0, 18) else f"conv.{place}"
+                names.add(fetch._mobilenet_name(f"features.{block}.{inside}.{value}"))
+    expected = MobileNetV2Model(MobileNetV2Config()).state_dict()
+    assert names == {name for name in expected if not name.endswith("num_batches_tracked")}
+    assert fetch._mobilenet_name("features.2.conv.4.running_var") == "layer.0.conv_3x3.normalization.running_var"
 
 
 def test_pictures_are_told_by_their_sentence_and_their_shelf(fetch: ModuleType) -> None:

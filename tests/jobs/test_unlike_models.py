@@ -46,8 +46,9 @@ def resnet(depths: tuple[int, ...] = (2, 2), widths: tuple[int, ...] = (16, 32),
     return model
 
 
-def mobilenet() -> tf.PreTrainedModel:
-    return tf.MobileNetV2ForImageClassification(tf.MobileNetV2Config(depth_multiplier=1.0, image_size=32))
+def mobilenet(**other: Any) -> tf.PreTrainedModel:
+    config = tf.MobileNetV2Config(**{"depth_multiplier": 1.0, "image_size": 32} | other)
+    return tf.MobileNetV2ForImageClassification(config)
 
 
 def dual() -> tf.PreTrainedModel:
@@ -234,6 +235,23 @@ def test_without_a_shortcut_a_stage_goes_on_with_the_axis_before() -> None:
     axes = {part.name: part.out for part in anatomy.parts}
     assert axes["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"] == "stem"
     assert axes["resnet.encoder.stages.1.layers.0.layer.1.convolution.weight"] == "stage.1"
+
+
+@pytest.mark.parametrize("expands", [True, False])
+def test_a_stage_begins_where_an_image_is_halved_however_narrow_it_is(expands: bool) -> None:
+    narrow, wide = (
+        mobilenet(depth_multiplier=width, first_layer_is_expansion=expands, finegrained_output=False)
+        for width in (0.25, 1.0)
+    )
+    blocks = narrow.mobilenet_v2.layer
+    assert [block.use_residual for block in blocks[:3]] == [False, True, False]
+    assert blocks[0].conv_3x3.convolution.in_channels == blocks[1].conv_3x3.convolution.in_channels
+    assert len({block.reduce_1x1.convolution.out_channels for block in blocks[:5]}) == 1
+    axes = [{part.name: part.out for part in read_anatomy(made(model).shapes)[0].parts} for model in (narrow, wide)]
+    assert axes[0] == axes[1]
+    pairing = pair(made(wide), made(narrow), TransferSpec())
+    assert not pairing.unpaired
+    assert ("stem.inner" in pairing.axes) is not expands
 
 
 def test_cnns_of_unlike_blocks_share_the_stem_unless_told_to_go_on() -> None:
