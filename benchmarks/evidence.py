@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXAMPLES = (
     "fashion-cifar",
+    "mobilenet-to-fashion",
     "easy-vqa",
     "stamps-retrieval",
     "bbc-to-wordnet",

@@ -17,6 +17,8 @@ from transformers import (
     CLIPModel,
     DistilBertConfig,
     DistilBertModel,
+    MobileNetV2Config,
+    MobileNetV2Model,
     ViltConfig,
     ViltForMaskedLM,
 )
@@ -186,6 +188,21 @@ def test_a_job_across_structures(name: str, tmp_path: Path, roots: Roots) -> Non
     assert result.parameters == control.parameters
     assert result.metric == "accuracy"
     assert result.transferred_parameters > 0
+
+
+def test_a_job_between_widths_of_one_structure(tmp_path: Path, roots: Roots) -> None:
+    document = yaml.safe_load((JOBS / "mobilenet-to-fashion.yaml").read_text())
+    MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.5)).save_pretrained(roots.models[0] / "mobilenet-v2")
+    for split, count in (("train", 120), ("test", 10)):
+        write_cifar(roots.data[0] / f"fashion-cifar/{split}.bin", count, len(split), 10)
+    document["train"] |= STEPS
+    document["transfer"]["method"] = "project"
+    job = parse(document)
+    plan = make_plan(job, roots, tmp_path, [])
+    assert plan.pairing is not None
+    assert set(plan.pairing.unpaired) == {"classifier.weight", "classifier.bias"}
+    control, result = (run(job, trial, tmp_path, roots) for trial in ("control-0", "transfer-0"))
+    assert result.transferred_parameters > 0.8 * control.parameters  # all but the head, of a hundred classes
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +73,25 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-PAIR = {"resources": {"devices": 2, "strategy": "ddp", "device": "cpu"}}
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 STEPS = 400
 
 
 @pytest.fixture(scope="module")
-def pair_loss(shared_lab: Lab) -> float:
-    """What a job on two devices comes to when nothing disturbs it."""
+def undisturbed(shared_lab: Lab) -> Callable[[str], float]:
+    """What a job on two devices comes to under a strategy when nothing disturbs it."""
     shared_lab.want_workers(1)
-    job = shared_lab.wait_for_state(shared_lab.submit(small()), "succeeded", seconds=120)
-    return result_of(job).final_loss
+
+    @cache
+    def loss(strategy: str) -> float:
+        return result_of(shared_lab.wait_for_state(shared_lab.submit(small(strategy)), "succeeded", 240)).final_loss
+
+    return loss
 
 
-def small() -> dict[str, Any]:
-    return document(steps=STEPS, checkpoint_every=40) | PAIR
+def small(strategy: str) -> dict[str, Any]:
+    resources = {"devices": 2, "strategy": strategy, "device": "cpu"}
+    return document(steps=STEPS, checkpoint_every=40) | {"resources": resources}
 
 
 def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
@@ -96,11 +103,13 @@ def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped", "drained"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
-    lab: Lab, pair_loss: float, how: str
+    lab: Lab, undisturbed: Callable[[str], float], strategy: str, how: str
 ) -> None:
+    expected = undisturbed(strategy)
     lab.want_workers(2)
-    job = lab.submit(small())
+    job = lab.submit(small(strategy))
     lab.wait_for_checkpoint(job)
     first, second = ranks(lab, job)
     if how == "killed":
@@ -110,8 +119,8 @@ def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
     else:
         _, _, worker = lab.chain(job)
         worker.terminate()
-    job = lab.wait_for_state(job, "succeeded", seconds=120)
+    job = lab.wait_for_state(job, "succeeded", seconds=240)
     assert (job.trial(SOLO).attempt, job.trial(SOLO).failures) == (2, 0 if how == "drained" else 1)
     assert len(lab.events(job, "trial.resumed")) == 1
     assert lab.processes(job) == []
-    assert result_of(job).final_loss == pytest.approx(pair_loss, abs=1e-6)
+    assert result_of(job).final_loss == pytest.approx(expected, abs=1e-6)
