@@ -35,8 +35,10 @@ _KEPT = 2
 _SCORES = 2.25
 """Numbers kept for a pair of tokens and a head, where attention drops some: softmax, mask, and both together."""
 _WITHOUT_DROPOUT = ("llama", "mistral", "qwen2")
+_MAP = 2
+"""Numbers kept for an entry of a map between units: its own, and its share of the products with the map."""
 _GRAPH = 8
-"""Numbers kept likewise for one of a move's factors, r(m + n)."""
+"""Numbers kept for one of a move's factors, r(m + n), while the loss is carried through it."""
 _TAKEN = 3
 """Copies of a weight's part while a transfer or the optimizer changes it."""
 
@@ -113,6 +115,7 @@ def need(
     whole, part = model.parameters, -(-model.parameters // processes)
     moments = (2 if train.optimizer == "adamw" else 1) * _BYTES
     bucket = min(BUCKET, whole)
+    reduced_at_once = bucket if model.largest <= BUCKET else 2 * model.largest  # a larger weight goes alone, in a copy
     kept = activations(target, data, train, resources)
     looked = evaluated(target, data, train, resources)
     cut = strategy in ("fsdp2", "zero3")
@@ -126,8 +129,8 @@ def need(
             low * (model.rest + 2 * model.block),
             low * 3 * max(model.rest, model.block),
         ),
-        "zero1": (low * whole, low * whole, _BYTES * part, 0, _BYTES * (bucket + part)),
-        "zero2": (low * whole, _BYTES * part, _BYTES * part, 0, _BYTES * (bucket + part)),
+        "zero1": (low * whole, low * whole, _BYTES * part, 0, _BYTES * (reduced_at_once + part)),
+        "zero2": (low * whole, _BYTES * part, _BYTES * part, 0, _BYTES * (reduced_at_once + part)),
         "zero3": (
             low * part,
             _BYTES * part,
@@ -266,5 +269,5 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
         exchanged += 2 * pair.rank * (m + n) + 2 * m
         axis = pair.inp if pair.form == "embedding" else pair.out
         if axis is not None and axis in pairing.axes and not pairing.axes[axis].anchored:
-            maps[axis] = pairing.axes[axis].target_size * pairing.axes[axis].source_size
+            maps[axis] = _MAP * pairing.axes[axis].target_size * pairing.axes[axis].source_size
     return _BYTES * (factors + 4 * adapter + graph + sum(maps.values())), exchanged
