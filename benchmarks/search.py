@@ -57,9 +57,9 @@ Of the settings themselves ([all of them](README.md)):
   and at five seeds the transfer is not told apart from it.
 - Between ResNet and MobileNetV2 only the stem carries a map, and the source of fashion-cifar knows hardly more than
   its target learns.
-- Between widths of one structure, a MobileNetV2 that was pretrained on photographs loses 8 points in one of a quarter of
-  its width (mobilenet-to-fashion), by learned maps 32: a quarter of each axis, picked by norms, does not carry what 17
-  blocks compute in turn.
+- Between widths of one structure, a MobileNetV2 that was pretrained on photographs loses 8 points in one of a quarter
+  of its width (mobilenet-to-fashion), by learned maps 32: a quarter of each axis, picked by norms, does not carry what
+  17 blocks compute in turn.
 - A small BERT that attends to its own re-encoding (self-transfer) is not told apart from one that does not.
 - A source that is taken state by state along its training gains less than a pretrained one, and far more than its sham.
 
