@@ -208,7 +208,7 @@ def steps(world: World, only: list[str] | None) -> Any:
 def large_steps(world: World, strategy: str, method: str, examples: int) -> Any:
     document = world.job({"config": BASE | {"intermediate_size": 3072}}, strategy, batch_size=examples)
     document["target"]["data"]["max_length"] = 64
-    return world.run("steps", 2, document=document, cycle=2, rounds=6, methods=[method])[0]
+    return world.run("steps", 2, document=document, cycle=2, rounds=12, methods=[method])[0]
 
 
 def limited(world: World, only: list[str] | None) -> Any:

@@ -169,7 +169,7 @@ def steps(told: dict[str, Any]) -> dict[str, Any]:
         starts = range(0, rounds, cycle)
         ratios = [sum(own[at : at + cycle]) / sum(control[at : at + cycle]) for at in starts]
         if cycle != 8:  # a transfer and a plain step were timed in turn: what eight steps with one transfer take
-            ratios = [(own[at] + 7 * own[at + 1]) / (control[at] + 7 * control[at + 1]) for at in starts]
+            ratios = [(own[at] + 7 * own[at + 1]) / (4 * (control[at] + control[at + 1])) for at in starts]
         found[name] = {"ratio": statistics.fmean(ratios), "least": min(ratios), "most": max(ratios)}
     return found
 

@@ -135,38 +135,55 @@ def test_a_chain_is_walked_with_each_map_carried_into_the_next_layer():
     numpy.testing.assert_allclose(target.state_dict()["head.weight"].numpy(), expected, atol=1e-6)
 
 
-def test_one_map_serves_the_whole_residual_stream():
-    source, target = bert(16, 1).double(), bert(8, 1, heads=2, inner=6, seed=1).double()
+def wider(seed):
+    """A source, and a target that is wider in every axis."""
+    return bert(8, 2, inner=10, seed=seed) if seed == 0 else bert(16, 2, inner=24, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(bert(16, 1), bert(8, 1, heads=2, inner=6, seed=1)), (bert(8, 1, inner=10), bert(16, 1, inner=24, seed=1))],
+    ids=["narrower", "wider"],
+)
+def test_one_map_serves_the_whole_residual_stream(source, target):
+    source, target = source.double(), target.double()
+    width, inner = target.config.hidden_size, target.config.intermediate_size
+    units, hidden = (
+        min(getattr(one.config, name) for one in (source, target)) for name in ("hidden_size", "intermediate_size")
+    )
     pairing = paired(source, target, ANCHORED)
     method = Anchored(source.state_dict(), shards(target), pairing, ANCHORED, 0)
     start = {name: W.double().numpy() for name, W in applied(method.start, target).items()}
     ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
-    with torch.no_grad():  # learned a little: a key that is no longer the identity
-        method.parameters["stream.key"].add_(0.1 * torch.randn(4, 4, dtype=torch.float64))
-        key = numpy.eye(4) + method.parameters["stream.key"].numpy()
-    method.write()
     word = "bert.embeddings.word_embeddings.weight"
     rank = ranks[word]
+    with torch.no_grad():  # learned a little: a key that is no longer the identity
+        method.parameters["stream.key"].add_(0.1 * torch.randn(rank, rank, dtype=torch.float64))
+        key = numpy.eye(rank) + method.parameters["stream.key"].numpy()
+    method.write()
+    start[word][:, units:] = 0
     B = numpy.linalg.svd(start[word], full_matrices=False)[0][:, :rank]
     signs = numpy.sign((B.T @ method.factors[f"{word}.coordinates"].numpy()).diagonal())
     B = B * signs
-    X, Y = (B.T @ ours[word]).T, (B.T @ start[word]).T
+    X, Y = (B.T @ ours[word]).T, (B.T @ start[word]).T[:units]
     P = reference_map(X, Y, numpy.eye(rank), key)
+    assert P.shape == (width, units)
     moved = reference_mixed(X, Y, P, numpy.zeros((rank, rank)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()[word].numpy(), ours[word] + B @ (moved - X).T, atol=1e-6)
     up = "bert.encoder.layer.0.intermediate.dense.weight"
-    Y = truncated(start[up], ranks[up]) @ P.T
-    ffn = reference_map(ours[up], Y, numpy.eye(8), numpy.eye(8))
-    expected = reference_mixed(ours[up], Y, ffn, numpy.zeros((8, 8)), numpy.arctanh(0.3))
+    Y = truncated(start[up][:hidden], ranks[up])[:, :units] @ P.T
+    ffn = reference_map(ours[up], Y, numpy.eye(width), numpy.eye(width))
+    assert ffn.shape == (inner, hidden)
+    expected = reference_mixed(ours[up], Y, ffn, numpy.zeros((width, width)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()[up].numpy(), expected, atol=1e-6)
     down = "bert.encoder.layer.0.output.dense.weight"
-    Y = truncated(start[down], ranks[down]) @ ffn.T
-    expected = reference_mixed(ours[down], Y, P, numpy.zeros((6, 6)), numpy.arctanh(0.3))
+    Y = truncated(start[down][:units], ranks[down])[:, :hidden] @ ffn.T
+    expected = reference_mixed(ours[down], Y, P, numpy.zeros((inner, inner)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()[down].numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", [bert, vit, mlp, cnn])
+@pytest.mark.parametrize("build", [bert, wider, vit, mlp, cnn])
 def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     """A small step along the gradients lowers the loss of the written weights by what they say, in float64."""
     source, target = build(seed=0).double(), build(seed=1).double()

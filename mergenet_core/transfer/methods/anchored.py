@@ -183,6 +183,7 @@ class Anchored:
         ):
             axis = _unit_axis(pair)
             heads = self._pairing.axes[axis].heads
+            width = 1 if heads is None else self._pairing.axes[axis].target_size // heads[1]
             move(
                 moved,
                 B_lr,
@@ -192,10 +193,18 @@ class Anchored:
                 gate=self.parameters[f"{pair.target}.gate"],
                 key_rd=key,
                 unit_map=maps.get(_twin(axis) or axis, maps.get(axis)),
-                width=1 if heads is None else self._pairing.axes[axis].target_size // heads[1],
+                width=width,
+                filled=self._filled(axis, width),
             )
             if moved.map is not None:
                 maps[axis] = moved.map
+
+    def _filled(self, axis: str, width: int) -> Tensor | None:
+        """The heads of a wider target that the projection fills, so that units which are none are not mapped."""
+        if self.start is None:
+            return None
+        filled_h = torch.unique(self.start.filled(axis) // width)
+        return None if len(filled_h) * width == self._pairing.axes[axis].target_size else filled_h
 
     def _source_units(self, pair: WeightPair, maps: Mapping[str, UnitMap]) -> tuple[Tensor, Tensor]:
         """The source's units B A, their coordinates those of the target."""

@@ -29,29 +29,33 @@ class UnitMap:
 
     P is shared out: each target unit is a mixture of source units, and every source unit is in some of them. Shapes:
     queries (t, d), keys (l, d), both with `width` rows a head. Equation: P = softmax_row(Sinkhorn₅(Z)), Z = Q Kᵀ;
-    between heads, Z is the sum over their rows.
+    between heads, Z is the sum over their rows. Of the source only the heads `filled` take part, if any are named.
     """
 
-    def __init__(self, queries_td: Tensor, keys_ld: Tensor, width: int = 1) -> None:
-        queries, keys = (rows.reshape(len(rows) // width, -1) for rows in (queries_td, keys_ld))
-        self.width = width
+    def __init__(self, queries_td: Tensor, keys_ld: Tensor, width: int = 1, filled: Tensor | None = None) -> None:
+        self._width, self._filled = width, filled
+        queries, keys = queries_td.reshape(len(queries_td) // width, -1), self._heads(keys_ld)
         self._pulls: list[_Pull] = []
         self.P, self._graph = _SharedOut.apply(self._pulls, queries, keys)  # type: ignore[no-untyped-call]
 
     def mixed(self, Y_lk: Tensor) -> Tensor:
         """Source rows expressed in target units: P Y, heads moved whole. Shapes: (l, k) → (t, k)."""
-        rows = Y_lk.reshape(len(Y_lk) // self.width, -1)
-        mixed: Tensor = _Mixed.apply(self._pulls, self.P, self._graph, rows)  # type: ignore[no-untyped-call]
+        heads = self._heads(Y_lk)
+        mixed: Tensor = _Mixed.apply(self._pulls, self.P, self._graph, heads)  # type: ignore[no-untyped-call]
         return mixed.view(-1, Y_lk.shape[1])
 
+    def _heads(self, Y_lk: Tensor) -> Tensor:
+        heads = Y_lk.reshape(len(Y_lk) // self._width, -1)
+        return heads if self._filled is None else heads[self._filled.to(heads.device)]
 
-def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1) -> UnitMap:
+
+def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1, filled: Tensor | None = None) -> UnitMap:
     """How each target unit is made of source units, by attention.
 
     `X_tr` is X̂ Kᵀ, the target's rows in the coordinates of the source's factor, and Y_lr K = Ŷ. Equation:
     Z = τ X̂ Kᵀ Y_lrᵀ / d; between heads, the mean over their rows.
     """
-    return UnitMap(TEMPERATURE / (columns * width) * X_tr, Y_lr, width)
+    return UnitMap(TEMPERATURE / (columns * width) * X_tr, Y_lr, width, filled)
 
 
 class Moved:
@@ -222,11 +226,13 @@ def move(
     key_rd: Tensor | None = None,
     unit_map: UnitMap | None = None,
     width: int = 1,
+    filled: Tensor | None = None,
 ) -> None:
     """Work out a move of the target's units X towards the source's units Y = B A; nothing is written yet.
 
-    `products_tk` is X Kᵀ for K from `asked_of`. With `key_rd` the map P is made here, of heads of `width` rows; else it
-    is `unit_map`, or, without one, each unit has its own counterpart. Equations: Ŷ = D B A; P from X̂ and D B (A + key);
+    `products_tk` is X Kᵀ for K from `asked_of`. With `key_rd` the map P is made here, of heads of `width` rows, the
+    source's those that are `filled`; else it is `unit_map`, or, without one, each unit has its own counterpart.
+    Equations: Ŷ = D B A; P from X̂ and D B (A + key);
     M = rmsnorm(P D B (A + value)); X' = X + tanh(g)(rms(X)·M − X), then rms(X') ← rms(X), by rows.
     """
     columns = moved.view.shape[1]
@@ -235,7 +241,7 @@ def move(
     size_t1 = (moved.squares_t / columns + _EPSILON).sqrt()[:, None]
     XN_tr = products_tk[:, -len(N_rd) :]
     if key_rd is not None:
-        unit_map = attention_map(products_tk[:, : len(N_rd)] / size_t1, Y_lr, columns, width)
+        unit_map = attention_map(products_tk[:, : len(N_rd)] / size_t1, Y_lr, columns, width, filled)
     C_tr = Y_lr if unit_map is None else unit_map.mixed(Y_lr)
     C_tr = C_tr * _inverse_rms(C_tr, N_rd, columns)
     open_ = torch.tanh(gate)

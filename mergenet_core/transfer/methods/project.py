@@ -58,6 +58,10 @@ class Projection:
             block_oip = block_oip * _score_scale(self._pairing.axes[pair.out])
         return written(pair, block_oip, out, inp)
 
+    def filled(self, axis: str) -> Tensor:
+        """The entries of a target's axis that the source has something for, ascending."""
+        return self._maps[axis].cover_t
+
     def carried(self, pair: WeightPair, B_or: Tensor, A_rn: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of a source's weight as those of the target's: M_out B and A M_inᵀ, zero where it has nothing."""
         assert pair.out is not None
