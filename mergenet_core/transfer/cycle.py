@@ -89,6 +89,7 @@ class Transfer:
             view = WeightView(self._target[stored.name], part.pair.form)
             write = view.write_columns_ if stored.transposed else view.write_rows_
             write(part.rows + (stored.rows[0] if stored.rows else 0), part.values)
+        self._start = None
 
     def transfers_at(self, step: int) -> bool:
         """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""

@@ -48,10 +48,11 @@ def test_the_operator_is_its_equations(t, s, d):
     gate, weight = torch.tensor(0.4, dtype=torch.float64), X.clone()
     moved = unmoved(weight)
     (product,) = products([moved], [asked_of(A, A @ Wv, A @ Wk)])
-    move(moved, B, A, product, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
+    _, units = move(moved, B, A, product, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
     Y, eye = (B @ A).numpy(), numpy.eye(d)
     expected = reference_map(X.numpy(), Y, eye, eye + Wk.numpy())
-    numpy.testing.assert_allclose(moved.map.P.numpy(force=True), expected, atol=1e-6)
+    assert units is not None
+    numpy.testing.assert_allclose(units.P.numpy(force=True), expected, atol=1e-6)
     moved.write_()
     expected = reference_mixed(X.numpy(), Y, expected, Wv.numpy(), 0.4)
     numpy.testing.assert_allclose(weight.numpy(), expected, atol=1e-6)

@@ -23,7 +23,7 @@ from mergenet_core.jobs.anatomy import BASES
 from mergenet_core.jobs.pairs import Pairing, WeightPair
 from mergenet_core.jobs.spec import TransferSpec
 from mergenet_core.transfer.maps import anchored_map
-from mergenet_core.transfer.methods.moves import Moved, UnitMap, asked_of, move, products
+from mergenet_core.transfer.methods.moves import Factors, Moved, UnitMap, asked_of, move, products
 from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.reencode import factorize, source_factors
 from mergenet_core.transfer.shards import Shard, together
@@ -52,6 +52,8 @@ class Anchored:
             self._take_factors(pair, source)
             self._add_parameters(pair, math.atanh(spec.gate))
         self._moved: dict[str, Moved] = {}
+        self._moves: dict[str, Factors] = {}
+        """What made them, in the graph that `backward` goes through; a weight that was moved does not hold it."""
 
     def _take_factors(self, pair: WeightPair, source: Mapping[str, Tensor]) -> None:
         assert pair.rank is not None
@@ -129,7 +131,7 @@ class Anchored:
         for name, G_td in at_embeddings.items():
             self._moved[name].view.shard.write_gradient_(G_td.contiguous())
             products[name] = self._moved[name].gradient_products()
-        outputs = [factor for moved in self._moved.values() for factor in moved.factors]
+        outputs = [factor for name in self._moved for factor in self._moves[name]]
         gradients = [part for name, moved in self._moved.items() for part in moved.gradients(*products[name])]
         squares = [moved.squares_t for moved in self._moved.values()]
         inputs = [*squares, *self.parameters.values()]
@@ -141,7 +143,7 @@ class Anchored:
         for name, G_td in at_embeddings.items():
             change_td = self._moved[name].view.shard.gradient().view(G_td.shape) - G_td
             self._views[name].grad_combine_(None, None, self.factors[f"{name}.coordinates"], change_td.T)
-        self._moved = {}
+        self._moved, self._moves = {}, {}
 
     def after_step(self) -> None:
         """Nothing: all that the adapter learns from has come with the loss's gradient."""
@@ -184,7 +186,7 @@ class Anchored:
             axis = _unit_axis(pair)
             heads = self._pairing.axes[axis].heads
             width = 1 if heads is None else self._pairing.axes[axis].target_size // heads[1]
-            move(
+            self._moves[pair.target], unit_map = move(
                 moved,
                 B_lr,
                 A_rd,
@@ -196,8 +198,8 @@ class Anchored:
                 width=width,
                 filled=self._filled(axis, width),
             )
-            if moved.map is not None:
-                maps[axis] = moved.map
+            if unit_map is not None:
+                maps[axis] = unit_map
 
     def _filled(self, axis: str, width: int) -> Tensor | None:
         """The heads of a wider target that the projection fills, so that units which are none are not mapped."""

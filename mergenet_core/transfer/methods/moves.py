@@ -58,18 +58,20 @@ def attention_map(X_tr: Tensor, Y_lr: Tensor, columns: int, width: int = 1, fill
     return UnitMap(TEMPERATURE / (columns * width) * X_tr, Y_lr, width, filled)
 
 
+Factors = tuple[Tensor, Tensor, Tensor]
+"""What makes a move: a (t), C (t, r) and N (r, d)."""
+
+
 class Moved:
     """A weight that a transfer moves: X' = diag(a) X + C N, and the way back for the loss's gradient."""
 
     def __init__(self, view: WeightView, squares_t: Tensor) -> None:
         self.view = view
         self.squares_t = squares_t.requires_grad_()
-        self.map: UnitMap | None = None
 
-    def settle(self, a_t: Tensor, C_tr: Tensor, N_rd: Tensor) -> None:
-        """Take the factors of the move, which carry the graph of the maps."""
-        self.factors = (a_t, C_tr, N_rd)
-        self._a_t, self._C_tr, self._N_rd = (factor.detach() for factor in self.factors)
+    def settle(self, factors: Factors) -> None:
+        """Take the factors of the move, without their graph, of which this is a part."""
+        self._a_t, self._C_tr, self._N_rd = (factor.detach() for factor in factors)
 
     def write_(self) -> None:
         """Make the move: from here on the weight is X'."""
@@ -88,7 +90,7 @@ class Moved:
         """What `gradients` needs of the gradient at X', G: rows of G∘X', G Nᵀ and Cᵀ G."""
         return self.view.grad_dots(), self.view.grad_left(self._N_rd.T), self.view.grad_right(self._C_tr)
 
-    def gradients(self, dots_t: Tensor, GN_tr: Tensor, CG_rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, dots_t: Tensor, GN_tr: Tensor, CG_rd: Tensor) -> Factors:
         """The loss's gradient for a, C and N: rows of G∘X, G Nᵀ and Cᵀ G."""
         return (dots_t - (GN_tr * self._C_tr).sum(dim=1)) / self._a_t, GN_tr, CG_rd
 
@@ -180,7 +182,7 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: Any, D_tk: Tensor) -> tuple[None, None, Tensor, Tensor]:
         P_tl, Y_lk, O_tk = ctx.saved_tensors
         PD_lk = P_tl.T @ D_tk
-        ctx.pulls.append(_Pull(D_tk, Y_lk, torch.linalg.vecdot(D_tk, O_tk), torch.linalg.vecdot(PD_lk, Y_lk)))
+        ctx.pulls.append(_Pull(D_tk, Y_lk.detach(), torch.linalg.vecdot(D_tk, O_tk), torch.linalg.vecdot(PD_lk, Y_lk)))
         return None, None, D_tk.new_zeros(()), PD_lk
 
 
@@ -227,8 +229,8 @@ def move(
     unit_map: UnitMap | None = None,
     width: int = 1,
     filled: Tensor | None = None,
-) -> None:
-    """Work out a move of the target's units X towards the source's units Y = B A; nothing is written yet.
+) -> tuple[Factors, UnitMap | None]:
+    """The factors of a move of the target's units X towards the source's units Y = B A, and its map; writes nothing.
 
     `products_tk` is X Kᵀ for K from `asked_of`. With `key_rd` the map P is made here, of heads of `width` rows, the
     source's those that are `filled`; else it is `unit_map`, or, without one, each unit has its own counterpart.
@@ -250,8 +252,9 @@ def move(
     own_t = ((C_tr @ (N_rd @ N_rd.T)) * C_tr).sum(dim=1)
     squares_t = (1 - open_) ** 2 * moved.squares_t + 2 * (1 - open_) * crossed_t + own_t
     scale_t1 = size_t1 / (squares_t / columns + _EPSILON).sqrt()[:, None]
-    moved.settle(((1 - open_) * scale_t1)[:, 0], scale_t1 * C_tr, N_rd)
-    moved.map = unit_map
+    factors = ((1 - open_) * scale_t1)[:, 0], scale_t1 * C_tr, N_rd
+    moved.settle(factors)
+    return factors, unit_map
 
 
 def _inverse_rms(B_lr: Tensor, A_rd: Tensor, columns: int) -> Tensor:

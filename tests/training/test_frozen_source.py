@@ -1,0 +1,89 @@
+"""What a frozen source costs a target in training: no forward pass, and of its weights the factors alone."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from mergenet_core.jobs.paths import JobFolder, Roots
+from mergenet_core.jobs.records import Trial
+from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.loop import Training
+from tests.training.tiny import run, text_job, write_bert
+
+METHODS = ("project", "anchored", "lpka")
+
+
+def job(method: str) -> Any:
+    small = {"width": 4, "heads": 1, "layers": 1} if method == "lpka" else {}
+    transfer = {"method": method, "cycle": 2, "stop_at": 1.0, "rank": 2} | small
+    return text_job(source__model__path="large", transfer=transfer)
+
+
+@pytest.fixture(scope="module")
+def roots(roots: Roots, tmp_path_factory: pytest.TempPathFactory) -> Roots:
+    """With a source beside which an adapter is small."""
+    folder = tmp_path_factory.mktemp("models")
+    write_bert(folder / "large", hidden_size=96, num_hidden_layers=4, intermediate_size=384)
+    return Roots((folder,), roots.data)
+
+
+def passes(arm: str, method: str, folder: Path, roots: Roots) -> list[str]:
+    called: list[str] = []
+
+    def called_by(module: nn.Module, _: Any) -> None:
+        called.append(type(module).__name__)
+
+    hook = register_module_forward_pre_hook(called_by)
+    try:
+        run(job(method), f"{arm}-0", folder, roots)
+    finally:
+        hook.remove()
+    return called
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_module_runs_that_does_not_run_without_it(method: str, tmp_path: Path, roots: Roots) -> None:
+    control, transfer = (passes(arm, method, tmp_path / arm, roots) for arm in ("control", "transfer"))
+    assert control.count("BertForSequenceClassification") > 6
+    assert [name for name in transfer if "Bert" in name] == [name for name in control if "Bert" in name]
+
+
+def tensors() -> dict[int, int]:
+    """The bytes of every tensor's storage that is alive, by where it is."""
+    gc.collect()
+    alive = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in alive}
+
+
+def trained(arm: str, method: str, folder: Path, roots: Roots) -> tuple[Training, int]:
+    """An arm after two transfers, each followed by a step without one, and the bytes that it holds."""
+    before = tensors()
+    trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
+    training = prepare_arm(job(method), trial, JobFolder(folder), roots).training
+    training.start()
+    for _ in range(4):
+        training.advance()
+    return training, sum(held for place, held in tensors().items() if place not in before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_factors_and_the_adapter_are_all_that_stays(method: str, tmp_path: Path, roots: Roots) -> None:
+    _, without = trained("control", method, tmp_path, roots)
+    training, held = trained("transfer", method, tmp_path, roots)
+    transfer = training.transfer
+    assert transfer is not None
+    factors = sum(X.nbytes for name, X in transfer.adapter_tensors().items() if name.startswith("source."))
+    learned = 3 * 4 * transfer.parameters_count  # AdamW's two moments
+    steps = 4 * len(transfer.adapter_tensors())
+    source = sum(X.nbytes for X in load_file(roots.models[0] / "large" / "model.safetensors").values())
+    maps = 12_000  # of the projection: 96 × 16 numbers for the stream, and which units are which
+    most = factors + learned + steps + maps
+    assert held - without <= most < source / 4
