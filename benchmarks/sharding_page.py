@@ -91,8 +91,7 @@ def _steps(found: dict[str, Any]) -> list[str]:
         "",
         f"Target: ≤ {OVERHEAD}. Mean over cycles, least and most. The example's pair: whole cycles of eight steps,",
         "32 examples of 48 tokens a step. 109 M: six transfers and six plain steps, weighed one to seven, 16",
-        "examples of 64 tokens a step, which is few for such a target: a transfer's cost does not grow with the batch,",
-        "so that at 32 examples the dearest of them is within the target as well.",
+        "examples of 64 tokens a step, which is few for such a target; a transfer's cost does not grow with the batch.",
     ]
     return lines
 

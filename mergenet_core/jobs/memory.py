@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from mergenet_core.jobs.deepspeed import BUCKET, LIVE
 from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.pairs import Pairing
+from mergenet_core.jobs.pairs import AxisPair, Pairing
 from mergenet_core.jobs.parts import matrix_shape
 from mergenet_core.jobs.records import Record
 from mergenet_core.jobs.spec import DataSpec, ResourcesSpec, TrainSpec, TransferSpec
@@ -246,10 +246,10 @@ def _drops(config: Mapping[str, Any]) -> bool:
 def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int]:
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
-    Equation: factors r(M + N) of the source; the adapter four times (its gradient and moments); for `anchored` the
-    graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the target's factors and as much for
-    their gradient, as a hypernetwork twice as much; anchored the products that it needs with the source's factors, and
-    as much again for the gradient.
+    Equation: factors r(M + N) of the source, r(m + n) once projected; the adapter four times (its gradient and
+    moments); for `anchored` the graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the
+    target's factors and as much for their gradient, as a hypernetwork twice as much; anchored the products that it
+    needs with the source's factors, and as much again for the gradient.
     """
     if pairing is None or pairing.method == "project":
         return 0, 0
@@ -259,7 +259,8 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
         if pair.rank is None:
             continue
         (m, n), (M, N) = (matrix_shape(shape, pair.form) for shape in (pair.target_shape, pair.source_shape))
-        factors += pair.rank * (M + N)
+        projected = pairing.method == "anchored" and pairing.basis is not None
+        factors += pair.rank * (m + n if projected else M + N)
         if pairing.method == "lpka":
             adapter += spec.width * (2 * (m + n) + M + N) + 8 * spec.layers * spec.width**2
             exchanged += (3 if spec.update == "hypernetwork" else 2) * pair.rank * (m + n)
@@ -269,5 +270,11 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
         exchanged += 2 * pair.rank * (m + n) + 2 * m
         axis = pair.inp if pair.form == "embedding" else pair.out
         if axis is not None and axis in pairing.axes and not pairing.axes[axis].anchored:
-            maps[axis] = _MAP * pairing.axes[axis].target_size * pairing.axes[axis].source_size
+            maps[axis] = _MAP * _map_entries(pairing.axes[axis], projected=projected)
     return _BYTES * (factors + 4 * adapter + graph + sum(maps.values())), exchanged
+
+
+def _map_entries(axis: AxisPair, *, projected: bool) -> int:
+    """Of a map between the units of an axis, or its heads; a projection leaves no more units than the target has."""
+    source, target = axis.heads or (axis.shared_size if projected else axis.source_size, axis.target_size)
+    return source * target
