@@ -198,8 +198,8 @@ class TransferSpec(Strict):
     """`lpka`: token width of a knowledge-transfer layer, a multiple of `heads`."""
     gated: bool = True
     """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""
-    gate: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless."""
+    gate: Annotated[float, Field(ge=0, le=0.99)] = 0.3
+    """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
     include: Include = "all"
     """Which paired weights take part."""
     allow_unanchored: bool = False

@@ -29,11 +29,6 @@ class WeightView:
         """Rows and columns of the matrix."""
         return matrix_shape(self.shard.shape, self.form)
 
-    @property
-    def device(self) -> torch.device:
-        """Where products come out."""
-        return self.shard.device
-
     def left(self, X_nk: Tensor) -> Tensor:
         """The product W X. Shapes: (n, k) → (m, k)."""
         return self._left(self.shard.held(), X_nk)

@@ -243,3 +243,15 @@ def test_a_chain_starts_from_its_own_weights_and_a_stream_from_the_projection():
     source, target = bert(seed=0), bert(seed=1)
     transfer(source, target, ANCHORED).start()
     torch.testing.assert_close(logits(target), logits(source), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_a_deeper_encoder_is_moved_in_as_few_groups(layers):
+    """Words first, whose map all layers read; then what reads no other map, then what is read through those maps."""
+    source, target = bert(16, layers), bert(8, layers, inner=6, seed=1)
+    method = Anchored(source.state_dict(), shards(target), paired(source, target, ANCHORED), ANCHORED, 0)
+    groups = [{pair.role.removesuffix(".weight") for pair in wave} for wave in method._waves]
+    assert groups[0] == {"embeddings.word"}
+    assert {"attention.query", "attention.key", "attention.value", "ffn.up"} <= groups[1]
+    assert {"attention.out", "ffn.down"} <= groups[2]
+    assert len(groups) == 3

@@ -51,6 +51,7 @@ class Anchored:
         for pair in self._pairs:
             self._take_factors(pair, source)
             self._add_parameters(pair, math.atanh(spec.gate))
+        self._waves = _waves(self._pairs, [name[:-4] for name in self.parameters if name.endswith(".key")])
         self._moved: dict[str, Moved] = {}
         self._moves: dict[str, Factors] = {}
         """What made them, in the graph that `backward` goes through; a weight that was moved does not hold it."""
@@ -105,11 +106,8 @@ class Anchored:
         """One transfer: W ← X', the graph of the maps kept for `backward`."""
         maps: dict[str, UnitMap] = {}
         self._moved = self._unmoved()
-        waiting = self._pairs
-        while waiting:
-            wave = _ready(waiting)
+        for wave in self._waves:
             self._move(wave, maps)
-            waiting = [pair for pair in waiting if pair not in wave]
         for pair in self._pairs:
             moved = self._moved[pair.target]
             before_td = moved.view.shard.held().flat.clone() if pair.form == "embedding" else None
@@ -125,20 +123,18 @@ class Anchored:
             at_embeddings = {
                 name: self._views[name].grad_right(self.factors[f"{name}.coordinates"]).T for name in embeddings
             }
-            products = {
-                name: moved.gradient_products() for name, moved in self._moved.items() if name not in embeddings
-            }
+            found = {name: moved.gradient_products() for name, moved in self._moved.items() if name not in embeddings}
         for name, G_td in at_embeddings.items():
             self._moved[name].view.shard.write_gradient_(G_td.contiguous())
-            products[name] = self._moved[name].gradient_products()
+            found[name] = self._moved[name].gradient_products()
         outputs = [factor for name in self._moved for factor in self._moves[name]]
-        gradients = [part for name, moved in self._moved.items() for part in moved.gradients(*products[name])]
+        gradients = [part for name, moved in self._moved.items() for part in moved.gradients(*found[name])]
         squares = [moved.squares_t for moved in self._moved.values()]
         inputs = [*squares, *self.parameters.values()]
-        found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
-        for moved, gradient in zip(self._moved.values(), found, strict=False):
+        given = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
+        for moved, gradient in zip(self._moved.values(), given, strict=False):
             moved.give_gradient_(gradient)
-        for parameter, gradient in zip(self.parameters.values(), found[len(squares) :], strict=True):
+        for parameter, gradient in zip(self.parameters.values(), given[len(squares) :], strict=True):
             parameter.grad = gradient
         for name, G_td in at_embeddings.items():
             change_td = self._moved[name].view.shard.gradient().view(G_td.shape) - G_td
@@ -241,16 +237,27 @@ def _twin(axis: str) -> str | None:
     return f"queries.{axis.rpartition('.')[2]}" if axis.startswith("values.") else None
 
 
-def _ready(waiting: Sequence[WeightPair]) -> list[WeightPair]:
-    """The pairs that need no map which a pair before them has yet to make; their products are exchanged at once."""
-    found: list[WeightPair] = []
-    made: set[str] = set()
-    held_up: set[str] = set()
-    for pair in waiting:
-        axis = _unit_axis(pair)
-        if pair.inp in made or axis in held_up or _twin(axis) in held_up:
-            held_up.add(axis)
-        else:
-            found.append(pair)
-        made.add(axis)
-    return found
+def _waves(pairs: Sequence[WeightPair], own: Sequence[str]) -> list[list[WeightPair]]:
+    """The pairs in groups of which none waits for a map that another of its group makes: few exchanges move them all.
+
+    `own` are the axes that get a map of their own, from the first pair whose units they are.
+    """
+    waves: list[list[WeightPair]] = []
+    mapped: set[str] = set()
+    waiting = list(pairs)
+    while waiting:
+        wave: list[WeightPair] = []
+        made: set[str] = set()
+        to_be_made: set[str] = set()
+        for pair in waiting:
+            axis = _unit_axis(pair)
+            gets_map = (axis in own or _twin(axis) in own) and axis not in mapped
+            held_up = to_be_made - made
+            if pair.inp not in to_be_made and axis not in held_up and _twin(axis) not in held_up:
+                wave.append(pair)
+                made |= {axis} if gets_map else set()
+            to_be_made |= {axis} if gets_map else set()
+        waves.append(wave)
+        mapped |= made
+        waiting = [pair for pair in waiting if all(pair is not one for one in wave)]
+    return waves

@@ -251,7 +251,7 @@ def move(
     crossed_t = (C_tr * XN_tr).sum(dim=1)
     own_t = ((C_tr @ (N_rd @ N_rd.T)) * C_tr).sum(dim=1)
     squares_t = (1 - open_) ** 2 * moved.squares_t + 2 * (1 - open_) * crossed_t + own_t
-    scale_t1 = size_t1 / (squares_t / columns + _EPSILON).sqrt()[:, None]
+    scale_t1 = size_t1 / (squares_t.clamp(min=0) / columns + _EPSILON).sqrt()[:, None]
     factors = ((1 - open_) * scale_t1)[:, 0], scale_t1 * C_tr, N_rd
     moved.settle(factors)
     return factors, unit_map
