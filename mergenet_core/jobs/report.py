@@ -97,6 +97,7 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
     gained = next(arm.difference for arm in reports if arm.arm == asked)
     assert gained is not None
     verdict = _verdict(gained)
+    taken = {seed: result for seed, result in arms[asked].items() if seed not in picks or picks[seed].way is not None}
     metric = next(iter(results.values()))
     seed = max(arms[asked], key=lambda seed: arms[asked][seed].last.get("validation", -math.inf))
     return Report(
@@ -108,7 +109,7 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
         strategy=metric.strategy,
         estimated_bytes=estimated_bytes,
         verdict=verdict,
-        sentence=_told(picks) + _sentence(asked, gained, verdict, metric.metric, arms),
+        sentence=_told(picks) + _sentence(asked, gained, verdict, metric.metric, arms, taken),
         chosen=picks[seed].id if picks else f"{asked}-{seed}",
     )
 
@@ -194,8 +195,14 @@ def _told(picks: dict[int, Trial]) -> str:
 
 
 def _sentence(
-    asked: str, gained: Difference, verdict: Verdict, metric: str, arms: dict[str, dict[int, TrialResult]]
+    asked: str,
+    gained: Difference,
+    verdict: Verdict,
+    metric: str,
+    arms: dict[str, dict[int, TrialResult]],
+    taken: dict[int, TrialResult],
 ) -> str:
+    """The verdict in words; the sham is compared where a transfer was taken, which went the same way at that seed."""
     count = len(gained.seeds)
     said = f"{asked} changes test {metric} by {_interval(gained)} points against its control"
     if verdict == "one seed":
@@ -203,10 +210,15 @@ def _sentence(
     said += f" over {count} paired seeds (95 % interval)"
     if "sham" not in arms:
         return f"{said}; no sham arm was run, so where it comes from is open."
-    sham = difference(_test(arms[asked]), _test(arms["sham"]), "sham")
-    if sham.low is not None and sham.low > 0:
-        return f"{said}; it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
-    return f"{said}; a source with shuffled weights does as well, so it is not the source's knowledge."
+    if not taken:
+        return f"{said}; no transfer was taken."
+    sham = difference(_test(taken), _test(arms["sham"]), "sham")
+    if sham.low is None:
+        return f"{said}; its sham stands beside it at one seed, which shows no spread."
+    said += ";" if len(taken) == count else f"; at the {len(taken)} seeds where a transfer was taken"
+    if sham.low > 0:
+        return f"{said} it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
+    return f"{said} a source with shuffled weights does as well, so it is not the source's knowledge."
 
 
 def _verdict(gained: Difference) -> Verdict:

@@ -255,11 +255,14 @@ class ZeroShard(Shard):
         self.group = group
 
     def held(self) -> Piece:
-        """The process's range of the optimizer's single-precision weight; empty where others hold all of it."""
+        """The process's range of the optimizer's single-precision weight; empty where others hold all of it.
+
+        An optimizer that is offloaded has it in the host's memory: then this is a copy where products are made.
+        """
         mapping = self.parameter._hp_mapping
         if mapping is None:
             return Piece(0, self.parameter.data.view(-1)[:0].float())
-        return Piece(mapping.lp_fragment_address.start, mapping.hp_fragment.detach())
+        return Piece(mapping.lp_fragment_address.start, mapping.hp_fragment.detach().to(self.device))
 
     def write_(self, flat: Tensor) -> None:
         """Replace it."""
@@ -273,13 +276,17 @@ class ZeroShard(Shard):
     def gradient(self) -> Tensor:
         """The gradient of the process's range, there between the backward pass and the step."""
         kept = self._kept_gradient()
-        return kept.float() if kept is not None else self.held().flat
+        return kept.to(self.device, torch.float32) if kept is not None else self.held().flat
 
     def write_gradient_(self, flat: Tensor) -> None:
         """Replace it."""
         kept = self._kept_gradient()
-        if kept is not None:
-            _copy_(kept, flat)
+        if kept is None:
+            return
+        _copy_(kept, flat)
+        if self.parameter._hp_mapping.use_offload:  # else clipping goes by the norm from before
+            optimizer = self.parameter._zero_optimizer
+            optimizer.norm_for_param_grads[optimizer.get_param_id(self.parameter)] = kept.norm()
 
     def _kept_gradient(self) -> Tensor | None:
         mapping = self.parameter._hp_mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from mergenet_core.jobs.records import ArmCost, Trial, TrialResult
+from mergenet_core.jobs.records import ArmCost, Trial, TrialResult, Way
 from mergenet_core.jobs.report import build_report, markdown
 
 
@@ -60,6 +60,32 @@ def test_a_sham_that_does_as_well_is_told() -> None:
     )
     assert report.verdict == "gain"
     assert "not the source's knowledge" in report.sentence
+
+
+def by_auto(transfer: list[float], control: list[float], sham: list[float], taken: int) -> str:
+    """The sentence of a job whose `auto` takes the transfer at the first seeds, and the control at the others."""
+    done = []
+    for trial in trials(transfer=transfer, control=control, sham=sham):
+        assert trial.result is not None
+        ahead = (trial.arm == "transfer") == (trial.seed < taken)
+        trial.result.last["validation"] = 0.9 if ahead else 0.5
+        way = Way(method="project", include="all") if trial.arm == "transfer" else None
+        done.append(trial.model_copy(update={"way": way}))
+    return build_report("j", "n", done).sentence
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (4, "points ahead of its sham, so the source's knowledge matters"),
+        (3, "at the 3 seeds where a transfer was taken it is"),
+        (1, "its sham stands beside it at one seed"),
+        (0, "no transfer was taken."),
+    ],
+)
+def test_a_sham_is_held_against_the_transfers_that_were_taken(taken: int, said: str) -> None:
+    control = [0.70, 0.71, 0.72, 0.71]
+    assert said in by_auto([0.9, 0.91, 0.92, 0.9], control, [0.5, 0.51, 0.52, 0.5], taken)
 
 
 def test_the_artifact_is_chosen_on_validation_not_on_test() -> None:
