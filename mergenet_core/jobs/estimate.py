@@ -45,20 +45,24 @@ class Estimate(Record):
 
 
 def estimate(
-    spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None, pairing: Pairing | None, trained: int
+    spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None, pairings: Sequence[Pairing], trained: int
 ) -> Estimate:
-    """What a job needs that trains a target so many times; null where a model's shapes are not known yet."""
+    """What a job needs that trains a target so many times; null where a model's shapes are not known yet.
+
+    `pairings` has one for every way in which its trials transfer; the one that needs most counts.
+    """
     steps = spec.train.steps * trained + (spec.source.train.steps if spec.source.train else 0)
     counts = _count(source), _count(target)
     if source is None or target is None:
         return Estimate(
             target_parameters=counts[1], source_parameters=counts[0], memory_bytes=None, disk_bytes=None, steps=steps
         )
-    _, exchanged = transfer_need(pairing, spec.transfer)
+    needed = [transfer_need(pairing, spec.transfer) for pairing in pairings] or [(0, 0)]
+    beside, exchanged = (max(numbers) for numbers in zip(*needed, strict=True))
     return Estimate(
         target_parameters=counts[1],
         source_parameters=counts[0],
-        strategies=tuple(_need(name, spec, source, target, pairing) for name in _possible(spec.resources)),
+        strategies=tuple(_need(name, spec, source, target, beside) for name in _possible(spec.resources)),
         memory_bytes=None,
         disk_bytes=_disk(spec, trained, *(count or 0 for count in counts)),
         transfer_numbers=exchanged,
@@ -71,9 +75,11 @@ def _possible(resources: ResourcesSpec) -> tuple[Strategy, ...]:
     return ("ddp", "fsdp2", "zero1", "zero2", "zero3") if several else ("single", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def _need(name: Strategy, spec: JobSpec, source: ModelFacts, target: ModelFacts, pairing: Pairing | None) -> Need:
-    """The largest of a job's trials under a strategy: an arm, with a source or teacher beside it, or the source."""
-    beside, _ = transfer_need(pairing, spec.transfer)
+def _need(name: Strategy, spec: JobSpec, source: ModelFacts, target: ModelFacts, beside: int) -> Need:
+    """The largest of a job's trials under a strategy: an arm, with a source or teacher beside it, or the source.
+
+    `beside` are the bytes that a transfer adds to an arm.
+    """
     learned, own = spec.source.data or spec.target.data, None
     if spec.source.train is not None:
         own = need(name, source, learned, spec.source.train, spec.resources)

@@ -243,7 +243,7 @@ def _drops(config: Mapping[str, Any]) -> bool:
     return float(next((config[name] for name in names if config.get(name) is not None), default)) > 0
 
 
-def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int]:
+def transfer_need(pairing: Pairing, spec: TransferSpec) -> tuple[int, int]:
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
     Equation: factors r(M + N) of the source, r(m + n) once projected; the adapter four times (its gradient and
@@ -251,7 +251,7 @@ def transfer_need(pairing: Pairing | None, spec: TransferSpec) -> tuple[int, int
     target's factors and as much for their gradient, as a hypernetwork twice as much; anchored the products that it
     needs with the source's factors, and as much again for the gradient.
     """
-    if pairing is None or pairing.method == "project":
+    if pairing.method == "project":
         return 0, 0
     factors = adapter = exchanged = graph = 0
     maps: dict[str, int] = {}

@@ -89,18 +89,21 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     target = _facts(spec.target.model, task, data, roots, "target.model", notes, donor=spec.source.model)
     _check_distillation(spec, source)
     pairing = None
+    pairings: list[Pairing] = []
     tried: tuple[Way, ...] = (Way(method="auto", include=spec.transfer.include),)
     if source is not None and target is not None:
         source, target = _with_labels(spec, source, target)
-        pairing = within(pair(source, target, spec.transfer), _source_rank(spec, roots), spec.transfer.rank)
+        pairing, rank = pair(source, target, spec.transfer), _source_rank(spec, roots)
         _check_states(spec, roots)
-        if spec.transfer.method == "auto":
-            tried = ways(source, target, spec.transfer, pairing)
+        found_ways = ways(source, target, spec.transfer, pairing) if spec.transfer.method == "auto" else {}
+        tried = tuple(found_ways) or tried
+        pairings = [within(one, rank, spec.transfer.rank) for one in found_ways.values() or (pairing,)]
+        pairing = pairings[0]
     laid_out = trials(spec, tried)
     check_user_config(spec.resources.deepspeed)
     if spec.resources.nodes == 1:
         check_devices(spec.resources.devices, workers)
-    found = estimate(spec, source, target, pairing, sum(trial.kind == "arm" for trial in laid_out))
+    found = estimate(spec, source, target, pairings, sum(trial.kind == "arm" for trial in laid_out))
     strategy = choose(found, spec, workers)
     needed = found.under(strategy)
     told = None if needed is None else told_bytes(needed, spec.resources, workers)

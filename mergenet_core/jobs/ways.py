@@ -12,24 +12,24 @@ from mergenet_core.jobs.records import Job, Trial, Way
 from mergenet_core.jobs.spec import JobSpec, TransferSpec
 
 
-def ways(source: ModelFacts, target: ModelFacts, transfer: TransferSpec, found: Pairing) -> tuple[Way, ...]:
-    """The ways that a pair allows, the one that its anatomy speaks for first: `found` is that one's pairing.
+def ways(source: ModelFacts, target: ModelFacts, transfer: TransferSpec, found: Pairing) -> dict[Way, Pairing]:
+    """The ways that a pair allows with what each moves, the one that its anatomy speaks for, `found`, first.
 
     A way is left out where it is refused, and where it would move what an earlier one of its method moves.
     """
     assert found.kind != "named", "pairs by name go with a method by name"
-    tried = {Way(method=found.method, include=transfer.include): _moved(found)}
+    tried = {Way(method=found.method, include=transfer.include): found}
     for method, include in TRIED[found.kind]:
         if transfer.include not in ("all", include):
             continue
         settings = transfer.model_copy(update={"method": method, "include": include})
         try:
-            moved = _moved(pair(source, target, settings))
+            paired = pair(source, target, settings)
         except PairingRefused:
             continue
-        if (method, moved) not in ((way.method, other) for way, other in tried.items()):
-            tried[Way(method=method, include=include)] = moved
-    return tuple(tried)
+        if (method, _moved(paired)) not in ((way.method, _moved(other)) for way, other in tried.items()):
+            tried[Way(method=method, include=include)] = paired
+    return tried
 
 
 def _moved(pairing: Pairing) -> frozenset[str]:

@@ -36,6 +36,7 @@ def trial(
     method: str,
     arm: str = "transfer",
     joint: bool = False,
+    offload: str = "none",
     **more: Any,
 ) -> dict[str, Any]:
     """One entry of a gang's list; `more` goes into `train`, or beside it where a gang reads it."""
@@ -53,7 +54,7 @@ def trial(
         target__model__config=ODD,
         transfer=METHODS[method],
         train=TRAIN | more,
-        resources={"strategy": strategy, "devices": devices},
+        resources={"strategy": strategy, "devices": devices, "offload": offload},
     )
     document = json.loads(job.model_dump_json())
     return {"name": name, "document": document, "trial": f"{arm}-0", "folder": str(folder / name)} | beside

@@ -10,6 +10,7 @@ Curves = dict[str, dict[int, float]]
 LEARNED = [name for name in METHODS if name != "project"]
 CASES = [(method, joint) for method in METHODS for joint in (False, True) if method in LEARNED or not joint]
 SPREAD = ("fsdp2", "zero3")
+OFFLOADED = ("zero1", "zero2", "zero3")
 FAST = [(name, "anchored", False) for name in STRATEGIES] + [(name, "lpka-gradient", True) for name in SPREAD]
 SLOW = [case for case in ((name, *case) for name in STRATEGIES for case in CASES) if case not in FAST]
 TOLERANCE = 1e-6
@@ -33,6 +34,7 @@ def together(roots: Roots, tmp_path_factory: pytest.TempPathFactory) -> Curves:
     trials = [trial(named(*case), work, case[0], 2, case[1], joint=case[2]) for case in FAST]
     trials += [trial(f"broken-{method}", work, "fsdp2", 2, method, broken=True, steps=6) for method in LEARNED]
     trials += [trial(f"bf16-{name}", work, name, 2, "anchored", precision="bf16", steps=4) for name in STRATEGIES]
+    trials += [trial(f"offloaded-{name}", work, name, 2, "anchored", offload="optimizer") for name in OFFLOADED]
     return run_together(2, trials, roots, work / "gang")
 
 
@@ -49,6 +51,13 @@ def test_two_processes_give_the_curve_of_one(alone, together, strategy, method, 
     curve = together[named(strategy, method, joint)]
     assert len(curve) == 20
     assert farthest(curve, alone[named("single", method, joint)]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("strategy", OFFLOADED)
+def test_an_offloaded_optimizer_sees_and_clips_what_the_transfer_made_of_the_gradient(alone, together, strategy):
+    curve = together[f"offloaded-{strategy}"]
+    assert len(curve) == 20
+    assert farthest(curve, alone[named("single", "anchored", False)]) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -1,14 +1,18 @@
 """What a process needs by strategy, and which strategy `auto` is."""
 
+from dataclasses import replace
+
 import pytest
 
 from mergenet_core.errors import TooLarge
 from mergenet_core.jobs.document import parse
 from mergenet_core.jobs.estimate import check_machine, choose, estimate, settled
-from mergenet_core.jobs.facts import ModelFacts
+from mergenet_core.jobs.facts import ModelFacts, Vocabulary
 from mergenet_core.jobs.layouts import shapes_from_config
 from mergenet_core.jobs.memory import CONTEXT_BYTES
+from mergenet_core.jobs.pairing import pair
 from mergenet_core.jobs.records import Device, WorkerInfo, now
+from mergenet_core.jobs.spec import TransferSpec
 
 BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072}
 TARGET = ModelFacts(BASE, shapes_from_config(BASE))
@@ -32,7 +36,18 @@ def job(devices=2, train=None, **resources):
 
 
 def estimated(spec):
-    return estimate(spec, TARGET, TARGET, None, 2)
+    return estimate(spec, TARGET, TARGET, [], 2)
+
+
+def test_of_the_ways_that_are_tried_the_one_that_needs_most_counts():
+    spec = job()
+    told = replace(TARGET, vocabulary=Vocabulary("words"))
+    ways = {name: pair(told, told, TransferSpec(method=name)) for name in ("project", "anchored")}
+    found = {name: estimate(spec, TARGET, TARGET, [way], 2) for name, way in ways.items()}
+    both = estimate(spec, TARGET, TARGET, list(ways.values()), 2)
+    assert found["project"].transfer_numbers == 0 < found["anchored"].transfer_numbers
+    assert both == found["anchored"]
+    assert both.under("ddp").memory_bytes > found["project"].under("ddp").memory_bytes
 
 
 def gpu(memory_bytes, devices=2):
