@@ -92,6 +92,8 @@ def _steps(found: dict[str, Any]) -> list[str]:
         f"Target: ≤ {OVERHEAD}. Mean over cycles, least and most. The example's pair: whole cycles of eight steps,",
         "32 examples of 48 tokens a step. 109 M: six transfers and six plain steps, weighed one to seven, 16",
         "examples of 64 tokens a step, which is few for such a target; a transfer's cost does not grow with the batch.",
+        "The cells of zero2 and zero3 at 109 M for anchored were timed after its products came to be exchanged three",
+        "times a transfer instead of once or more a layer, zero3's beside a run of the tests; the others before.",
     ]
     return lines
 
