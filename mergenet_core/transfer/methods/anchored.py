@@ -192,7 +192,7 @@ class Anchored:
                 key_rd=key,
                 unit_map=maps.get(_twin(axis) or axis, maps.get(axis)),
                 width=width,
-                filled=self._filled(axis, width),
+                filled=None if key is None else self._filled(axis, width),
             )
             if unit_map is not None:
                 maps[axis] = unit_map
