@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.pairing import pair
-from mergenet_core.jobs.spec import PairSpec, TransferSpec
+from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.pairing.pair import pair
+from mergenet_core.spec.job import PairSpec, TransferSpec
 from mergenet_core.training.export import environment
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.shards import Shard

@@ -20,12 +20,13 @@ from typing import Any
 import matplotlib
 from stack import running_service
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import TERMINAL, Event, Progress, Trial, TrialResult
-from mergenet_core.jobs.report import ArmReport, Difference, Report, build_report, difference, markdown, picked
-from mergenet_core.jobs.spec import JobSpec
-from service.client import Client
-from service.views import JobView
+from mergenet_core.records.events import Event, Progress
+from mergenet_core.records.job import TERMINAL, Trial, TrialResult
+from mergenet_core.results.report import ArmReport, Difference, Report, build_report, difference, markdown, picked
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import parse
+from service.client.client import Client
+from service.schemas import JobView
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import JobSpec
 from mergenet_core.models.packs import write_pack
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.export import environment
 

@@ -15,9 +15,9 @@ from typing import Any
 from evidence import EVIDENCE, HERE, ROOT, SEEDS, SETTINGS, points, run
 from stack import running_service
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.report import Difference, build_report, difference
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.results.report import Difference, build_report, difference
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import parse
 
 VARIATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "anchored MLP": ("fashion-mlp", "the setting itself", {}),

@@ -25,9 +25,9 @@ import torch
 from sharding_page import page
 from transformers import BertConfig, BertModel
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.plan import make_plan
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import Roots
 from mergenet_core.training.export import environment
 
 ROOT = Path(__file__).parent.parent

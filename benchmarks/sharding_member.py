@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.pairing import pair
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import ResourcesSpec, TrainSpec, TransferSpec
 from mergenet_core.models.describe import facts
 from mergenet_core.models.loading import build
+from mergenet_core.pairing.pair import pair
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
-from mergenet_core.training.engines import open_engine
+from mergenet_core.training.distributed.engines import open_engine
+from mergenet_core.training.distributed.world import open_world
 from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.trial import run_trial
-from mergenet_core.training.world import open_world
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.shards import TRAFFIC, Zero3Shard
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.client import Client
-from service.profile import read_profile
+from service.client.client import Client
+from service.client.profile import read_profile
 
 START_SECONDS = 90
 
@@ -25,7 +25,7 @@ def running_service(home: Path, *, workers: int, folder: Path) -> Iterator[Clien
     home.mkdir(parents=True, exist_ok=True)
     (home / "client.json").unlink(missing_ok=True)
     with (home / "up.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service.entry", *words], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "service.cli.main", *words], stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + START_SECONDS
             while (profile := read_profile(home)) is None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.loop import Training
 

@@ -12,7 +12,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
-from mergenet_core.jobs.paths import JobFolder, Roots, job_folder
+from mergenet_core.storage.paths import JobFolder, Roots, job_folder
 
 
 class Settings(BaseSettings):

@@ -7,8 +7,8 @@ import logging
 
 import uvicorn
 
-from service.app import create_app
-from service.settings import ServiceSettings
+from service.server.app import create_app
+from service.server.settings import ServiceSettings
 
 OPEN_STREAMS_SECONDS = 2
 """How long readers of event streams may hold up a stop; they go on elsewhere by Last-Event-ID."""

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
 
-from service.local import redis_binary
+from service.local.local_service import redis_binary
 
 if TYPE_CHECKING:
     from tests import harness

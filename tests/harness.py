@@ -24,12 +24,15 @@ import psutil
 from PIL import Image
 from rq import Queue
 
-from mergenet_core.jobs import queue, registry, state, streams
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.plan import make_plan
-from mergenet_core.jobs.records import TERMINAL, Event, Job, Request, Trial, TrialResult, now
-from mergenet_core.jobs.store import Store
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.records import state_machine
+from mergenet_core.records.events import Event
+from mergenet_core.records.job import TERMINAL, Job, Request, Trial, TrialResult
+from mergenet_core.records.record import now
 from mergenet_core.settings import Settings
+from mergenet_core.spec.parse import parse
+from mergenet_core.store import events, rq_queue, worker_registry
+from mergenet_core.store.jobs import Store
 from tests.conftest import RedisServer
 from workers import processes
 
@@ -86,7 +89,7 @@ class Lab:
         def listening() -> bool:
             for _ in range(count - len(self.alive())):
                 self.start_worker()
-            known = {int(worker.name.split("-")[-2]) for worker in registry.workers(self.store.redis)}
+            known = {int(worker.name.split("-")[-2]) for worker in worker_registry.workers(self.store.redis)}
             return len(known & {worker.pid for worker in self.alive()}) >= count
 
         wait(listening, f"{count} workers to listen", self.explain)
@@ -123,21 +126,21 @@ class Lab:
         if before is not None:
             before(job)
         folder.spec.write_text(spec.model_dump_json())
-        job, _ = self.store.create(state.submit(job), spec, {})
-        queue.enqueue(self.redis_server.client(decode=False), job)
+        job, _ = self.store.create(state_machine.submit(job), spec, {})
+        rq_queue.enqueue(self.redis_server.client(decode=False), job)
         return job
 
     def ask(self, job: Job, what: Request) -> None:
         """A user's request."""
-        self.store.update(job.id, lambda record: state.request(record, what))
+        self.store.update(job.id, lambda record: state_machine.request(record, what))
 
     def resume(self, job: Job) -> None:
         """A user's resume."""
-        queue.enqueue(self.redis_server.client(decode=False), self.store.update(job.id, state.resume))
+        rq_queue.enqueue(self.redis_server.client(decode=False), self.store.update(job.id, state_machine.resume))
 
     def events(self, job: Job, type: str) -> list[Event]:
         """The job's events of one type."""
-        return [event for event in streams.events(self.store.redis, job.id, limit=1000) if event.type == type]
+        return [event for event in events.events(self.store.redis, job.id, limit=1000) if event.type == type]
 
     def wait_for_checkpoint(self, job: Job, count: int = 1) -> None:
         """Until the job has published so many checkpoints."""
@@ -174,9 +177,9 @@ class Lab:
     def explain(self) -> str:
         """What the record says and the processes printed, for the message of a failed test."""
         jobs = [f"{job.id} is {job.state}: {job.reason}" for job in self.store.page(limit=3)[0]]
-        messages = Queue(queue.QUEUE, connection=self.redis_server.client(decode=False)).get_job_ids()
+        messages = Queue(rq_queue.QUEUE, connection=self.redis_server.client(decode=False)).get_job_ids()
         workers = [
-            f"{worker.name} is {worker.state} with {worker.job}" for worker in registry.workers(self.store.redis)
+            f"{worker.name} is {worker.state} with {worker.job}" for worker in worker_registry.workers(self.store.redis)
         ]
         logs = [*self.folder.glob("worker-*.log"), *self.folder.glob("home/jobs/*/trials/*/attempt-*.log")]
         printed = [f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs)]

@@ -18,7 +18,7 @@ import time
 from redis.exceptions import RedisError
 
 from mergenet_core.settings import Settings
-from workers import host, pool, warm
+from workers.host import capacity, pool, prewarm
 from workers.worker import TrialWorker
 
 _log = logging.getLogger("workers")
@@ -33,19 +33,19 @@ def main() -> None:
     given = parser.parse_args()
     fleet, settings = given.fleet, Settings()
     address = _fleet(settings) if fleet else ""
-    known = host.devices(settings)
-    count = settings.workers or 1 if fleet else host.workers(settings, known)
+    known = capacity.devices(settings)
+    count = settings.workers or 1 if fleet else capacity.workers(settings, known)
     if count > 1 and not given.one:
         pool.run(count, sys.argv[1:])
         return
-    os.environ.update(host.environment(settings, None if fleet else host.threads(settings, known)))
+    os.environ.update(capacity.environment(settings, None if fleet else capacity.threads(settings, known)))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    me = host.describe(name, known)
+    me = capacity.describe(name, known)
     if fleet:
         theirs = {"device": f"the fleet at {address}", "ledger": None, "devices": ()}
         me = me.model_copy(update={"fleet": True} | theirs)
     elif me.device.startswith("cpu"):
-        warm.warm_up()
+        prewarm.warm_up()
     _wait_for_redis(settings)
     TrialWorker(settings, me).work(logging_level="WARNING")
 

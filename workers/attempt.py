@@ -9,11 +9,12 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, StaleAttempt
-from mergenet_core.jobs import devices, leases, state
-from mergenet_core.jobs.devices import Lease
-from mergenet_core.jobs.records import TERMINAL, Job
-from mergenet_core.jobs.store import Store
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import TERMINAL, Job
 from mergenet_core.settings import Settings
+from mergenet_core.store import attempt_leases, device_leases
+from mergenet_core.store.device_leases import Lease
+from mergenet_core.store.jobs import Store
 from workers import processes
 
 _PAUSE_SECONDS = 0.1
@@ -49,7 +50,7 @@ class Attempt:
             trial = job.trial(self.trial_id)
             if (trial.state, trial.attempt, trial.worker) == ("starting", self.number, self.worker):
                 return job  # taken just now, only the answer was lost
-            return state.claim(job, self.trial_id, self.number, self.worker)
+            return state_machine.claim(job, self.trial_id, self.number, self.worker)
 
         try:
             return self.store.update(self.job_id, take, lease_seconds=self.settings.lease_seconds)
@@ -61,9 +62,9 @@ class Attempt:
         """Prolong the lease, and that of its devices; false while Redis is away, and when either is gone."""
         asked_at, seconds = time.monotonic(), self.settings.lease_seconds
         try:
-            held = leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, seconds)
+            held = attempt_leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, seconds)
             if held and borrowed is not None:
-                held = devices.renew(self.store.redis, borrowed, seconds)
+                held = device_leases.renew(self.store.redis, borrowed, seconds)
         except RedisError as error:
             _log.warning("the lease could not be renewed: %s", error)
             return False

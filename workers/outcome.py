@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mergenet_core.jobs.records import Record, TrialResult
+from mergenet_core.records.job import TrialResult
+from mergenet_core.records.record import Record
 
 MESSAGE_LIMIT = 4000
 _PIPE_BYTES = 65536

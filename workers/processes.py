@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from mergenet_core.tether import die_with
+from mergenet_core.processes import die_with
 
 MARK = "MERGENET_ATTEMPT"
 """Environment variable of the processes of an attempt."""

@@ -22,9 +22,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, StaleAttempt
-from mergenet_core.jobs import state, streams
-from mergenet_core.jobs.records import Checkpoint, Metric, Progress, now
-from mergenet_core.jobs.store import Store
+from mergenet_core.records import state_machine
+from mergenet_core.records.events import Metric, Progress
+from mergenet_core.records.job import Checkpoint
+from mergenet_core.records.record import now
+from mergenet_core.store import events
+from mergenet_core.store.jobs import Store
 from workers.processes import HELD
 
 FLUSH_SECONDS = 1.0
@@ -136,21 +139,23 @@ class RedisReporter:
 
     def _send(self) -> None:
         if self._begun and not self._started:
-            self._store.update(self._job, lambda job: state.started(job, self._trial, self._attempt))
+            self._store.update(self._job, lambda job: state_machine.started(job, self._trial, self._attempt))
             self._started = True
         if (checkpoint := self._checkpoint) is not None:
-            self._store.update(self._job, lambda job: state.checkpointed(job, self._trial, self._attempt, checkpoint))
+            self._store.update(
+                self._job, lambda job: state_machine.checkpointed(job, self._trial, self._attempt, checkpoint)
+            )
             self._checkpoint = None
         while self._events:
             entry = self._events[0]
-            streams.add_event(self._store.redis, self._job, **entry, trial=self._trial, attempt=self._attempt)
+            events.add_event(self._store.redis, self._job, **entry, trial=self._trial, attempt=self._attempt)
             self._events.popleft()
         if metrics := list(self._metrics):
-            streams.add_metrics(self._store.redis, self._job, metrics)
+            events.add_metrics(self._store.redis, self._job, metrics)
             for _ in metrics:
                 self._metrics.popleft()
         if (progress := self._progress) is not None:
-            streams.set_progress(self._store.redis, self._job, progress)
+            events.set_progress(self._store.redis, self._job, progress)
 
     def _mirror(self, name: str, entry: Mapping[str, Any]) -> None:
         # a full disk is told by the next checkpoint, in words; a lost line of the mirror must not end a training

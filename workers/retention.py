@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from mergenet_core.jobs.paths import JobFolder
-from mergenet_core.jobs.records import Job
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.records.job import Job
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import JobFolder
 
 
 def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:

@@ -21,19 +21,22 @@ from types import FrameType
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound
-from mergenet_core.jobs import artifacts, queue, state
-from mergenet_core.jobs.devices import Lease
-from mergenet_core.jobs.line import Place
-from mergenet_core.jobs.records import Checkpoint, Job, Trial
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
-from workers import host, processes, warm
+from mergenet_core.storage import published_folder
+from mergenet_core.store import rq_queue
+from mergenet_core.store.device_leases import Lease
+from mergenet_core.store.fleet_queue import Place
+from workers import processes
 from workers.attempt import Attempt
-from workers.lending import borrow, give_back, visible
+from workers.device_lease import borrow, give_back, visible
+from workers.host import capacity, prewarm
 from workers.outcome import Outcome, receive
 from workers.retention import drop_trials
 from workers.trial import OUTCOME_FD, report
 
-FLEET = "workers.fleet"
+FLEET = "workers.fleet.driver"
 """What runs a trial on several hosts."""
 _TRIAL = "workers.trial"
 _TICK_SECONDS = 0.1
@@ -77,7 +80,7 @@ def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
         return
     # the record stands; the reconciler sends what could not be sent now, and a job may be deleted as soon as it is done
     with contextlib.suppress(RedisError, NotFound):
-        queue.enqueue(settings.redis(decode=False), after)
+        rq_queue.enqueue(settings.redis(decode=False), after)
         if after.state == "succeeded":
             drop_trials(mine.store.spec(mine.job_id), settings.job_folder(mine.job_id), after)
 
@@ -112,7 +115,7 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
 def _program(lease: Lease | None) -> list[str]:
     """What trains on this host's devices: a module and its options."""
     if lease is not None and len(lease.devices) > 1:
-        return ["workers.launcher", "--devices", ",".join(lease.devices)]
+        return ["workers.gang.launcher", "--devices", ",".join(lease.devices)]
     return [_TRIAL]
 
 
@@ -122,11 +125,13 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     kills_before = processes.memory_kills()
     arguments = (mine.job_id, mine.trial_id, mine.number)
     taken = len(lease.devices) if lease else 1
-    threads = taken * host.threads(mine.settings, host.devices(mine.settings), taken)  # a launcher shares them out
+    threads = taken * capacity.threads(
+        mine.settings, capacity.devices(mine.settings), taken
+    )  # a launcher shares them out
     environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if warm.is_warm() and module == _TRIAL else None,
+            functools.partial(report, writer, *arguments) if prewarm.is_warm() and module == _TRIAL else None,
             [sys.executable, "-m", module, *map(str, arguments), *options],
             environment=environment | visible(lease),
             log=mine.settings.job_folder(mine.job_id).log(mine.trial_id, mine.number),
@@ -175,10 +180,12 @@ def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | N
 
 def _conclude(job: Job, trial: Trial, attempt: int, outcome: Outcome) -> Job:
     if outcome.ended == "finished":
-        return state.commit(job, trial.id, attempt, result=outcome.result, artifact=outcome.artifact)
+        return state_machine.commit(job, trial.id, attempt, result=outcome.result, artifact=outcome.artifact)
     if outcome.ended == "interrupted":
-        return state.hand_back(job, trial.id, attempt, outcome.message)
-    return state.fail(job, trial.id, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
+        return state_machine.hand_back(job, trial.id, attempt, outcome.message)
+    return state_machine.fail(
+        job, trial.id, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable
+    )
 
 
 def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outcome:
@@ -197,10 +204,10 @@ def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outco
 def _sweep(settings: Settings, job: Job, trial: Trial) -> None:
     """Remove what earlier attempts left half-made."""
     folder = settings.job_folder(job.id)
-    artifacts.sweep(folder.trial(trial.id))
-    artifacts.sweep(folder.trial(trial.id) / "checkpoints")
+    published_folder.sweep(folder.trial(trial.id))
+    published_folder.sweep(folder.trial(trial.id) / "checkpoints")
     if trial.kind != "arm":  # they publish into the job's own folder, and nothing else of the job runs beside them
-        artifacts.sweep(folder.path)
+        published_folder.sweep(folder.path)
 
 
 class _Flag:

@@ -13,14 +13,14 @@ import traceback
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import MergeNetError, RankLost, StaleAttempt
-from mergenet_core.jobs.estimate import settled
-from mergenet_core.jobs.records import Job, Trial
-from mergenet_core.jobs.spec import JobSpec
-from mergenet_core.jobs.store import Store
-from mergenet_core.jobs.ways import on_its_way
+from mergenet_core.planning.auto_methods import on_its_way
+from mergenet_core.planning.estimate import settled
+from mergenet_core.records.job import Job, Trial
 from mergenet_core.settings import Settings
-from mergenet_core.training.seams import Control, Reporter
-from workers.member import Member
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.store.jobs import Store
+from mergenet_core.training.protocols import Control, Reporter
+from workers.gang.member import Member
 from workers.outcome import Outcome, failed, send
 from workers.reporting import RedisReporter, SignalControl
 

@@ -24,11 +24,14 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import MergeNetError
-from mergenet_core.jobs import devices, queue, registry, state
-from mergenet_core.jobs.records import Job, WorkerInfo, now
-from mergenet_core.jobs.store import Store
+from mergenet_core.processes import die_with
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import Job
+from mergenet_core.records.record import now
+from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.settings import Settings
-from mergenet_core.tether import die_with
+from mergenet_core.store import device_leases, rq_queue, worker_registry
+from mergenet_core.store.jobs import Store
 from workers import processes, supervisor
 
 _WORKER_TTL_SECONDS = 30
@@ -54,8 +57,8 @@ class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
     def func(self) -> Callable[[str, str, int], None]:
         """The entry point. Raises: `PermissionError` for any other function, whatever the message says."""
         types = [type(argument) for argument in self.args]
-        if self.func_name != queue.ENTRY_POINT or self.instance or self.kwargs or types != [str, str, int]:
-            raise PermissionError(f"refused: a message may only call {queue.ENTRY_POINT}(job, trial, attempt)")
+        if self.func_name != rq_queue.ENTRY_POINT or self.instance or self.kwargs or types != [str, str, int]:
+            raise PermissionError(f"refused: a message may only call {rq_queue.ENTRY_POINT}(job, trial, attempt)")
         return supervisor.run
 
 
@@ -71,7 +74,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._me = me
         raw = settings.redis(decode=False)
         # a trial that needs more devices than this host has is left to a larger one
-        names = [queue.FLEET] if me.fleet else [queue.named(count) for count in range(1, len(me.devices) + 1)]
+        names = [rq_queue.FLEET] if me.fleet else [rq_queue.named(count) for count in range(1, len(me.devices) + 1)]
         super().__init__(
             [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message) for name in names],
             name=me.name,
@@ -123,7 +126,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         """Take the worker off the lists."""
         with _redis_may_be_away():
             super().register_death()
-            registry.say_gone(self._records, self.name)
+            worker_registry.say_gone(self._records, self.name)
 
     def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
         """The same while a trial runs; a request to stop is said again, should the work-horse have been too young."""
@@ -195,9 +198,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
     def _look_around(self) -> None:
         with _redis_may_be_away():
             self._me = self._me.model_copy(update={"seen_at": now()})
-            registry.say_alive(self._records, self._me)
+            worker_registry.say_alive(self._records, self._me)
             lease = self._settings.lease_seconds
-            queue.reconcile(
+            rq_queue.reconcile(
                 Store(self._records), self.connection, every_seconds=min(5.0, lease / 3), patience_seconds=lease
             )
 
@@ -223,12 +226,14 @@ class TrialWorker(Worker):  # type: ignore[misc]
         def lose(record: Job) -> Job:
             if record.trial(trial_id).worker != self.name:
                 return record
-            return state.fail(record, trial_id, attempt, code="worker-lost", reason=reason, retryable=True)
+            return state_machine.fail(record, trial_id, attempt, code="worker-lost", reason=reason, retryable=True)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
             if ended and self._me.ledger is not None:
-                devices.leave(self._records, self._me.ledger, mark)  # else they come back with the end of their lease
-            queue.enqueue(self.connection, Store(self._records).update(job_id, lose))
+                device_leases.leave(
+                    self._records, self._me.ledger, mark
+                )  # else they come back with the end of their lease
+            rq_queue.enqueue(self.connection, Store(self._records).update(job_id, lose))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mergenet_core.jobs.facts import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
 
 
 def facts(

@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.jobs.inspect import check_config, inspect_model, weight_files
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import ModelSpec, TaskName
-from mergenet_core.jobs.towers import tower_configs, with_defaults
+from mergenet_core.model_files.composite_config import tower_configs, with_defaults
+from mergenet_core.model_files.read_model import check_config, inspect_model, weight_files
+from mergenet_core.spec.job import ModelSpec, TaskName
+from mergenet_core.storage.paths import Roots
 
 AUTO = {
     "text-classification": AutoModelForSequenceClassification,

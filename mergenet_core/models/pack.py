@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from mergenet_core.errors import MergeNetError
-from mergenet_core.jobs.inspect import weight_files
-from mergenet_core.jobs.packs import Pack, PackDtype
+from mergenet_core.model_files.knowledge_pack import Pack, PackDtype
+from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.packs import write_pack
 
 FAILED, BAD_INPUT = 1, 2

@@ -19,9 +19,7 @@ from torch import Tensor
 
 from mergenet_core import __version__
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.jobs.artifacts import sha256
-from mergenet_core.jobs.inspect import inspect_model, weight_files
-from mergenet_core.jobs.packs import (
+from mergenet_core.model_files.knowledge_pack import (
     FILE_KEY,
     FILES,
     MANIFEST_KEY,
@@ -32,8 +30,10 @@ from mergenet_core.jobs.packs import (
     as_matrix,
     read_pack,
 )
-from mergenet_core.jobs.spec import SourceSpec
+from mergenet_core.model_files.read_model import inspect_model, weight_files
 from mergenet_core.models.loading import SourceWeights, refuse_not_finite
+from mergenet_core.spec.job import SourceSpec
+from mergenet_core.storage.published_folder import sha256
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.views import view_of
 

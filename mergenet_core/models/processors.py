@@ -9,9 +9,9 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.reading import reads_text
-from mergenet_core.jobs.spec import ModelSpec, TaskName
+from mergenet_core.spec.job import ModelSpec, TaskName
+from mergenet_core.spec.task_columns import reads_text
+from mergenet_core.storage.paths import Roots
 
 BOX = 4
 """PIL's box filter: each pixel is the mean of those it replaces."""

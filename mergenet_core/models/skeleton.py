@@ -11,10 +11,10 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.inspect import weight_files
-from mergenet_core.jobs.spec import TaskName
+from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.loading import AUTO, body_prefix, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
+from mergenet_core.spec.job import TaskName
 from mergenet_core.transfer.shards import READ, Shard
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
-from mergenet_core.tasks.augment import crop_flip
-from mergenet_core.tasks.pixels import Pixels, check_channels, fitted, read_pixels
-from mergenet_core.tasks.tables import Table, read_splits
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.data.augment import crop_flip
+from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
+from mergenet_core.tasks.data.tables import Table, read_splits
 from mergenet_core.tasks.task import Classification, Task
 
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.reading import CROSS_MODAL, reads_text
-from mergenet_core.jobs.spec import DataSpec, TaskName
 from mergenet_core.models.processors import load_both, load_image_processor, load_tokenizer
+from mergenet_core.spec.job import DataSpec, TaskName
+from mergenet_core.spec.task_columns import CROSS_MODAL, reads_text
+from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.image_classification import load_images
-from mergenet_core.tasks.image_text_retrieval import load_captions
-from mergenet_core.tasks.language_modelling import load_language
-from mergenet_core.tasks.question_answering import load_questions
+from mergenet_core.tasks.image_text_retrieval.task import load_captions
+from mergenet_core.tasks.language_modelling.task import load_language
+from mergenet_core.tasks.question_answering.task import load_questions
 from mergenet_core.tasks.task import Task
 from mergenet_core.tasks.text_classification import load_text
-from mergenet_core.tasks.visual_question_answering import load_visual_questions
+from mergenet_core.tasks.visual_question_answering.task import load_visual_questions
 
 TEXT: dict[TaskName, Callable[..., Task]] = {
     "text-classification": load_text,

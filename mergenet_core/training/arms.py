@@ -11,24 +11,25 @@ from typing import Any
 from torch import nn
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.facts import ModelFacts, Vocabulary
-from mergenet_core.jobs.inspect import inspect_model, read_config, read_vocabulary
-from mergenet_core.jobs.packs import unpack, within
-from mergenet_core.jobs.pairing import Pairing, pair
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
-from mergenet_core.jobs.towers import image_part, text_part
+from mergenet_core.model_files.composite_config import image_part, text_part
+from mergenet_core.model_files.knowledge_pack import unpack
+from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import folder_of, load_target
 from mergenet_core.models.packs import open_source, open_states, source_rank
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.skeleton import fill, load_skeleton
+from mergenet_core.pairing.pair import Pairing, pair
+from mergenet_core.pairing.rank import limit_rank
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
-from mergenet_core.training.engines import Engine, building, open_engine
+from mergenet_core.training.distributed.engines import Engine, building, open_engine
+from mergenet_core.training.distributed.world import World, open_world
 from mergenet_core.training.loop import Training
-from mergenet_core.training.world import World, open_world
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.shards import LiveWeights
 
@@ -111,7 +112,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     else:
         source = frozen_source(job, folder, roots)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
-        pairing = within(pairing, source_rank(job.source, source), job.transfer.rank)
+        pairing = limit_rank(pairing, source_rank(job.source, source), job.transfer.rank)
         kept = [folder.source_state(step) for step in job.source.kept_steps]
         states = open_states(job.source, source, kept, world.device) if trial.arm != "copy" else ()
         transfer = Transfer(

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from mergenet_core.errors import CheckpointInvalid
-from mergenet_core.jobs.artifacts import MANIFEST, publishing, sha256, sweep, verify
-from mergenet_core.jobs.records import Checkpoint
 from mergenet_core.models.saved import SavedTensors
-from mergenet_core.training.engines import Engine
+from mergenet_core.records.job import Checkpoint
+from mergenet_core.storage.published_folder import MANIFEST, publishing, sha256, sweep, verify
+from mergenet_core.training.distributed.engines import Engine
+from mergenet_core.training.distributed.sharded_safetensors import Part, save_together
+from mergenet_core.training.distributed.world import World
 from mergenet_core.training.loop import Training
-from mergenet_core.training.ranges import Part, save_together
 from mergenet_core.training.selection import Selection
-from mergenet_core.training.world import World
 from mergenet_core.transfer.shards import Piece
 
 _MODEL, _BEST, _OPTIMIZER, _STATE = "model.safetensors", "best.safetensors", "optimizer.safetensors", "state.pt"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from mergenet_core.jobs.spec import DistillSpec
+from mergenet_core.spec.job import DistillSpec
 
 
 def kd(student_bl: Tensor, teacher_bl: Tensor, temperature: float) -> Tensor:

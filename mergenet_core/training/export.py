@@ -11,12 +11,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mergenet_core import __version__
-from mergenet_core.jobs.artifacts import publishing
-from mergenet_core.jobs.pairing import Pairing
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.pairing.pair import Pairing
+from mergenet_core.spec.job import TransferSpec
+from mergenet_core.storage.published_folder import publishing
 from mergenet_core.training.checkpoint import parts, publishing_together
-from mergenet_core.training.engines import Engine
-from mergenet_core.training.ranges import save_together
+from mergenet_core.training.distributed.engines import Engine
+from mergenet_core.training.distributed.sharded_safetensors import save_together
 from mergenet_core.transfer.cycle import Transfer
 
 ROLES = {

@@ -9,15 +9,15 @@ from typing import Any
 
 import mergenet_core
 from mergenet_core.errors import NotFound
-from mergenet_core.jobs.artifacts import MANIFEST, publishing, sha256, verify
-from mergenet_core.jobs.inspect import weight_files
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Job, Trial
-from mergenet_core.jobs.report import build_report
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.loading import folder_of
+from mergenet_core.records.job import Job, Trial
+from mergenet_core.results.card import model_card
+from mergenet_core.results.report import build_report
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.published_folder import MANIFEST, publishing, sha256, verify
 from mergenet_core.training.arms import source_folder
-from mergenet_core.training.card import model_card
 from mergenet_core.training.export import ROLES, environment
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
-from mergenet_core.jobs.spec import TrainSpec
+from mergenet_core.spec.job import TrainSpec
 from mergenet_core.tasks.task import Examples, Task, Varied
 from mergenet_core.training.distill import Distillation
-from mergenet_core.training.engines import Engine
+from mergenet_core.training.distributed.engines import Engine
+from mergenet_core.training.distributed.world import World
 from mergenet_core.training.optim import learning_rate
-from mergenet_core.training.world import World
 
 TIMED_STEPS = 1000
 """At most so many step times are kept, evenly spaced, for the median."""

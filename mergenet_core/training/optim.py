@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from mergenet_core.jobs.spec import TrainSpec
+from mergenet_core.spec.job import TrainSpec
 
 
 def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:

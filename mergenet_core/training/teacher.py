@@ -12,21 +12,21 @@ from typing import Any
 from torch import Tensor
 
 from mergenet_core.errors import CheckpointInvalid, ModelRefused
-from mergenet_core.jobs.artifacts import verify
-from mergenet_core.jobs.inspect import read_config
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import DistillSpec, JobSpec
+from mergenet_core.model_files.read_model import read_config
 from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import DistillSpec, JobSpec
+from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.published_folder import verify
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
 from mergenet_core.training.arms import check_fits, frozen_source, image_channels, source_facts
 from mergenet_core.training.distill import Distillation, Relabelled
-from mergenet_core.training.engines import open_engine
+from mergenet_core.training.distributed.engines import open_engine
+from mergenet_core.training.distributed.world import World
 from mergenet_core.training.export import export_model
 from mergenet_core.training.loop import Training, evaluate, over
-from mergenet_core.training.world import World
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import datasets
 from transformers.utils import logging as transformers_logging
 
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import ArmCost, Checkpoint, Trial, TrialResult
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.records.job import ArmCost, Checkpoint, Trial, TrialResult
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import DISTILLS, Arm, prepare_arm, prepare_source
 from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.export import environment, export_adapter, export_model
 from mergenet_core.training.peak import peak_bytes, reset_peak
-from mergenet_core.training.seams import Control, Interrupted, Reporter
+from mergenet_core.training.protocols import Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.teacher import Teacher, prepare_teacher
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing, WeightPair
-from mergenet_core.jobs.parts import Stored
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.architectures.schema import Stored
+from mergenet_core.pairing.result import Pairing, WeightPair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods import CLIP_NORMS, LEARNED, TRAINING_FREE
 from mergenet_core.transfer.parts import Parts

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.pairs import AxisPair, Pairing
-from mergenet_core.jobs.parts import axis_kind
+from mergenet_core.architectures.schema import axis_kind
+from mergenet_core.pairing.result import AxisPair, Pairing
 from mergenet_core.transfer.maps import AxisMap, selection
 
 

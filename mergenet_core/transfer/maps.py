@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.anatomy import Form
-from mergenet_core.jobs.pairs import AxisPair, WeightPair
-from mergenet_core.jobs.parts import matrix_shape
+from mergenet_core.architectures.read_anatomy import Form
+from mergenet_core.architectures.schema import matrix_shape
+from mergenet_core.pairing.result import AxisPair, WeightPair
 
 
 @dataclass(frozen=True)

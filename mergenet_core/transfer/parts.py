@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from mergenet_core.jobs.pairs import Pairing
-from mergenet_core.jobs.parts import Stored
+from mergenet_core.architectures.schema import Stored
+from mergenet_core.pairing.result import Pairing
 from mergenet_core.transfer.reencode import Factored
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mergenet_core.errors import Unavailable
-from service.children import Child
+from service.local.child_process import Child
 from tests.cli.conftest import Shell
 
 STUBBORN = "trap '' TERM INT; setsid sh -c \"trap '' TERM INT; sleep 1000\" & sleep 1000"

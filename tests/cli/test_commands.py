@@ -12,10 +12,11 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from mergenet_core.jobs import devices, registry
-from mergenet_core.jobs.records import Device, WorkerInfo, now
-from service.cli import app
-from service.profile import Profile, find_profile, read_profile
+from mergenet_core.records.record import now
+from mergenet_core.records.workers import Device, WorkerInfo
+from mergenet_core.store import device_leases, worker_registry
+from service.cli.commands import app
+from service.client.profile import Profile, find_profile, read_profile
 from tests.cli.conftest import Shell
 from tests.service.conftest import job_document
 
@@ -125,10 +126,10 @@ def test_workers_and_devices_are_listed_and_a_device_is_cleared(up: Shell) -> No
             name="w", host="h", ledger="h", state="idle", device="cpu: x", devices=slots, memory_bytes=8 << 30, cpus=2,
             seen_at=now(),
         )  # fmt: skip
-        registry.say_alive(redis, worker)
-        lease = devices.acquire(redis, "h", ["0", "1"], "j/t/1/w", 1, lease_seconds=30)
-        assert isinstance(lease, devices.Lease)
-        assert devices.quarantine(redis, lease, "process 7 of j/t/1/w could not be ended")
+        worker_registry.say_alive(redis, worker)
+        lease = device_leases.acquire(redis, "h", ["0", "1"], "j/t/1/w", 1, lease_seconds=30)
+        assert isinstance(lease, device_leases.Lease)
+        assert device_leases.quarantine(redis, lease, "process 7 of j/t/1/w could not be ended")
         shown = up.call("workers").stdout
         assert "| w      | h    | idle  |" in shown
         assert "quarantined | process 7 of j/t/1/w could not be ended" in shown
@@ -136,7 +137,7 @@ def test_workers_and_devices_are_listed_and_a_device_is_cleared(up: Shell) -> No
         assert (cleared.exit_code, "quarantined" in cleared.stdout) == (0, False)
         again = up.call("devices", "clear", "h", "0")
         assert (again.exit_code, "device 0 of h is not quarantined" in again.stderr) == (2, True)
-        registry.say_gone(redis, "w")
+        worker_registry.say_gone(redis, "w")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from service.client import Client
-from service.profile import read_profile
+from service.client.client import Client
+from service.client.profile import read_profile
 from tests.cli.conftest import Shell, wait
 
 

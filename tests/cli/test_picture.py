@@ -4,11 +4,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.layouts import shapes_from_config
-from mergenet_core.jobs.pairing import Pairing, pair
-from mergenet_core.jobs.spec import TransferSpec
-from service.picture import draw, how_of
+from mergenet_core.architectures.shapes import shapes_from_config
+from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.pairing.pair import Pairing, pair
+from mergenet_core.spec.job import TransferSpec
+from service.cli.pairing_svg import draw, how_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 

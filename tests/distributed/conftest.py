@@ -1,6 +1,6 @@
 import pytest
 
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.storage.paths import Roots
 from tests.training.tiny import write_world
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.storage.paths import Roots
 
 
 def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Path) -> dict[str, dict[int, float]]:

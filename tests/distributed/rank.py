@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.trial import Interrupted, run_trial
 from mergenet_core.transfer.shards import Shard
 from tests.training.tiny import Recorder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.storage.paths import Roots
 from tests.distributed.gang import farthest, run_together
 from tests.distributed.odd import STRATEGIES, trial
 

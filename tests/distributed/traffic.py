@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from mergenet_core.jobs.pairing import pair
-from mergenet_core.jobs.spec import ResourcesSpec, TrainSpec, TransferSpec
 from mergenet_core.models.describe import facts
 from mergenet_core.models.loading import build
-from mergenet_core.training.engines import open_engine
-from mergenet_core.training.world import open_world
+from mergenet_core.pairing.pair import pair
+from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
+from mergenet_core.training.distributed.engines import open_engine
+from mergenet_core.training.distributed.world import open_world
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.shards import TRAFFIC
 

@@ -25,10 +25,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.inspect import inspect_model
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.plan import make_plan
+from mergenet_core.model_files.read_model import inspect_model
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import Roots
 from tests.tasks.cifar_files import write_cifar
 from tests.tasks.pictures import write_captions, write_vqa
 from tests.tasks.words import WORDS, write_reviews, write_squad, write_words

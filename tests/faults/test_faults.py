@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mergenet_core.errors import CheckpointInvalid
-from mergenet_core.jobs import artifacts
-from mergenet_core.jobs.records import Job
+from mergenet_core.records.job import Job
+from mergenet_core.storage import published_folder
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 pytestmark = pytest.mark.faults
@@ -131,7 +131,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_makes_the_one_before_it_count(la
     older, newest = lab.checkpoints(job)[-2:]
     flip_bit(newest / "model.safetensors")
     with pytest.raises(CheckpointInvalid, match="does not match its hash"):
-        artifacts.verify(newest)
+        published_folder.verify(newest)
     worker.resume()
     job = check(lab, job, final_loss, attempts=2)
     assert f"{newest.name}: model.safetensors" in lab.events(job, "checkpoint.refused")[0].message
@@ -151,7 +151,7 @@ def test_a_full_disk_fails_with_a_sentence_keeps_the_older_step_and_can_be_resum
     job = lab.wait_for_state(job, "failed")
     assert (job.code, job.trial(SOLO).attempt) == ("storage-full", 1), lab.explain() + job.reason
     assert "Free disk" in job.reason
-    assert artifacts.verify(lab.checkpoints(job)[-1]).step > 0
+    assert published_folder.verify(lab.checkpoints(job)[-1]).step > 0
     assert not list(small_disks[0].rglob("*.attempt-*")), "nothing half-made is left"
     filler.unlink()
     lab.resume(job)

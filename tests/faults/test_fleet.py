@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mergenet_core.jobs.records import Job
+from mergenet_core.records.job import Job
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 from tests.workers import fleets
 from tests.workers.fleets import Fleet
@@ -149,8 +149,8 @@ def test_a_host_killed_in_mid_training_ends_in_a_succeeded_job_with_the_same_los
     job = lab.submit(small())
     lab.wait_for_checkpoint(job)
     running = {process: process.cmdline() for process in lab.processes(job)}
-    ranks = [process for process, words in running.items() if "workers.rank" in words]
-    words = next(words for words in running.values() if "workers.launcher" in words)
+    ranks = [process for process, words in running.items() if "workers.gang.rank" in words]
+    words = next(words for words in running.values() if "workers.gang.launcher" in words)
     lost = words[words.index("--address") + 1]
     before = time.monotonic()
     fleet.lose(lost)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mergenet_core.jobs.records import Job
+from mergenet_core.records.job import Job
 from tests.harness import SOLO, Lab, document, result_of
 from tests.workers import gangs
 from workers import processes
@@ -96,7 +96,7 @@ def small(strategy: str) -> dict[str, Any]:
 
 def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
     """The two training processes of a job's trial."""
-    found = [process for process in lab.processes(job) if "workers.rank" in process.cmdline()]
+    found = [process for process in lab.processes(job) if "workers.gang.rank" in process.cmdline()]
     assert len(found) == 2, lab.explain()
     return sorted(found, key=lambda process: process.environ()["RANK"])
 

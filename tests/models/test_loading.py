@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.jobs.facts import Vocabulary
-from mergenet_core.jobs.inspect import inspect_model
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import ModelSpec
+from mergenet_core.model_files.model_info import Vocabulary
+from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import SourceWeights, build, folder_of, load_target, load_trained
 from mergenet_core.models.processors import load_tokenizer, processor_folder
+from mergenet_core.spec.job import ModelSpec
+from mergenet_core.storage.paths import Roots
 from tests.training.tiny import BERT, write_bert
 
 TEXT = "text-classification"

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.jobs.inspect import inspect_model
-from mergenet_core.jobs.packs import MANIFEST_KEY, read_pack, unpack
+from mergenet_core.model_files.knowledge_pack import MANIFEST_KEY, read_pack, unpack
+from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.loading import SourceWeights
 from mergenet_core.models.packs import at_rank, composed, open_pack, reencoded, write_pack
 from mergenet_core.transfer.reencode import factorize

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, MobileNetV2Config, ResNetConfig, ResNetForImageClassification
 
-from mergenet_core.jobs.layouts import shapes_from_config
+from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.models.loading import build
 
 LABELS = tuple(str(label) for label in range(100))

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs.store import Store
-from service.app import create_app
-from service.settings import ServiceSettings
+from mergenet_core.store.jobs import Store
+from service.server.app import create_app
+from service.server.settings import ServiceSettings
 from tests.conftest import RedisServer
 
 KEY = "a-key-for-tests-only"

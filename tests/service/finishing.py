@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mergenet_core.jobs import state
-from mergenet_core.jobs.artifacts import publishing
-from mergenet_core.jobs.paths import JobFolder
-from mergenet_core.jobs.records import ArmCost, Checkpoint, Job, TrialResult
-from mergenet_core.jobs.report import ArmReport, Report
-from mergenet_core.jobs.store import Store
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import ArmCost, Checkpoint, Job, TrialResult
+from mergenet_core.results.report import ArmReport, Report
+from mergenet_core.storage.paths import JobFolder
+from mergenet_core.storage.published_folder import publishing
+from mergenet_core.store.jobs import Store
 
 WEIGHTS = bytes(range(256)) * 40
 
 
 def start(store: Store, job_id: str, trial_id: str) -> Job:
     attempt = store.get(job_id).trial(trial_id).attempt + 1
-    store.update(job_id, lambda job: state.claim(job, trial_id, attempt, "worker-of-test"))
-    return store.update(job_id, lambda job: state.started(job, trial_id, attempt))
+    store.update(job_id, lambda job: state_machine.claim(job, trial_id, attempt, "worker-of-test"))
+    return store.update(job_id, lambda job: state_machine.started(job, trial_id, attempt))
 
 
 def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None) -> Job:
@@ -34,14 +34,16 @@ def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None
             cost=cost,
             parameters=2354,
         )
-    return store.update(job_id, lambda job: state.commit(job, trial_id, attempt, result=result, artifact=artifact))
+    return store.update(
+        job_id, lambda job: state_machine.commit(job, trial_id, attempt, result=result, artifact=artifact)
+    )
 
 
 def fail(store: Store, job_id: str, trial_id: str, *, retryable: bool = False) -> Job:
     attempt = store.get(job_id).trial(trial_id).attempt
     return store.update(
         job_id,
-        lambda job: state.fail(job, trial_id, attempt, code="internal", reason="it broke", retryable=retryable),
+        lambda job: state_machine.fail(job, trial_id, attempt, code="internal", reason="it broke", retryable=retryable),
     )
 
 
@@ -50,7 +52,7 @@ def checkpoint(store: Store, job_id: str, trial_id: str, folder: JobFolder) -> N
     path = folder.trial(trial_id) / "checkpoints" / "2"
     path.mkdir(parents=True)
     made = Checkpoint(step=2, path=str(path.relative_to(folder.path)), manifest_sha256="0" * 64, attempt=attempt)
-    store.update(job_id, lambda job: state.checkpointed(job, trial_id, attempt, made))
+    store.update(job_id, lambda job: state_machine.checkpointed(job, trial_id, attempt, made))
 
 
 def finish(store: Store, job_id: str, folder: JobFolder) -> Path:

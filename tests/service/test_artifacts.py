@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs.store import Store
-from service.settings import ServiceSettings
+from mergenet_core.store.jobs import Store
+from service.server.settings import ServiceSettings
 from tests.service import finishing
 
 FILE = "model/model.safetensors"

@@ -9,10 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute
 
-from mergenet_core.jobs.registry import create_key
-from mergenet_core.jobs.store import Store
-from service.app import create_app
-from service.settings import ServiceSettings
+from mergenet_core.store.api_keys import create_key
+from mergenet_core.store.jobs import Store
+from service.server.app import create_app
+from service.server.settings import ServiceSettings
 from tests.service.conftest import KEY
 
 OPEN = {"/healthz", "/readyz", "/schema/job", "/openapi.json", "/docs", "/docs/oauth2-redirect"}

@@ -23,12 +23,12 @@ from mergenet_core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import Event
-from mergenet_core.jobs.store import Store
-from service.client import Client
-from service.transfers import fetch
-from service.views import ArtifactFile
+from mergenet_core.records.events import Event
+from mergenet_core.spec.parse import parse
+from mergenet_core.store.jobs import Store
+from service.client.client import Client
+from service.client.download import fetch
+from service.schemas import ArtifactFile
 from tests.conftest import RedisServer
 from tests.service import finishing
 from tests.service.conftest import KEY, job_document, settings_of

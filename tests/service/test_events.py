@@ -11,11 +11,12 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs import streams
-from mergenet_core.jobs.records import Metric, Progress, now
-from mergenet_core.jobs.store import Store
-from service.follow import PAGE
-from service.settings import ServiceSettings
+from mergenet_core.records.events import Metric, Progress
+from mergenet_core.records.record import now
+from mergenet_core.store import events
+from mergenet_core.store.jobs import Store
+from service.server.event_stream import PAGE
+from service.server.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.service import finishing
 from tests.service.conftest import KEY, job_document, settings_of
@@ -60,7 +61,7 @@ def test_the_stream_tells_everything_and_ends_with_the_job(http: httpx2.Client, 
     reader = threading.Thread(target=lambda: seen.extend(listen(http, job_id)))
     reader.start()
     finishing.start(store, job_id, "transfer-0")
-    streams.set_progress(store.redis, job_id, Progress(trial="transfer-0", attempt=1, step=1, steps=4, at=now()))
+    events.set_progress(store.redis, job_id, Progress(trial="transfer-0", attempt=1, step=1, steps=4, at=now()))
     deadline = time.monotonic() + 10
     while not any(event.event == "progress" for event in seen):
         assert time.monotonic() < deadline
@@ -73,7 +74,7 @@ def test_the_stream_tells_everything_and_ends_with_the_job(http: httpx2.Client, 
     reader.join(10)
     assert not reader.is_alive()
     told = [event for event in seen if event.event != "progress"]
-    kept = streams.events(store.redis, job_id)
+    kept = events.events(store.redis, job_id)
     assert [event.id for event in told] == [event.id for event in kept]
     assert [event.event for event in told] == [event.type for event in kept]
     assert told[-1].json()["data"]["state"] == "succeeded"  # type: ignore[index]
@@ -93,7 +94,7 @@ def test_a_reader_goes_on_after_its_last_event(http: httpx2.Client, store: Store
 def test_a_long_history_is_told_to_its_end(http: httpx2.Client, store: Store) -> None:
     job_id = http.post("/jobs", json=job_document()).json()["id"]
     for number in range(2 * PAGE):
-        streams.add_event(store.redis, job_id, "note", f"number {number}")
+        events.add_event(store.redis, job_id, "note", f"number {number}")
     http.post(f"/jobs/{job_id}/cancel")
     told = list(listen(http, job_id))
     assert len(told) == 1 + 2 * PAGE + 4  # queued, the notes, three trials and the job cancelled
@@ -153,7 +154,7 @@ def add_metrics(store: Store, job_id: str) -> None:
             Metric(step=step, ts=now(), name=name, value=step / 100, split=split, trial="transfer-0", attempt=1)  # type: ignore[arg-type]
             for step in range(1, 101)
         ]
-        streams.add_metrics(store.redis, job_id, metrics)
+        events.add_metrics(store.redis, job_id, metrics)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,17 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs import devices, state
-from mergenet_core.jobs.document import digest
-from mergenet_core.jobs.queue import _queue, reconcile
-from mergenet_core.jobs.records import Device, Progress, WorkerInfo, now
-from mergenet_core.jobs.registry import say_alive, say_gone
-from mergenet_core.jobs.store import Store
-from mergenet_core.jobs.streams import set_progress
-from service.settings import ServiceSettings
+from mergenet_core.records import state_machine
+from mergenet_core.records.events import Progress
+from mergenet_core.records.record import now
+from mergenet_core.records.workers import Device, WorkerInfo
+from mergenet_core.spec.parse import digest
+from mergenet_core.store import device_leases
+from mergenet_core.store.events import set_progress
+from mergenet_core.store.jobs import Store
+from mergenet_core.store.rq_queue import _queue, reconcile
+from mergenet_core.store.worker_registry import say_alive, say_gone
+from service.server.settings import ServiceSettings
 from tests.service import finishing
 
 Post = Callable[..., str]
@@ -149,15 +152,15 @@ def test_devices_are_listed_and_a_quarantined_one_is_cleared(client: TestClient,
         seen_at=now(),
     )  # fmt: skip
     say_alive(store.redis, worker)
-    lease = devices.acquire(store.redis, "boot", ["GPU-1", "GPU-2"], "job/trial/1/w", 1, lease_seconds=30)
-    assert isinstance(lease, devices.Lease)
+    lease = device_leases.acquire(store.redis, "boot", ["GPU-1", "GPU-2"], "job/trial/1/w", 1, lease_seconds=30)
+    assert isinstance(lease, device_leases.Lease)
     listed = client.get("/devices").json()
     assert [(one["host"], one["id"], one["state"], one["holder"]) for one in listed] == [
         ("h", "GPU-1", "held", "job/trial/1/w"),
         ("h", "GPU-2", "free", None),
     ]
     assert client.post("/devices/h/GPU-1/clear").status_code == 404  # it is held, not quarantined
-    assert devices.quarantine(store.redis, lease, "process 7 could not be ended")
+    assert device_leases.quarantine(store.redis, lease, "process 7 could not be ended")
     assert client.get("/devices").json()[0]["reason"] == "process 7 could not be ended"
     assert {one["state"] for one in client.post("/devices/h/GPU-1/clear").json()} == {"free"}
     assert client.post("/devices/h/GPU-1/clear").status_code == 404
@@ -174,11 +177,11 @@ def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(
     assert waiting.startswith("number 1 in line; needs a fleet worker, none is up")
     say_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
     assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 fleet worker, 1 busy"
-    store.update(job, lambda record: state.claim(record, "control-0", 1, "f"))
+    store.update(job, lambda record: state_machine.claim(record, "control-0", 1, "f"))
     why = "needs 2 hosts with 4 GPUs each, 1 is free; first in line"
-    store.update(job, lambda record: state.waits(record, "control-0", 1, why))
+    store.update(job, lambda record: state_machine.waits(record, "control-0", 1, why))
     assert client.get(f"/jobs/{job}").json()["waiting"] == why
-    store.update(job, lambda record: state.started(record, "control-0", 1))
+    store.update(job, lambda record: state_machine.started(record, "control-0", 1))
     assert client.get(f"/jobs/{job}").json()["waiting"] is None
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import Device, WorkerInfo, now
-from mergenet_core.jobs.registry import say_alive
-from mergenet_core.jobs.store import Store
-from service import submission
-from service.settings import ServiceSettings
+from mergenet_core.records.record import now
+from mergenet_core.records.workers import Device, WorkerInfo
+from mergenet_core.spec.parse import parse
+from mergenet_core.store.jobs import Store
+from mergenet_core.store.worker_registry import say_alive
+from service.server import submission
+from service.server.settings import ServiceSettings
 
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 

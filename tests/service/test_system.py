@@ -18,22 +18,24 @@ import redis.exceptions
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 
-from mergenet_core.jobs.store import Store
-from service.app import create_app
-from service.problems import is_transient
-from service.settings import ServiceSettings
+from mergenet_core.store.jobs import Store
+from service.server.app import create_app
+from service.server.problem_details import is_transient
+from service.server.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.service.conftest import KEY, job_document, roots, start_server
 
 
 def test_the_service_is_imported_without_torch_or_workers() -> None:
     heavy = "torch|transformers|datasets|numpy|workers|mergenet_core.training|mergenet_core.transfer"
-    code = f"import sys, service.app, service.cli; print([m for m in sys.modules if m in {heavy.split('|')!r}])"
+    code = "import sys, service.server.app, service.cli.commands; "
+    code += f"print([m for m in sys.modules if m in {heavy.split('|')!r}])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_the_client_and_the_command_line_need_no_server_packages() -> None:
-    code = "import sys, service.cli; print([m for m in ('fastapi', 'redis', 'rq', 'uvicorn') if m in sys.modules])"
+    code = "import sys, service.cli.commands; "
+    code += "print([m for m in ('fastapi', 'redis', 'rq', 'uvicorn') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

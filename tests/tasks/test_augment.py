@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import plain_image_processor
-from mergenet_core.tasks.augment import PADDING, crop_flip
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.data.augment import PADDING, crop_flip
 from mergenet_core.tasks.image_classification import load_images
 from mergenet_core.training.trial import Interrupted
 from tests.tasks.cifar_files import write_cifar

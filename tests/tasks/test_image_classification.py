@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_image_processor, plain_image_processor
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.image_classification import load_images
 from tests.training.tiny import write_images, write_lines
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
-from mergenet_core.tasks.image_text_retrieval import load_captions
-from mergenet_core.tasks.retrieval_scores import recalls
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.image_text_retrieval.scores import recalls
+from mergenet_core.tasks.image_text_retrieval.task import load_captions
 from tests.tasks.pictures import RGB, SIZE, write_captions, write_image
 from tests.tasks.words import write_words
 from tests.training.tiny import write_lines

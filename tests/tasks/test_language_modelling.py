@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
-from mergenet_core.tasks.blocks import IGNORED
-from mergenet_core.tasks.language_modelling import DUPLICATES, load_language
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.language_modelling.blocks import IGNORED
+from mergenet_core.tasks.language_modelling.task import DUPLICATES, load_language
 from tests.tasks.words import THINGS, WORDS, write_words
 from tests.training.tiny import text_rows, write_lines
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.artifacts import sha256
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
-from mergenet_core.tasks.question_answering import ANSWER_TOKENS, _best_span, load_questions
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.storage.published_folder import sha256
+from mergenet_core.tasks.question_answering.task import ANSWER_TOKENS, _best_span, load_questions
 from tests.tasks.words import squad_rows, write_squad, write_words
 from tests.training.tiny import write_lines
 

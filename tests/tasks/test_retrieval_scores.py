@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mergenet_core.tasks import retrieval_scores
-from mergenet_core.tasks.retrieval_scores import recalls
+from mergenet_core.tasks.image_text_retrieval import scores
+from mergenet_core.tasks.image_text_retrieval.scores import recalls
 
 
 def test_two_captions_an_image_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_blocks_give_what_a_sorted_matrix_gives(monkeypatch: pytest.MonkeyPatch)
     image_m = torch.arange(40).repeat_interleave(counts)
     images = torch.randn(40, 8, generator=generator)
     captions = images[image_m] + 1.5 * torch.randn(len(image_m), 8, generator=generator)
-    monkeypatch.setattr(retrieval_scores, "BLOCK", 7)
+    monkeypatch.setattr(scores, "BLOCK", 7)
     found = recalls(images, captions, image_m)
     near = (images @ captions.T).argsort(dim=1, descending=True)
     back = (captions @ images.T).argsort(dim=1, descending=True)

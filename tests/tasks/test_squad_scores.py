@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergenet_core.tasks.squad_scores import Judged, best_threshold, exact, f1, normalise, squad_scores
+from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, exact, f1, normalise, squad_scores
 
 NEVER = 1e9
 

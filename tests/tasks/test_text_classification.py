@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mergenet_core.errors import DataRefused, PathRefused
-from mergenet_core.jobs.artifacts import sha256
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.storage.published_folder import sha256
 from mergenet_core.tasks.text_classification import load_text
 from tests.tasks.words import write_reviews
 from tests.training.tiny import text_rows, write_lines, write_tokenizer

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.spec import DataSpec
 from mergenet_core.models.processors import load_tokenizer
-from mergenet_core.tasks import pixels
-from mergenet_core.tasks.visual_question_answering import load_visual_questions
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.data import pixels
+from mergenet_core.tasks.visual_question_answering.task import load_visual_questions
 from tests.tasks.pictures import RGB, SIZE, write_image, write_vqa
 from tests.tasks.words import write_words
 from tests.training.tiny import write_lines

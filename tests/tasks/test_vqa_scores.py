@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mergenet_core.tasks.vqa_scores import accuracies, accuracy, as_judged, normalise
+from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy, as_judged, normalise
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergenet_core.jobs.paths import Roots
+from mergenet_core.storage.paths import Roots
 from tests.training.tiny import write_world
 
 

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from mergenet_core.errors import DataRefused, ModelRefused, SpecInvalid
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.plan import make_plan
-from mergenet_core.jobs.records import Trial
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from tests.tasks.pictures import SIZE, write_captions, write_vqa
 from tests.tasks.words import WORDS, write_words

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergenet_core.jobs.spec import DistillSpec
+from mergenet_core.spec.job import DistillSpec
 from mergenet_core.training.distill import Distillation, dkd, kd
 
 

@@ -9,9 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from mergenet_core.errors import CheckpointInvalid
-from mergenet_core.jobs.artifacts import verify
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Job, Trial, Way, now
+from mergenet_core.records.job import Job, Trial, Way
+from mergenet_core.records.record import now
+from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.published_folder import verify
 from mergenet_core.training.finalize import finalize
 from tests.training.tiny import run, text_job
 

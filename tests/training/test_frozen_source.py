@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
+from mergenet_core.records.job import Trial
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.loop import Training
 from tests.training.tiny import run, text_job, write_bert

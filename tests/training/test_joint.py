@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.artifacts import verify
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.plan import trials
-from mergenet_core.jobs.records import Job, Trial, now
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.planning.plan import trials
+from mergenet_core.records.job import Job, Trial
+from mergenet_core.records.record import now
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.published_folder import verify
 from mergenet_core.training.finalize import finalize
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import MLP, Recorder, image_job, run, text_job

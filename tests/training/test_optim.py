@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mergenet_core.jobs.spec import TrainSpec
+from mergenet_core.spec.job import TrainSpec
 from mergenet_core.training.optim import learning_rate, make_optimizer
 
 

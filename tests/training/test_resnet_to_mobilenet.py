@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
+from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import PairingRefused
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.layouts import shapes_from_config
-from mergenet_core.jobs.pairing import Pairing, pair
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.plan import make_plan
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import JobSpec, MethodName, TransferSpec
+from mergenet_core.model_files.model_info import ModelFacts
 from mergenet_core.models.describe import facts
 from mergenet_core.models.loading import build
+from mergenet_core.pairing.pair import Pairing, pair
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import JobSpec, MethodName, TransferSpec
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.export import export_model
 from tests.training.tiny import image_job, run

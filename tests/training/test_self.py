@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.paths import Roots
-from mergenet_core.jobs.plan import make_plan, trials
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.planning.plan import make_plan, trials
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import Roots
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import BERT, Recorder, run, text_job
 

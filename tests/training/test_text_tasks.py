@@ -17,12 +17,12 @@ from transformers import (
     BertModel,
 )
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.inspect import inspect_model
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.plan import make_plan
-from mergenet_core.jobs.records import Trial
+from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.loading import load_trained
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_arm
 from tests.tasks.words import WORDS, squad_rows, write_reviews, write_squad, write_words
 from tests.training.tiny import BERT, run, run_twice, write_lines

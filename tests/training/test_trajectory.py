@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.plan import make_plan
 from mergenet_core.models.packs import write_pack
+from mergenet_core.planning.plan import make_plan
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import MLP, Recorder, image_job, run, text_job, write_bert
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from mergenet_core.errors import ModelRefused, OutOfMemory, TrainingDiverged
-from mergenet_core.jobs.artifacts import verify
-from mergenet_core.jobs.inspect import read_vocabulary
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Trial
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.model_files.read_model import read_vocabulary
+from mergenet_core.records.job import Trial
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.published_folder import verify
 from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.loop import batch_index, raise_if_out_of_memory
 from mergenet_core.training.trial import Interrupted

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.paths import JobFolder, Roots
-from mergenet_core.jobs.records import Checkpoint, Trial, TrialResult
-from mergenet_core.jobs.spec import JobSpec
+from mergenet_core.records.job import Checkpoint, Trial, TrialResult
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.trial import Interrupted, run_trial
 
 TOPICS = {"fruit": "apple pear plum fig", "tools": "saw drill axe file", "music": "drum harp bell horn"}

@@ -4,9 +4,9 @@ import numpy
 import pytest
 import torch
 
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored
-from mergenet_core.transfer.methods.moves import Moved, asked_of, attention_map, move, products
+from mergenet_core.transfer.methods.anchored_step import Moved, asked_of, attention_map, move, products
 from mergenet_core.transfer.views import view_of
 from tests.transfer.tiny import applied, batch, bert, cnn, logits, mlp, paired, shards, transfer, vit
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.spec.job import TransferSpec
 from tests.transfer.tiny import batch, bert, cnn, mlp, transfer, vit
 
 SMALL = {"cycle": 3, "stop_at": 1.0, "width": 8, "heads": 2}

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.lpka import Adapter, Lpka
 from mergenet_core.transfer.reencode import refactorize
 from mergenet_core.transfer.views import view_of

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.lpka_raw import CLIP_NORM, LpkaRaw, RawAdapter
 from tests.transfer.tiny import batch, cnn, paired, shards, transfer
 from tests.transfer.tiny import mlp as tiny_mlp

@@ -10,9 +10,9 @@ from transformers import (
     ViTConfig,
 )
 
-from mergenet_core.jobs.facts import ModelFacts
-from mergenet_core.jobs.pairing import pair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.pairing.pair import pair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.methods.project import Projection
 from tests.transfer.tiny import LABELS, WORDS, applied, bert, cnn, facts, logits, mlp, paired, shards, transfer, vit

@@ -1,6 +1,6 @@
 import torch
 
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.copy import copied
 from mergenet_core.transfer.sham import Shuffled
 from tests.transfer.tiny import applied, cnn, mlp, paired

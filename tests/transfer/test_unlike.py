@@ -8,10 +8,10 @@ import torch
 import transformers as tf
 from torch import nn
 
-from mergenet_core.jobs.facts import ModelFacts, Vocabulary
-from mergenet_core.jobs.pairing import pair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
 from mergenet_core.models.describe import facts
+from mergenet_core.pairing.pair import pair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.parts import Parts
 from tests.transfer.tiny import shards

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from mergenet_core.jobs.facts import ModelFacts, Vocabulary
-from mergenet_core.jobs.pairing import Pairing, pair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
 from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
+from mergenet_core.pairing.pair import Pairing, pair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.shards import Shard

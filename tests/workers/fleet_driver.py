@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from workers import fleet
+from workers.fleet import driver
 
 if __name__ == "__main__":
-    fleet.main(sys.argv[1:], module="tests.workers.fleet_launcher")
+    driver.main(sys.argv[1:], module="tests.workers.fleet_launcher")

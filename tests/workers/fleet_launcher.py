@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from mergenet_core.jobs.records import ArmCost, TrialResult
+from mergenet_core.processes import die_with
+from mergenet_core.records.job import ArmCost, TrialResult
 from mergenet_core.settings import Settings
-from mergenet_core.tether import die_with
 from workers.outcome import Outcome, send
 from workers.trial import OUTCOME_FD
 

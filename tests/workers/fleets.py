@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from mergenet_core.jobs import registry
+from mergenet_core.store import worker_registry
 from tests.harness import Lab, wait
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "fleet" / "host.sh"
@@ -77,12 +77,12 @@ class Fleet:
 
     def start_worker(self, module: str = "workers") -> subprocess.Popen[bytes]:
         """A real fleet worker, as soon as it is listed."""
-        known = {worker.name for worker in registry.workers(self.lab.store.redis)}
+        known = {worker.name for worker in worker_registry.workers(self.lab.store.redis)}
         worker = self.lab.start_worker("--fleet", module=module, **self.environment)
 
         def listed() -> bool:
             assert worker.poll() is None, self.lab.explain()
-            names = {each.name for each in registry.workers(self.lab.store.redis)} - known
+            names = {each.name for each in worker_registry.workers(self.lab.store.redis)} - known
             return any(int(name.split("-")[-2]) == worker.pid for name in names)
 
         wait(listed, "a fleet worker", self.lab.explain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from workers import launcher
+from workers.gang import launcher
 
 if __name__ == "__main__":
     launcher.main(sys.argv[1:], module="tests.workers.gang_rank")

@@ -1,7 +1,7 @@
 """A tiny training of several processes: a counter that every step adds up between them, checkpointed and resumed.
 
-`python -m tests.workers.gang_rank FOLDER HOW ATTEMPT` takes the place of `workers.rank`; HOW is what goes wrong in the
-process of rank 1, at step 5 of attempt 1.
+`python -m tests.workers.gang_rank FOLDER HOW ATTEMPT` takes the place of `workers.gang.rank`; HOW is what goes wrong
+in the process of rank 1, at step 5 of attempt 1.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from workers.member import Member
+from workers.gang.member import Member
+from workers.gang.rank import serve
 from workers.outcome import Outcome
-from workers.rank import serve
 from workers.reporting import SignalControl
 from workers.trial import failure
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.gang import Gang
-from workers.launcher import _environment
-from workers.member import Word
+from workers.gang.launcher import _environment
+from workers.gang.member import Word
+from workers.gang.monitor import Gang
 from workers.outcome import Outcome
 
 COLLECTIVE = Outcome(ended="failed", code="rank-lost", message="rank 0 no longer reaches the others", retryable=True)
@@ -102,7 +102,7 @@ def test_the_word_of_the_first_process_is_told_and_all_are_let_go_together(
 
 def test_silence_is_one_process_and_a_stall_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
     moment = 100.0
-    monkeypatch.setattr("workers.gang.time.monotonic", lambda: moment)
+    monkeypatch.setattr("workers.gang.monitor.time.monotonic", lambda: moment)
     gang = Gang(2, silence_seconds=5, stall_seconds=20)
     first, second = Voice(gang, 0), Voice(gang, 1)
     for moves in range(6):
@@ -138,7 +138,7 @@ def test_a_process_that_ended_before_it_came_is_missed(gang: Gang) -> None:
 
 def test_the_limit_of_a_collective_is_the_one_that_the_training_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     from mergenet_core.settings import Settings
-    from mergenet_core.training.seams import COLLECTIVE_SECONDS
+    from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     environment = _environment(2, "address", Settings(stall_seconds=7))

@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mergenet_core.jobs import devices, registry
 from mergenet_core.settings import Settings
+from mergenet_core.store import device_leases, worker_registry
 from tests.harness import SOLO, Lab, document, result_of, wait
-from workers import host
+from workers.host import capacity
 
 TWO = "GPU-aaaa-1,GPU-bbbb-2"
-CODE = "from workers.gpus import gpus; print(*[f'{gpu.id}|{gpu.name}|{gpu.memory_bytes}' for gpu in gpus()], sep='\\n')"
+CODE = "from workers.host.gpus import gpus\n"
+CODE += "print(*[f'{gpu.id}|{gpu.name}|{gpu.memory_bytes}' for gpu in gpus()], sep='\\n')"
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +64,15 @@ def test_those_that_are_hidden_are_not_lent(nvml: dict[str, str], named: str, se
 
 
 def test_without_a_driver_the_cpu_has_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = host.devices(Settings(cpu_slots=3))
+    known = capacity.devices(Settings(cpu_slots=3))
     assert [device.id for device in known] == ["0", "1", "2"]
-    assert host.ledger_name(known) == socket.gethostname()
-    assert host.workers(Settings(cpu_slots=3), known) == 1
-    monkeypatch.setattr(host, "cpus", lambda: 8)
+    assert capacity.ledger_name(known) == socket.gethostname()
+    assert capacity.workers(Settings(cpu_slots=3), known) == 1
+    monkeypatch.setattr(capacity, "cpus", lambda: 8)
     for workers, slots, taken, threads in ((1, 8, 1, 8), (1, 8, 4, 2), (4, 4, 1, 2), (4, 4, 2, 2), (4, 2, 1, 4)):
         wanted = Settings(cpu_slots=slots, workers=workers, threads=None)
         monkeypatch.delenv("MERGENET_THREADS", raising=False)
-        assert host.threads(wanted, host.devices(wanted), taken) == threads, (workers, slots, taken)
+        assert capacity.threads(wanted, capacity.devices(wanted), taken) == threads, (workers, slots, taken)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def gpu_host(shared_lab: Lab, nvml: dict[str, str]) -> Iterator[tuple[Lab, subpr
     lab = shared_lab
     lab.want_workers(0)
     pool = lab.start_worker(**nvml, FAKE_GPUS=TWO, MERGENET_WORKERS="2")
-    wait(lambda: len(registry.workers(lab.store.redis)) == 2, "two workers", lab.explain, 120)
+    wait(lambda: len(worker_registry.workers(lab.store.redis)) == 2, "two workers", lab.explain, 120)
     yield lab, pool
     pool.terminate()
     assert pool.wait(30) == 0
@@ -99,9 +100,9 @@ def test_on_a_gpu_a_trial_sees_its_own_alone_and_the_worker_never_imports_torch(
     assert sorted(training.environ()["CUDA_VISIBLE_DEVICES"] for training in trainings) == TWO.split(",")
     for process in psutil.Process(pool.pid).children():
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
-    workers = registry.workers(lab.store.redis)
+    workers = worker_registry.workers(lab.store.redis)
     assert {worker.device for worker in workers} == {"cuda: Imagined GPU ×2"}
-    listed = devices.listing(lab.store.redis, workers)
+    listed = device_leases.listing(lab.store.redis, workers)
     assert [(one.id, one.state) for one in listed] == [(uuid, "held") for uuid in TWO.split(",")]
     for job in jobs:
         job = lab.wait_for_state(job, "succeeded", 120)

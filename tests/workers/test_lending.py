@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mergenet_core.jobs import devices, queue, registry
-from mergenet_core.jobs.records import DeviceState, Job
+from mergenet_core.records.job import Job
+from mergenet_core.records.workers import DeviceState
+from mergenet_core.store import device_leases, rq_queue, worker_registry
 from tests.harness import SOLO, Lab, document, ended, wait
-from workers import lending, processes
+from workers import device_lease, processes
 from workers.attempt import Attempt
 
 LEDGER = socket.gethostname()
@@ -36,11 +37,11 @@ def narrow(shared_lab: Lab) -> Iterator[Lab]:
 
 def listening(lab: Lab) -> set[int]:
     """Process ids of the workers that say they are alive."""
-    return {int(worker.name.split("-")[-2]) for worker in registry.workers(lab.store.redis)}
+    return {int(worker.name.split("-")[-2]) for worker in worker_registry.workers(lab.store.redis)}
 
 
 def listing(lab: Lab) -> list[DeviceState]:
-    return devices.listing(lab.store.redis, registry.workers(lab.store.redis))
+    return device_leases.listing(lab.store.redis, worker_registry.workers(lab.store.redis))
 
 
 def are(lab: Lab, *wanted: str) -> None:
@@ -85,7 +86,7 @@ def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
     other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert other.trial(SOLO).attempt == 1
     assert lab.store.get(job.id).trial(SOLO).attempt == 0, "the small host leaves it alone"
-    assert queue.waiting(lab.redis_server.client(decode=False), queue.named(2)) == 1
+    assert rq_queue.waiting(lab.redis_server.client(decode=False), rq_queue.named(2)) == 1
     large = lab.start_worker(MERGENET_CPU_SLOTS="2")
     job = lab.wait_for_state(job, "succeeded", 120)
     assert job.trial(SOLO).attempt == 1
@@ -98,9 +99,9 @@ def test_what_an_earlier_holder_left_is_ended_before_its_devices_are_used(narrow
     mark = processes.mark("job-gone", SOLO, 1, "worker-gone")
     left = occupant(mark)
     # as after a supervisor that was killed: its lease has run out, its process lives on
-    lease = devices.acquire(narrow.store.redis, LEDGER, ["0", "1"], mark, 2, lease_seconds=30)
-    assert isinstance(lease, devices.Lease)
-    assert devices.renew(narrow.store.redis, lease, 0)
+    lease = device_leases.acquire(narrow.store.redis, LEDGER, ["0", "1"], mark, 2, lease_seconds=30)
+    assert isinstance(lease, device_leases.Lease)
+    assert device_leases.renew(narrow.store.redis, lease, 0)
     job = narrow.submit(document(steps=5, checkpoint_every=5))
     narrow.wait_for_state(job, "succeeded")
     assert left.wait(5) == -signal.SIGKILL
@@ -211,17 +212,17 @@ def test_a_worker_that_dies_is_started_again_and_all_end_with_the_host(
 def test_a_device_on_which_something_cannot_be_ended_is_lent_to_nobody(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lending, "_REAP_SECONDS", 0.1)
+    monkeypatch.setattr(device_lease, "_REAP_SECONDS", 0.1)
     # a process that a kill does not end needs a fault of the kernel: here the kill itself is what fails
     monkeypatch.setattr(processes, "kill", lambda found: None)
     for name, value in lab.environment.items():
         monkeypatch.setenv(name, value)
     mine = Attempt(lab.settings, "job", SOLO, 1, "worker")
-    lease = devices.acquire(lab.store.redis, LEDGER, ["0", "1"], mine.mark, 2, lease_seconds=30)
-    assert isinstance(lease, devices.Lease)
+    lease = device_leases.acquire(lab.store.redis, LEDGER, ["0", "1"], mine.mark, 2, lease_seconds=30)
+    assert isinstance(lease, device_leases.Lease)
     left = occupant(mine.mark)
     try:
-        lending.give_back(mine, lease)
+        device_lease.give_back(mine, lease)
         found = [one for one in listing(lab) if one.state == "quarantined"]
         reason = f"process {left.pid} of {mine.mark} could not be ended"
         assert [(one.id, one.reason) for one in found] == [("0", reason), ("1", reason)]
@@ -229,4 +230,4 @@ def test_a_device_on_which_something_cannot_be_ended_is_lent_to_nobody(
         left.kill()
         left.wait()
         for id in ("0", "1"):
-            assert devices.clear(lab.store.redis, LEDGER, id)
+            assert device_leases.clear(lab.store.redis, LEDGER, id)

@@ -13,11 +13,12 @@ import pytest
 from redis import Redis
 
 from mergenet_core.errors import StaleAttempt
-from mergenet_core.jobs import state, streams
-from mergenet_core.jobs.document import parse
-from mergenet_core.jobs.records import Checkpoint, Job, Trial
-from mergenet_core.jobs.store import Store
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
+from mergenet_core.spec.parse import parse
+from mergenet_core.store import events
+from mergenet_core.store.jobs import Store
 from tests.conftest import RedisServer
 from tests.harness import document, new_job, wait
 from workers.reporting import RedisReporter, SignalControl
@@ -28,8 +29,10 @@ CHECKPOINT = Checkpoint(step=5, path="trials/t/checkpoints/step-00000005", manif
 @pytest.fixture
 def job(redis: Redis) -> Job:
     store = Store(redis)
-    job, _ = store.create(state.submit(new_job((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {})
-    return store.update(job.id, lambda record: state.claim(record, "t", 1, "w"))
+    job, _ = store.create(
+        state_machine.submit(new_job((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {}
+    )
+    return store.update(job.id, lambda record: state_machine.claim(record, "t", 1, "w"))
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_the_first_step_makes_the_trial_running(redis: Redis, job: Job, reporter
     reporter.progress(1, 10, loss=0.5, metric=None, eta_seconds=9.0)
     reporter.close(5)
     assert Store(redis).get(job.id).trial("t").state == "running"
-    assert streams.progress(redis, job.id)["t"].step == 1
+    assert events.progress(redis, job.id)["t"].step == 1
 
 
 def test_what_was_reported_arrives_once_and_in_order(redis: Redis, job: Job, reporter: RedisReporter) -> None:
@@ -53,8 +56,8 @@ def test_what_was_reported_arrives_once_and_in_order(redis: Redis, job: Job, rep
         reporter.metric(step, "train", {"loss": 1 / step})
     reporter.event("note", "hello", level="warning", detail=1)
     reporter.close(5)
-    assert [metric.step for metric in streams.metrics(redis, job.id)] == [1, 2, 3, 4, 5]
-    note = [event for event in streams.events(redis, job.id) if event.type == "note"]
+    assert [metric.step for metric in events.metrics(redis, job.id)] == [1, 2, 3, 4, 5]
+    note = [event for event in events.events(redis, job.id) if event.type == "note"]
     assert [(event.message, event.level, event.data, event.attempt) for event in note] == [
         ("hello", "warning", {"detail": 1}, 1)
     ]
@@ -78,14 +81,14 @@ def test_a_redis_that_is_silent_costs_a_training_next_to_nothing_and_gets_everyt
         redis_server.process.send_signal(signal.SIGCONT)
     wait(lambda: Store(redis).get(job.id).trial("t").checkpoint == CHECKPOINT, "the pointer to catch up", str)
     reporter.close(5)
-    assert len(streams.metrics(redis, job.id)) == 500
+    assert len(events.metrics(redis, job.id)) == 500
 
 
 def test_a_newer_attempt_stops_the_older_one_at_its_next_checkpoint(
     redis: Redis, job: Job, reporter: RedisReporter
 ) -> None:
-    Store(redis).update(job.id, lambda record: state.hand_back(record, "t", 1, "drained"))
-    Store(redis).update(job.id, lambda record: state.claim(record, "t", 2, "other"))
+    Store(redis).update(job.id, lambda record: state_machine.hand_back(record, "t", 1, "drained"))
+    Store(redis).update(job.id, lambda record: state_machine.claim(record, "t", 2, "other"))
     with pytest.raises(StaleAttempt, match="no longer the newest"):
         reporter.checkpoint(CHECKPOINT)
     assert Store(redis).get(job.id).trial("t").checkpoint is None
@@ -95,7 +98,7 @@ def test_a_number_that_json_lacks_is_left_out(redis: Redis, job: Job, reporter: 
     reporter.metric(1, "train", {"loss": float("nan")})
     reporter.metric(2, "train", {"loss": 0.5})
     reporter.close(5)
-    assert [metric.step for metric in streams.metrics(redis, job.id)] == [2]
+    assert [metric.step for metric in events.metrics(redis, job.id)] == [2]
 
 
 def test_the_mirror_holds_events_as_json_lines(reporter: RedisReporter, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import pytest
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer, PickleSerializer
 
-from mergenet_core.jobs import artifacts, queue, registry, state
-from mergenet_core.jobs.ways import preferred
+from mergenet_core.planning.auto_methods import preferred
+from mergenet_core.records import state_machine
+from mergenet_core.storage import published_folder
+from mergenet_core.store import rq_queue, worker_registry
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 
@@ -24,7 +26,7 @@ def test_a_whole_job_ends_in_a_verified_artifact(lab: Lab) -> None:
     assert [trial.state for trial in job.trials] == ["succeeded"] * 4
     assert job.artifact == "artifact"
     folder = lab.settings.job_folder(job.id)
-    manifest = artifacts.verify(folder.artifact)
+    manifest = published_folder.verify(folder.artifact)
     assert {"model/model.safetensors", "report.json", "README.md", "job.json"} <= {file.path for file in manifest.files}
     wait(lambda: not folder.source.exists(), "all that the artifact makes superfluous to be dropped", lab.explain)
     kept = {path.name for path in folder.trial("transfer-0").iterdir()}
@@ -43,18 +45,18 @@ def test_auto_trains_every_way_and_delivers_what_validation_picks(lab: Lab) -> N
     assert adapters["transfer-0-anchored"] > adapters["transfer-0-project"] == 0
     best = max(ways, key=lambda way: job.trial(way).result.last["validation"])
     assert job.trial("sham-0").result.adapter_parameters == adapters[best]
-    manifest = artifacts.verify(lab.settings.job_folder(job.id).artifact)
+    manifest = published_folder.verify(lab.settings.job_folder(job.id).artifact)
     assert manifest.about["trial"] == preferred(job.trial("control-0"), [job.trial(way) for way in ways]).id
 
 
 def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
-    from mergenet_core.jobs import streams
+    from mergenet_core.store import events
 
     job = lab.wait_for_state(lab.submit(document(steps=20, checkpoint_every=5)), "succeeded")
-    losses = streams.metrics(lab.store.redis, job.id, name="loss")
+    losses = events.metrics(lab.store.redis, job.id, name="loss")
     assert [metric.step for metric in losses] == list(range(1, 21))
     assert losses[-1].value == pytest.approx(result_of(job).final_loss)
-    assert streams.progress(lab.store.redis, job.id)[SOLO].step == 20
+    assert events.progress(lab.store.redis, job.id)[SOLO].step == 20
     states = [event.data["state"] for event in lab.events(job, "trial.state")]
     assert states == ["starting", "running", "succeeded"]
     mirror = lab.settings.job_folder(job.id).trial(SOLO) / "metrics.jsonl"
@@ -66,8 +68,8 @@ def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
     [
         ("os.system", ["touch {witness}"], {}),
         ("subprocess.getoutput", ["touch {witness}"], {}),
-        (queue.ENTRY_POINT, ["touch {witness}"], {}),
-        (queue.ENTRY_POINT, [["touch {witness}"], "b", 1], {}),
+        (rq_queue.ENTRY_POINT, ["touch {witness}"], {}),
+        (rq_queue.ENTRY_POINT, [["touch {witness}"], "b", 1], {}),
         ("os.system", ["touch {witness}"], {"serializer": PickleSerializer}),
     ],
 )
@@ -78,18 +80,18 @@ def test_a_message_that_names_anything_else_is_refused(
     arguments = [text.format(witness=witness) if isinstance(text, str) else text for text in arguments]
     raw = lab.redis_server.client(decode=False)
     serializer = options.pop("serializer", JSONSerializer)
-    hostile = Queue(queue.QUEUE, connection=raw, serializer=serializer).enqueue(function, *arguments, **options)
+    hostile = Queue(rq_queue.QUEUE, connection=raw, serializer=serializer).enqueue(function, *arguments, **options)
     job = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert not witness.exists()
-    assert hostile.id not in Queue(queue.QUEUE, connection=raw).get_job_ids(), "the worker took it and lived on"
+    assert hostile.id not in Queue(rq_queue.QUEUE, connection=raw).get_job_ids(), "the worker took it and lived on"
     assert job.trial(SOLO).attempt == 1
 
 
 def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
     raw = lab.redis_server.client(decode=False)
     calls = {"on_success": Callback("builtins.print"), "on_failure": Callback("builtins.print")}
-    hostile = Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(
-        queue.ENTRY_POINT, "a", "b", 1, **calls
+    hostile = Queue(rq_queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(
+        rq_queue.ENTRY_POINT, "a", "b", 1, **calls
     )
     lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     printed = "".join(log.read_text() for log in lab.folder.glob("worker-*.log"))  # whichever took it
@@ -100,7 +102,7 @@ def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
 def test_a_message_that_cannot_be_read_is_passed_over(lab: Lab) -> None:
     raw = lab.redis_server.client(decode=False)
     raw.hset("rq:job:broken", mapping={"data": b"\xff", "status": "no such status"})
-    raw.rpush(f"rq:queue:{queue.QUEUE}", "broken")
+    raw.rpush(f"rq:queue:{rq_queue.QUEUE}", "broken")
     lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
 
 
@@ -108,7 +110,7 @@ def test_a_second_delivery_of_a_claimed_trial_changes_nothing(lab: Lab) -> None:
     job = lab.submit(document())
     lab.wait_for_checkpoint(job)
     raw = lab.redis_server.client(decode=False)
-    Queue(queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(queue.ENTRY_POINT, job.id, SOLO, 1)
+    Queue(rq_queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(rq_queue.ENTRY_POINT, job.id, SOLO, 1)
     lab.wait_for_state(job, "succeeded")
     other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert lab.store.get(job.id).trial(SOLO).attempt == 1
@@ -137,7 +139,7 @@ def test_a_cancelled_job_keeps_a_checkpoint(lab: Lab) -> None:
     job = lab.wait_for_state(job, "cancelled")
     pointer = job.trial(SOLO).checkpoint
     assert pointer is not None
-    assert artifacts.verify(lab.settings.job_folder(job.id).path / pointer.path).step == pointer.step
+    assert published_folder.verify(lab.settings.job_folder(job.id).path / pointer.path).step == pointer.step
     assert lab.processes(job) == []
 
 
@@ -159,7 +161,7 @@ def test_nothing_stays_of_a_job_that_is_deleted_while_a_trial_of_it_still_ends(l
     job = lab.submit(document(checkpoint_every=5))
     lab.wait_for_checkpoint(job)
     # as when another trial of it has failed: from then on it can be deleted
-    lab.store.update(job.id, lambda job: state.fail(job, SOLO, 1, code="x", reason="x", retryable=False))
+    lab.store.update(job.id, lambda job: state_machine.fail(job, SOLO, 1, code="x", reason="x", retryable=False))
     lab.store.delete(job.id)
     folder = lab.settings.job_folder(job.id).path
     wait(lambda: not folder.exists(), "the folder of a deleted job to be removed", lab.explain)
@@ -206,7 +208,7 @@ def test_sigterm_drains_the_worker(lab: Lab, final_loss: float) -> None:
     job = lab.wait_for_state(job, "succeeded")
     assert (job.trial(SOLO).attempt, job.trial(SOLO).failures) == (2, 0)
     assert len(lab.events(job, "trial.resumed")) == 1
-    assert drained.pid not in [int(info.name.split("-")[-2]) for info in registry.workers(lab.store.redis)]
+    assert drained.pid not in [int(info.name.split("-")[-2]) for info in worker_registry.workers(lab.store.redis)]
     assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
 
 

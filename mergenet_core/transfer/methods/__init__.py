@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing, WeightPair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.pairing.result import Pairing, WeightPair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import Written
 from mergenet_core.transfer.methods.anchored import Anchored
 from mergenet_core.transfer.methods.copy import copied

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.anatomy import BASES
-from mergenet_core.jobs.pairs import Pairing, WeightPair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.architectures.read_anatomy import BASES
+from mergenet_core.pairing.result import Pairing, WeightPair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import anchored_map
-from mergenet_core.transfer.methods.moves import Factors, Moved, UnitMap, asked_of, move, products
+from mergenet_core.transfer.methods.anchored_step import Factors, Moved, UnitMap, asked_of, move, products
 from mergenet_core.transfer.methods.project import Projection
 from mergenet_core.transfer.reencode import factorize, source_factors
 from mergenet_core.transfer.shards import Shard, together

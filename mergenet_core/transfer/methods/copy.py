@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from mergenet_core.jobs.pairs import Pairing
-from mergenet_core.jobs.parts import matrix_shape
+from mergenet_core.architectures.schema import matrix_shape
+from mergenet_core.pairing.result import Pairing
 from mergenet_core.transfer.maps import Written, as_oip, selection, written
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.jobs.pairs import Pairing, WeightPair
-from mergenet_core.jobs.spec import TransferSpec
+from mergenet_core.pairing.result import Pairing, WeightPair
+from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.reencode import factorize, refactorize, source_factors
 from mergenet_core.transfer.shards import Shard, together
 from mergenet_core.transfer.views import WeightView

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.jobs.pairs import AxisPair, Pairing, WeightPair
-from mergenet_core.jobs.parts import matrix_shape
+from mergenet_core.architectures.schema import matrix_shape
+from mergenet_core.pairing.result import AxisPair, Pairing, WeightPair
 from mergenet_core.transfer.heads import grouped_map, is_grouped
 from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
 

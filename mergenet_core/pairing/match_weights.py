@@ -1,0 +1,223 @@
+"""Which weight goes with which: by role and layer where the anatomy is known, else by the names a user gave."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mergenet_core.architectures.schema import ANCHORS, BASES, STREAMS, Anatomy, Form, Part, axis_kind
+from mergenet_core.errors import PairingRefused
+from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.pairing.match_layers import match_layers, places, with_shared_heads
+from mergenet_core.pairing.result import AxisPair, WeightPair
+from mergenet_core.spec.job import PairSpec
+
+NO_MAP = "no map arrives"
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An axis that means the same in both models; with names, which of its entries do."""
+
+    because: str
+    order: tuple[int, ...] | None = None
+    cover: tuple[int, ...] | None = None
+    covered: int | None = None
+
+
+Anchors = Mapping[str, Anchor]
+
+
+class Matching:
+    """Pairs of the parts of two towers, the target's axes with the source's, and why the other weights do not pair."""
+
+    def __init__(
+        self,
+        theirs: Anatomy,
+        ours: Anatomy,
+        anchors: Anchors,
+        unshared: Mapping[str, str],
+        *,
+        carried: bool,
+        free: bool,
+    ) -> None:
+        """`carried`: a weight pairs only if each of its axes is anchored, or a map of it arrives or is made there.
+
+        `free`: a map may also be made where none arrives.
+        """
+        self.theirs, self.ours = with_shared_heads(theirs, ours)
+        self._anchors, self._unshared, self._carried, self._free = anchors, unshared, carried, free
+        self._sizes = self.theirs.sizes(), self.ours.sizes()
+        self.pairs: list[WeightPair] = []
+        self.axes: dict[str, AxisPair] = {}
+        self.unpaired: dict[str, str] = {}
+        self._match()
+
+    def _match(self) -> None:
+        layers = match_layers(self.theirs, self.ours)
+        sources = dict(places(self.theirs, self.ours))
+        words = next((part for part in self.theirs.parts if part.role == "embeddings.word"), None)
+        if words is not None and self.theirs.shared_head:  # its head is the word embedding, read the other way
+            head = Part(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
+            sources[("tokens.head.weight", None)] = head
+        for (role, place), mine in places(self.ours, self.theirs):
+            layer = None if place is None else layers.get(place)
+            if place is not None and layer is None:
+                self.unpaired[mine.name] = f"the source has only {self.theirs.layers} layers"
+                if self.ours.stages and self.theirs.layers >= self.ours.layers:
+                    self.unpaired[mine.name] = "the source's stage has fewer blocks"
+                continue
+            other = sources.get((role, layer))
+            if other is None:
+                self.unpaired[mine.name] = self._no_counterpart(mine)
+            elif self._carried and mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
+                self.unpaired[mine.name] = (
+                    f"kernel {_size(mine.shape[2:])} here, {_size(other.shape[2:])} in the source"
+                )
+            else:
+                self._take(mine, other)
+        for name, twin in self.ours.tied.items():
+            self.unpaired[name] = f"it is {twin} under another name"
+
+    def _no_counterpart(self, mine: Part) -> str:
+        if mine.role == "ffn.up.weight" and self.ours.gated and not self.theirs.gated:
+            return "the source's feed-forward is not gated; its one projection goes to the gate"
+        if mine.role == "embeddings.position" and self.theirs.rotary:
+            return "the source's positions are turns of queries and keys, which no weight holds"
+        return "the source has no weight of this role"
+
+    def _take(self, mine: Part, other: Part) -> None:
+        met = {
+            name: self._axis(name, theirs)
+            for name, theirs in ((mine.out, other.out), (mine.inp, other.inp))
+            if name is not None and theirs is not None
+        }
+        if self._carried and (reason := self._broken(mine, other, met)):
+            self.unpaired[mine.name] = reason
+            return
+        known = [name for name in met if name in self._anchors or (name in self.axes and not self.axes[name].free)]
+        for name, axis in met.items():
+            if name in self.axes:
+                continue
+            update: dict[str, object] = {"free": not axis.anchored and not known and not self._leads(axis)}
+            if name in STREAMS:
+                makers = (*BASES, "embeddings.project.weight")
+                basis = other if mine.role in makers else _basis(self.theirs, axis.source)
+                update |= {} if basis is None else {"basis": basis.name, "basis_form": basis.form}
+            self.axes[name] = axis.model_copy(update=update)
+        self.pairs.append(_weight_pair(other, mine, self.axes))
+
+    def _axis(self, name: str, source: str) -> AxisPair:
+        anchor = self._anchors.get(name)
+        counts = {"queries": "heads", "contexts": "heads", "keys": "groups", "values": "groups"}
+        kinds = axis_kind(source), axis_kind(name)
+        heads = None
+        if all(kind in counts for kind in kinds):
+            heads = (getattr(self.theirs, counts[kinds[0]]), getattr(self.ours, counts[kinds[1]]))
+        leader = name.replace(f"{kinds[1]}.", "queries.", 1) if kinds[1] in ("keys", "values", "contexts") else None
+        return AxisPair(
+            source=source,
+            source_size=self._sizes[0][source],
+            target_size=self._sizes[1][name],
+            anchored=anchor is not None,
+            order=anchor.order if anchor else None,
+            cover=anchor.cover if anchor else None,
+            covered=anchor.covered if anchor else None,
+            because=anchor.because if anchor else "",
+            heads=heads,
+            follows=leader,
+            rotary=self.ours.rotary and kinds[1] in ("queries", "keys"),
+        )
+
+    def _leads(self, axis: AxisPair) -> bool:
+        return axis.follows is not None and axis.follows in self.axes and not self.axes[axis.follows].free
+
+    def _broken(self, part: Part, other: Part, met: Mapping[str, AxisPair]) -> str | None:
+        for name, axis in met.items():
+            if name in ANCHORS and name not in self._anchors:
+                return f"{name} is not shared; {self._unshared.get(name, f'it would be with {ANCHORS[name]}')}"
+            if name in self.axes and self.axes[name].source != axis.source:
+                return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
+            if name in STREAMS and axis.source not in STREAMS:
+                return f"the source has no residual stream that could stand for {name} here"
+            arrived = name in self._anchors or name in self.axes or (axis.follows or "") in self.axes
+            made = part.role in BASES or (self._free and part.inp is not None)
+            if arrived or (made and part.inp is not None):
+                continue
+            if name == part.inp:
+                return f"{NO_MAP} on its input axis {name}"
+            if part.inp is None:
+                return f"{NO_MAP} on its axis {name}"
+        return None
+
+
+def _basis(theirs: Anatomy, stream: str) -> Part | None:
+    """The source's weight that tells which directions of its stream speak of the data."""
+    makers = [part for part in theirs.parts if part.role in BASES and stream in (part.out, part.inp)]
+    projects = [part for part in theirs.parts if part.role == "embeddings.project.weight" and part.out == stream]
+    return next(iter([*projects, *makers]), None)
+
+
+def by_name(source: ModelFacts, target: ModelFacts, wanted: list[PairSpec]) -> list[WeightPair]:
+    """The pairs that a user named, `*` matching any run of characters. Raises: `PairingRefused`."""
+    pairs: list[WeightPair] = []
+    for place, entry in enumerate(wanted):
+        matches = []
+        for side, pattern, facts in (("source", entry.source, source), ("target", entry.target, target)):
+            names = [
+                name for name, shape in facts.shapes.items() if len(shape) >= 2 and fnmatch.fnmatchcase(name, pattern)
+            ]
+            if not names:
+                near = difflib.get_close_matches(pattern, list(facts.shapes), n=3, cutoff=0.4)
+                raise PairingRefused(
+                    f"transfer.pairs.{place}.{side}: {pattern!r} matches no weight of the {side} that has two axes; "
+                    f"near are {', '.join(near) or 'none'}"
+                )
+            matches.append(names)
+        if len(matches[0]) != len(matches[1]):
+            raise PairingRefused(
+                f"transfer.pairs.{place}: {entry.source!r} matches {len(matches[0])} weights and {entry.target!r} "
+                f"{len(matches[1])}; the k-th goes with the k-th, so make the counts equal"
+            )
+        for theirs, mine in zip(*matches, strict=True):
+            shapes = tuple(source.shapes[theirs]), tuple(target.shapes[mine])
+            form: Form = "convolution" if len(shapes[1]) > 2 else "matrix"
+            pairs.append(
+                WeightPair(
+                    source=theirs, target=mine, role="named", form=form, source_shape=shapes[0], target_shape=shapes[1],
+                    parameters=math.prod(shapes[1]),
+                )
+            )  # fmt: skip
+    if repeated := {entry.target for entry in pairs if sum(other.target == entry.target for other in pairs) > 1}:
+        raise PairingRefused(
+            f"transfer.pairs names {', '.join(sorted(repeated))} more than once; a weight has one source"
+        )
+    return pairs
+
+
+def _weight_pair(source: Part, target: Part, axes: Mapping[str, AxisPair]) -> WeightPair:
+    parameters = math.prod(target.shape[2:]) if target.form in ("convolution", "depthwise") else 1
+    for name in (target.out, target.inp):
+        if name is not None and name in axes:
+            parameters *= axes[name].shared_size
+    return WeightPair(
+        source=source.name,
+        target=target.name,
+        role=target.role,
+        form=target.form,
+        source_shape=source.shape,
+        target_shape=target.shape,
+        source_stored=source.stored,
+        target_stored=target.stored,
+        layer=target.layer,
+        out=target.out,
+        inp=target.inp,
+        parameters=parameters,
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,257 @@
+"""Which weights of two models pair, and on which axes they agree, from names and shapes alone.
+
+Knowledge crosses where an axis means the same in both models (*anchored*), or where the map of one layer's output axis
+is carried into the next layer's input axis (*mapped*). A weight that has an axis of neither kind takes no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from mergenet_core.architectures.read_anatomy import KNOWN, read_anatomy
+from mergenet_core.architectures.schema import ANCHORS, BASES, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
+from mergenet_core.errors import PairingRefused
+from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.pairing.match_weights import NO_MAP, Anchor, Matching, by_name
+from mergenet_core.pairing.result import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
+from mergenet_core.pairing.shared_axes import shared_axes
+from mergenet_core.spec.job import Include, TransferSpec
+
+__all__ = ["Pairing", "pair"]
+
+_BY_EMBEDDINGS: tuple[tuple[PairedMethod, Include], ...] = (("project", "all"), ("project", "embeddings"))
+TRIED: dict[Kind, tuple[tuple[PairedMethod, Include], ...]] = {
+    "encoder": _BY_EMBEDDINGS, "decoder": _BY_EMBEDDINGS, "fusion": _BY_EMBEDDINGS, "vit": _BY_EMBEDDINGS,
+    "mlp": (("anchored", "all"), ("project", "all")), "cnn": (("project", "all"), ("anchored", "all")),
+}  # fmt: skip
+"""What method `auto` tries, by the target's kind; by the first it pairs."""
+LPKA_RANK = 16
+"""The most tokens a side that `lpka` attends between unless told: on wide matrices more cost, and show no gain."""
+_STORED = "the target keeps it turned or together with others, which project writes and {} does not"
+_TABLE = "a table of embeddings has a row an entry: an adapter would need more parameters than the table"
+_SEVERAL = ("joint",)
+"""Axes that the towers of a model have in common."""
+
+
+def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pairing:
+    """Find the pairs of a transfer.
+
+    Raises: `PairingRefused` where nothing pairs, the models share no axis, or the rank is above the matrices.
+    """
+    if transfer.pairs is not None:
+        named = by_name(source, target, transfer.pairs)
+        by: PairedMethod = "lpka-raw" if transfer.method == "lpka-raw" else "lpka"
+        return _checked(named, target, transfer, by, "named", {}, {}, {})
+    theirs, ours = read_anatomy(source.shapes, source.config), read_anatomy(target.shapes, target.config)
+    for side, towers, facts in (("source", theirs, source), ("target", ours, target)):
+        if not towers:
+            raise PairingRefused(
+                f"the weights of the {side} (model_type {facts.config.get('model_type')!r}) have no known roles; known "
+                f"are {KNOWN}. Use one of these, or name the pairs: transfer.method: lpka with transfer.pairs"
+            )
+    method = TRIED[ours[0].kind][0][0] if transfer.method == "auto" else transfer.method
+    found, unpaired, unshared = _match_towers(theirs, ours, source, target, method, transfer)
+    pairs = [entry for matching in found for entry in matching.pairs]
+    axes = {name: axis for matching in found for name, axis in matching.axes.items()}
+    pairs, left_out = _included(pairs, transfer)
+    return _checked(pairs, target, transfer, method, found[0].ours.kind, axes, unpaired | left_out, unshared)
+
+
+def _match_towers(
+    theirs: tuple[Anatomy, ...],
+    ours: tuple[Anatomy, ...],
+    source: ModelFacts,
+    target: ModelFacts,
+    method: PairedMethod,
+    transfer: TransferSpec,
+) -> tuple[list[Matching], dict[str, str], dict[str, str]]:
+    """What pairs of each of the target's towers with the source's tower that goes with it best."""
+    found: list[Matching] = []
+    unpaired: dict[str, str] = {}
+    unshared: dict[str, str] = {}
+    missing: list[str] = []
+    carried = method not in UNANCHORED
+    for tower in ours:
+        other, anchors, reasons = _best(theirs, tower, source, target)
+        entrances = [name for name in ENTRANCES if any(name in (part.out, part.inp) for part in tower.parts)]
+        unshared |= {_of_tower(name, tower): reason for name, reason in reasons.items()}
+        if carried and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
+            said = "; ".join(f"{name} is not shared: {_reason(name, reasons)}" for name in entrances)
+            missing.append(f"{said}. Shared are {', '.join(anchors) or 'no axes'}")
+            unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.parts}
+            continue
+        matching = Matching(other, tower, anchors, reasons, carried=carried, free=transfer.allow_unanchored)
+        unpaired |= matching.unpaired
+        found.append(matching)
+    if not found:
+        raise PairingRefused(
+            f"method {method} needs an axis that means the same in both models, where data comes in: source "
+            f"({', '.join(tower.kind for tower in theirs)}), target ({', '.join(tower.kind for tower in ours)}); "
+            f"{'; '.join(missing)}. Take models that share one, or name transfer.method: lpka, or go on with "
+            "transfer.allow_unanchored: true"
+        )
+    if sum(bool(matching.pairs) for matching in found) > 1:
+        for matching in found:
+            _name_by_tower(matching)
+    return [matching for matching in found if matching.pairs] or found[:1], unpaired, unshared
+
+
+def _best(
+    theirs: tuple[Anatomy, ...], tower: Anatomy, source: ModelFacts, target: ModelFacts
+) -> tuple[Anatomy, dict[str, Anchor], dict[str, str]]:
+    """The source's tower that shares what the target's tower reads, and is built most alike."""
+    options = [(other, *shared_axes(source, target, other, tower)) for other in theirs]
+    return max(
+        options,
+        key=lambda option: (any(name in option[1] for name in ENTRANCES), option[0].kind == tower.kind, len(option[1])),
+    )
+
+
+def _reason(name: str, reasons: Mapping[str, str]) -> str:
+    return reasons.get(name, f"it would be with {ANCHORS[name]}")
+
+
+def _of_tower(name: str, tower: Anatomy) -> str:
+    return f"{name}@{tower.tower}" if tower.tower and name not in _SEVERAL else name
+
+
+def _name_by_tower(matching: Matching) -> None:
+    """Axes of different towers are different axes, whatever they are called in each."""
+
+    def renamed(name: str | None) -> str | None:
+        return None if name is None else _of_tower(name, matching.ours)
+
+    matching.pairs = [
+        entry.model_copy(update={"out": renamed(entry.out), "inp": renamed(entry.inp)}) for entry in matching.pairs
+    ]
+    matching.axes = {
+        renamed(name) or name: axis.model_copy(
+            update={"source": _of_tower(axis.source, matching.theirs), "follows": renamed(axis.follows)}
+        )
+        for name, axis in matching.axes.items()
+    }
+
+
+def _included(pairs: list[WeightPair], transfer: TransferSpec) -> tuple[list[WeightPair], dict[str, str]]:
+    def kept(role: str) -> bool:
+        if transfer.include == "embeddings":
+            return role.startswith("embeddings.")
+        return not {"all": False, "body": role.startswith("embeddings."), "no-head": role.startswith("head.")}[
+            transfer.include
+        ]
+
+    left_out = {
+        entry.target: f"left out by transfer.include: {transfer.include}" for entry in pairs if not kept(entry.role)
+    }
+    return [entry for entry in pairs if kept(entry.role)], left_out
+
+
+def _checked(
+    pairs: list[WeightPair],
+    target: ModelFacts,
+    transfer: TransferSpec,
+    method: PairedMethod,
+    kind: Kind | Literal["named"],
+    axes: dict[str, AxisPair],
+    unpaired: dict[str, str],
+    unshared: dict[str, str],
+) -> Pairing:
+    if method in UNANCHORED:  # a vector has neither factors nor rows and columns
+        unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
+        pairs = [entry for entry in pairs if _is_matrix(entry)]
+        tables = [entry.target for entry in pairs if entry.form == "embedding" and kind != "named"]
+        unpaired |= dict.fromkeys(tables, _TABLE)
+        pairs = [entry for entry in pairs if entry.target not in tables]
+    if method != "project":
+        unpaired |= {entry.target: _STORED.format(method) for entry in pairs if entry.target_stored}
+        pairs = [entry for entry in pairs if entry.target_stored is None]
+    if method == "anchored" and transfer.allow_unanchored:
+        unmet = _read_before_written(pairs, axes)
+        pairs = [entry for entry in pairs if entry.target not in unmet]
+        unpaired |= unmet
+    if method == "anchored" and any(axis_kind(name) == "keys" for name in axes):
+        raise PairingRefused(
+            "transfer.method: anchored moves attention heads one by one, and here groups of them share keys and "
+            "values; name transfer.method: project"
+        )
+    matrices = [entry for entry in pairs if _is_matrix(entry)]
+    if not matrices:
+        raise PairingRefused(
+            f"no weights pair with transfer.include: {transfer.include}"
+            + (f" ({'; '.join(_causes(unpaired))})" if unpaired else "")
+            + ". Choose models that share more, or include: all"
+            + ("" if transfer.allow_unanchored else ", or go on without a shared axis: transfer.allow_unanchored: true")
+            + ("" if method in UNANCHORED else ", or take transfer.method: lpka, which needs none")
+        )
+    narrowest = _narrowest(matrices, axes)
+    if transfer.rank is not None and transfer.rank > narrowest:
+        raise PairingRefused(
+            f"transfer.rank {transfer.rank} is above the narrowest paired axis, {narrowest}; use {narrowest} or less, "
+            "or leave it out"
+        )
+    pairs = [
+        entry.model_copy(update={"rank": _rank(entry, transfer.rank, method)}) if _is_matrix(entry) else entry
+        for entry in pairs
+    ]
+    taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
+    reason = "not named in transfer.pairs" if kind == "named" else "not known to this anatomy"
+    told = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
+    rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
+        name: reason for name, shape in target.shapes.items() if shape and name not in told
+    }
+    return Pairing(
+        method=method,
+        kind=kind,
+        axes={name: axis for name, axis in axes.items() if any(name in (entry.out, entry.inp) for entry in pairs)},
+        pairs=tuple(pairs),
+        basis=next((axis.basis for axis in axes.values() if axis.basis is not None), None),
+        unpaired=unpaired | rest,
+        unshared=unshared,
+        rank=max(entry.rank or 0 for entry in pairs),
+        transferable_parameters=sum(
+            entry.parameters for entry in pairs if not entry.role.endswith(("norm.mean", "norm.variance"))
+        ),
+    )
+
+
+def _read_before_written(pairs: list[WeightPair], axes: Mapping[str, AxisPair]) -> dict[str, str]:
+    """The weights that read an axis of which no weight before them makes a map, with the reason."""
+    known = {name for name, axis in axes.items() if axis.anchored or axis.basis is not None}
+    found = {}
+    for entry in pairs:
+        if entry.inp is None or entry.inp in known or entry.role in BASES:
+            known |= {entry.out} if entry.out is not None and _is_matrix(entry) else set()
+        else:
+            found[entry.target] = f"anchored makes a map where an axis is written, and {entry.inp} is only read"
+    return found
+
+
+def _causes(unpaired: Mapping[str, str]) -> list[str]:
+    """Why weights do not pair, without what only follows: behind a weight that does not, no map arrives."""
+    reasons = sorted(set(unpaired.values()))
+    return [reason for reason in reasons if not reason.startswith(NO_MAP)] or reasons
+
+
+def _is_matrix(entry: WeightPair) -> bool:
+    return entry.form not in ("vector", "gain")
+
+
+def _smallest_side(entry: WeightPair) -> int:
+    return min(*matrix_shape(entry.source_shape, entry.form), *matrix_shape(entry.target_shape, entry.form))
+
+
+def _rank(entry: WeightPair, asked: int | None, method: PairedMethod) -> int:
+    smallest = _smallest_side(entry)
+    if asked is None and method == "lpka":
+        return min(smallest, max(4, min(smallest // 4, LPKA_RANK)))
+    return min(smallest, asked or max(4, smallest // 4))
+
+
+def _narrowest(matrices: list[WeightPair], axes: Mapping[str, AxisPair]) -> int:
+    """The smallest axis that a map is made for, or of all matrices where no axis is known."""
+    met = {name for entry in matrices for name in (entry.out, entry.inp)}
+    mapped = [axis.shared_size for name, axis in axes.items() if name in met and not axis.anchored]
+    if mapped:
+        return min(mapped)
+    return min(_smallest_side(entry) for entry in matrices)

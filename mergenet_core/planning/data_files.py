@@ -1,0 +1,46 @@
+"""The files of VQA v2.0 and MSCOCO that belong together: a document names one, the others are found from its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mergenet_core.errors import DataRefused
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+
+_SUBSET = re.compile(r"(?:train|val|test)\d{4}")
+
+
+def annotations_beside(questions: Path, field: str) -> Path:
+    """The answers to VQA's questions: `v2_mscoco_train2014_annotations.json` beside `v2_OpenEnded_…_questions.json`.
+
+    Raises: `DataRefused` where there are none.
+    """
+    name = questions.name.replace("OpenEnded_", "").replace("questions", "annotations")
+    found = questions.with_name(name)
+    if name == questions.name or not found.is_file():
+        raise DataRefused(
+            f"{field}: {questions.name} has no answers beside it; VQA v2.0 has v2_mscoco_train2014_annotations.json "
+            "beside v2_OpenEnded_mscoco_train2014_questions.json, and names are expected to go alike"
+        )
+    return found
+
+
+def images_beside(file: Path, data: DataSpec, roots: Roots, field: str) -> Path:
+    """The folder with the images that a file speaks of: `train2014` beside it or above, or below `images`.
+
+    Raises: `DataRefused` where there is none, `PathRefused`.
+    """
+    named = _SUBSET.search(file.name)
+    if data.images is not None:
+        base = roots.dataset(data.images, f"{field.rsplit('.', 1)[0]}.images")
+        inner = base / named[0] if named else base
+        return inner if inner.is_dir() else base
+    above = file.parent.parent
+    bases = [file.parent, *([above] if any(above.is_relative_to(root.resolve()) for root in roots.data) else [])]
+    for base in bases:
+        if named is not None and (base / named[0]).is_dir():
+            return base / named[0]
+    wanted = f"a folder {named[0]}" if named else "a folder named as train2014 is (its own name does not tell which)"
+    raise DataRefused(f"{field}: {wanted} with its images is neither beside {file.name} nor above; name it in images")

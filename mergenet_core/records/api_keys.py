@@ -1,0 +1,16 @@
+"""API keys, without the keys themselves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mergenet_core.records.record import Record
+
+Scope = Literal["read", "submit", "admin"]
+
+
+class ApiKey(Record):
+    """A known key, without the key itself: only its SHA-256 is stored."""
+
+    name: str
+    scopes: tuple[Scope, ...]

@@ -1,0 +1,164 @@
+"""What is remembered of a job: its state, its trials and their attempts, events, metrics, checkpoints, artifacts.
+
+A *job* is a spec. Its plan is a list of *trials*; each try at one is an *attempt*, and its number is the fencing token:
+whoever writes for a trial says which attempt it is, and an old one is refused.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from mergenet_core.records.record import Record
+
+JobState = Literal[
+    "validating",
+    "queued",
+    "starting",
+    "running",
+    "pausing",
+    "paused",
+    "recovering",
+    "cancelling",
+    "finalizing",
+    "succeeded",
+    "failed",
+    "cancelled",
+]
+TrialState = Literal["waiting", "queued", "starting", "running", "succeeded", "failed", "cancelled", "paused"]
+TrialKind = Literal["source", "arm", "finalize"]
+Request = Literal["pause", "cancel", "checkpoint"]
+
+TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Checkpoint(Record):
+    """A published checkpoint of a trial: what a next attempt resumes from."""
+
+    step: int
+    path: str
+    """Folder below the job's folder."""
+    manifest_sha256: str
+    attempt: int
+
+
+class ArmCost(Record):
+    """What an arm's training cost, evaluation and checkpoints left out."""
+
+    step_seconds: float
+    """Median of a target step, transfer and teacher included."""
+    train_seconds: float
+    """All steps."""
+    extra_seconds: float = 0.0
+    """What had to come first: fine-tuning the teacher, projecting the source."""
+
+
+class TrialResult(Record):
+    """What a finished trial measured; committed once, by the attempt that owns the trial."""
+
+    steps: int
+    final_loss: float
+    """Training loss of the last step."""
+    metric: str
+    """The task's metric, such as `accuracy`; higher is better."""
+    last: dict[str, float] = {}
+    """Of the last step's weights: `test` and `validation` metric."""
+    best: dict[str, float] = {}
+    """Of the weights that were best on validation: `test`, `validation` and `step`."""
+    metrics: dict[str, float] = {}
+    """Every metric of the task over the test split, with the last step's weights."""
+    cost: ArmCost
+    memory_bytes: int | None = None
+    """The most that a process of the trial held: of its GPU's memory, or resident on a CPU."""
+    strategy: str | None = None
+    """How the model was spread over the processes."""
+    parameters: int
+    """Trained parameters of the target, the adapter's apart."""
+    adapter_parameters: int = 0
+    transferred_parameters: int = 0
+    """Target parameters that a transfer wrote."""
+    versions: dict[str, str] = {}
+    data: dict[str, Any] = {}
+    """Per split: number of examples and a hash of what was read."""
+    source: dict[str, float] = {}
+    """A source that learned beside the target: every metric of its own task over its test split."""
+    teacher: dict[str, float] = {}
+    """Distillation: the teacher's own `test` metric."""
+
+
+class Way(Record):
+    """One of the ways to transfer that `auto` tries."""
+
+    method: str
+    include: str
+
+    @property
+    def name(self) -> str:
+        """Such as `project`, or `project-embeddings` where a part of the weights takes part."""
+        return self.method if self.include == "all" else f"{self.method}-{self.include}"
+
+
+class Trial(Record):
+    """One arm at one seed, or the source's own training, or the end of the job (report and artifact)."""
+
+    id: str
+    """`source`, `finalize`, or arm and seed as in `transfer-0`; where several ways are tried, `transfer-0-project`."""
+    kind: TrialKind
+    arm: str | None = None
+    seed: int = 0
+    way: Way | None = None
+    """`auto`: what this trial of the arm `transfer` tries."""
+    needs: tuple[str, ...] = ()
+    """Trials that must have succeeded before this one is queued."""
+    state: TrialState = "waiting"
+    attempt: int = 0
+    """The number of the newest attempt; 0 before the first."""
+    failures: int = 0
+    """Attempts that ended in an error that was worth another try."""
+    not_before: datetime | None = None
+    """After a failure: when the next attempt may begin."""
+    worker: str | None = None
+    checkpoint: Checkpoint | None = None
+    result: TrialResult | None = None
+    reason: str | None = None
+
+
+class Job(Record):
+    """The record that decides: RQ only delivers what stands here as queued."""
+
+    id: str
+    name: str
+    labels: dict[str, str] = {}
+    owner: str
+    """Name of the API key that posted it."""
+    state: JobState
+    code: str
+    """A stable word for why it is in this state."""
+    reason: str
+    """The same as a sentence."""
+    retryable: bool = False
+    request: Request | None = None
+    """What a user asked for and has not happened yet."""
+    trials: tuple[Trial, ...]
+    strategy: str | None = None
+    """How a trial's model is spread over its processes, chosen when the job was accepted."""
+    memory_bytes: int | None = None
+    """What a trial's process needs, by the plan's estimate."""
+    nodes: int = 1
+    """Hosts that each trial trains on; with more than one, a fleet's workers take them."""
+    devices: int = 1
+    """Devices of each host that a trial trains on; only hosts that have so many take them."""
+    max_attempts: int = 4
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    artifact: str | None = None
+    """Folder of the committed artifact below the job's folder; set once."""
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial with that id. Raises: `KeyError`."""
+        for trial in self.trials:
+            if trial.id == trial_id:
+                return trial
+        raise KeyError(trial_id)

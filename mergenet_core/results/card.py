@@ -1,0 +1,99 @@
+"""The model card: what the artifact is, what it reached, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from mergenet_core.records.job import Trial
+from mergenet_core.results.report import Report, markdown
+from mergenet_core.spec.job import JobSpec, ModelSpec
+
+_AUTO = {
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+    "question-answering": ("AutoModelForQuestionAnswering", "AutoTokenizer"),
+    "causal-language-modelling": ("AutoModelForCausalLM", "AutoTokenizer"),
+    "masked-language-modelling": ("AutoModelForMaskedLM", "AutoTokenizer"),
+    "visual-question-answering": ("AutoModelForVisualQuestionAnswering", "AutoTokenizer", "AutoImageProcessor"),
+    "image-text-retrieval": ("AutoModel", "AutoTokenizer", "AutoImageProcessor"),
+}
+_PIPELINES = {
+    "causal-language-modelling": "text-generation",
+    "masked-language-modelling": "fill-mask",
+    "image-text-retrieval": "zero-shot-image-classification",
+}
+"""What the hub calls a task, where it is not by the name it has here."""
+ADAPTER = """\
+`adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
+"""
+
+
+def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
+    """README.md of the artifact, with the front matter that the hub reads."""
+    assert trial.result is not None
+    result, task = trial.result, job.target.task
+    tag = _PIPELINES.get(task, task)
+    front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": tag, "tags": ["mergenet"]}).strip()
+    model, *processors = _AUTO[task]
+    names = ("processor",) if len(processors) == 1 else ("tokenizer", "image_processor")
+    built_in = str((job.target.model.config or {}).get("model_type", "")).startswith("mergenet-")
+    loading = [
+        *(["import mergenet_core.models  # registers the built-in architectures"] if built_in else []),
+        f"from transformers import {', '.join((model, *processors))}",
+        "",
+        f'model = {model}.from_pretrained("model")',
+        *(f'{name} = {auto}.from_pretrained("model")' for auto, name in zip(processors, names, strict=True)),
+    ]
+    data = result.data.get("train", {})
+    test = result.last["test"]
+    return f"""---
+{front}
+---
+# {job.name}
+
+A model for {task.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
+{result.steps} steps on {data.get("examples", "?")} examples, {_moved(job, report)}
+
+These are the weights of trial `{trial.id}` after its last step; of its arm's seeds it was best on validation. On the
+test split its {result.metric} is **{100 * test:.2f} %**.
+
+## The same training with and without the transfer
+
+{markdown(report)}
+
+Each seed fixes the examples, their order, the initial weights and the dropout in all arms alike. The first column is
+the mean over the seeds after the last step; selection never looked at the test split.
+
+## Use
+
+```python
+{chr(10).join(loading)}
+```
+
+{ADAPTER if report.transferred else ""}`job.json` repeats the job, `manifest.json` lists every file with its SHA-256.
+
+## Made from
+
+```json
+{json.dumps(about, indent=1, ensure_ascii=False)}
+```
+"""
+
+
+def _moved(job: JobSpec, report: Report) -> str:
+    source = _named(job.source.model)
+    if not report.transferred:
+        return f"without a transfer: on\nvalidation nothing that learned from {source} was clearly ahead of it."
+    return (
+        f"with knowledge moved into its weights from\n{source}. Its architecture and speed are the plain target's; "
+        "nothing of the adapter is in it."
+    )
+
+
+def _named(model: ModelSpec) -> str:
+    if model.config is not None:
+        return f"a {model.config['model_type']} from scratch"
+    return f"`{model.path or model.hub or model.pack}`"

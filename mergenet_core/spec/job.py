@@ -1,0 +1,380 @@
+"""The job document, version 1: what a user writes, the same in YAML, over REST and from the client.
+
+Every model refuses unknown keys; `mergenet_core.spec.parse` is the door that a document comes in by.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict, check_augment
+from mergenet_core.spec.json_values import check_plain
+from mergenet_core.spec.train import TrainSpec
+
+__all__ = [
+    "Arm",
+    "DataSpec",
+    "DistillSpec",
+    "Include",
+    "JobSpec",
+    "MethodName",
+    "ModelSpec",
+    "PairSpec",
+    "ResourcesSpec",
+    "RetentionSpec",
+    "SourceSpec",
+    "TargetSpec",
+    "TaskName",
+    "TrainSpec",
+    "TransferSpec",
+]
+
+Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
+MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
+Include = Literal["all", "embeddings", "body", "no-head"]
+TaskName = Literal[
+    "text-classification",
+    "image-classification",
+    "question-answering",
+    "causal-language-modelling",
+    "masked-language-modelling",
+    "visual-question-answering",
+    "image-text-retrieval",
+]
+
+
+class ModelSpec(Strict):
+    """Where a model comes from: exactly one of `path`, `hub`, `config` and, for a source, `pack`."""
+
+    path: PathText | None = None
+    """A folder in the Hugging Face layout (config.json, *.safetensors), inside the server's model roots."""
+    hub: NameText | None = None
+    """A hub id such as `org/name`; only where the operator allows the hub, and only with `revision`."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """The commit of the hub repository, 40 hexadecimal digits."""
+    config: dict[str, Any] | None = None
+    """A model from scratch: a transformers config with its `model_type` (or one built in, such as `mergenet-cnn`)."""
+    pack: PathText | None = None
+    """Source only: a file that `mergenet pack` wrote, inside the model roots; the source itself is not needed."""
+    tokenizer: PathText | None = None
+    """A folder with the tokenizer or image processor; default: its own, and from scratch the source's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "hub", "config", "pack") if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = " and ".join(given) or "none of them"
+            raise ValueError(f"give exactly one of path, hub, config and, for a source, pack, not {told}")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
+        check_plain(self.config)
+        return self
+
+
+class SourceSpec(Strict):
+    """The model that knowledge comes from."""
+
+    model: ModelSpec
+    """The source model."""
+    mode: Literal["frozen", "joint", "trajectory", "self"] = "frozen"
+    """`frozen`: as it is; `joint`: it learns beside the target; `trajectory`: its states in training, one by one;
+    `self`: it is the target, which learns from its own re-encoding."""
+    states: Annotated[int, Field(ge=2, le=1000)] = 4
+    """`trajectory`: states kept of the source's training, evenly spaced, the last included; a pack has its own."""
+    data: DataSpec | None = None
+    """What the source is trained on, with `train`; default: it is used as it is."""
+    task: TaskName | None = None
+    """What the source learns from `data`; default: the target's task."""
+    train: TrainSpec | None = None
+    """How the source learns: once before the trials, as a trial of its own (`source`); joint, beside each."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """The seed of that training, and of the source's weights when they come from a config."""
+    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Use a frozen source's matrices at this rank: the same curve, bit for bit, as from its pack of that rank."""
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    """With `rank`: how the pack that it equals is stored."""
+
+    @property
+    def trained_first(self) -> bool:
+        """Whether it is trained once, before the trials that need it."""
+        return self.train is not None and self.mode not in ("joint", "self")
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """The steps of its training after which a state is kept, the oldest first."""
+        if self.mode != "trajectory" or self.train is None:
+            return ()
+        return tuple(round(state * self.train.steps / self.states) for state in range(1, self.states + 1))
+
+    @model_validator(mode="after")
+    def _trained_on_something(self) -> Self:
+        if (self.data is None) != (self.train is None):
+            raise ValueError("source.data and source.train go together: what the source learns, and how")
+        if self.task is not None and self.train is None:
+            raise ValueError("source.task is what the source is trained on: give source.data and source.train")
+        if self.mode == "self":
+            if self.train is not None or self.rank is not None:
+                raise ValueError("with mode self the source is the target: leave data, train and rank out")
+            return self
+        if self.model.config is not None and self.train is None:
+            raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
+        if self.model.pack is not None and (self.train is not None or self.rank is not None):
+            raise ValueError("a pack is frozen, at a rank of its own: leave train, data and rank out")
+        if (self.rank is None and self.dtype != "float32") or (self.rank is not None and self.mode == "joint"):
+            raise ValueError("rank, and dtype with it, say how a frozen source is told; leave them out otherwise")
+        if self.mode == "joint" and self.train is None:
+            raise ValueError("a joint source learns beside the target: give source.data and source.train")
+        if self.mode == "trajectory" and self.train is None and self.model.pack is None:
+            raise ValueError(
+                "a trajectory is a training's: give source.data and source.train, or a pack of checkpoints"
+            )
+        if self.mode == "trajectory" and self.train is not None and self.states > self.train.steps:
+            raise ValueError(f"source.states {self.states} is more than source.train.steps {self.train.steps}")
+        return self
+
+
+class TargetSpec(Strict):
+    """The model that learns, its task and its data."""
+
+    model: ModelSpec
+    """The target model; its architecture is never changed."""
+    task: TaskName
+    """What it learns."""
+    data: DataSpec
+    """What it learns from, and the test split that the report is measured on."""
+
+
+class PairSpec(Strict):
+    """One pair of weights by name, `*` matching any run of characters: for `lpka`, where no anatomy is known."""
+
+    source: NameText
+    """Name or pattern of a source weight; the k-th match goes with the target's k-th."""
+    target: NameText
+    """Name or pattern of a target weight."""
+
+
+class DistillSpec(Strict):
+    """Output distillation, used by the arms `distill` and `transfer+distill`."""
+
+    loss: Literal["kd", "dkd"] = "kd"
+    """Hinton's KD (arXiv 1503.02531), or decoupled KD (arXiv 2203.08679)."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """KD: loss = (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
+    """Softens both distributions; the loss is scaled by its square."""
+    target_class_weight: Annotated[float, Field(ge=0)] = 1.0
+    """DKD's α."""
+    non_target_class_weight: Annotated[float, Field(ge=0)] = 8.0
+    """DKD's β."""
+    teacher: TrainSpec | None = None
+    """Fine-tune a copy of the source, with a head of the target's labels, on the trial's examples first."""
+
+
+class TransferSpec(Strict):
+    """How knowledge moves from the source's weights into the target's."""
+
+    method: MethodName = "auto"
+    """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` trains the ways that
+    the pair allows, and takes at each seed what is best on validation, the control's model where none is ahead."""
+    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
+    cycle: Annotated[int, Field(ge=1)] = 8
+    """T_cycle: a transfer every so many steps, self-learning in between."""
+    back_cycle: Annotated[int, Field(ge=1)] | None = None
+    """Two-way: the target's knowledge moves into the joint source every so many steps; default: one-way."""
+    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the steps after which no transfer happens, so that the target can recover."""
+    update: Literal["gradient", "hypernetwork"] = "gradient"
+    """How `lpka` learns: through the task loss, or towards the weights after the target's step."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    """`lpka`: stacked knowledge-transfer layers."""
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    """`lpka`: attention heads of a knowledge-transfer layer."""
+    width: Annotated[int, Field(ge=4, le=4096)] = 32
+    """`lpka`: token width of a knowledge-transfer layer, a multiple of `heads`."""
+    gated: bool = True
+    """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""
+    gate: Annotated[float, Field(ge=0, le=0.99)] = 0.3
+    """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
+    include: Include = "all"
+    """Which paired weights take part."""
+    allow_unanchored: bool = False
+    """Go on where no axis is shared, with maps by size alone; nothing has been seen to cross that way."""
+    pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
+    """Pairs by name; default: found by pairing."""
+    distill: DistillSpec | None = None
+    """Output distillation for the arms that use it; default settings when an arm needs it."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.pairs is not None and self.method not in ("lpka", "lpka-raw"):
+            raise ValueError(f"pairs by name work with methods lpka and lpka-raw, not {self.method}; leave pairs out")
+        if self.pairs is not None and not self.pairs:
+            raise ValueError("pairs is empty: name at least one pair, or leave it out")
+        return self
+
+
+class ResourcesSpec(Strict):
+    """What a trial runs on."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where the worker has one."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Devices of one host that a trial trains on, a process each: GPUs, or the worker's CPU slots."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Hosts that a trial trains on, `devices` of each; more than one needs a fleet (extra `fleet`)."""
+    strategy: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
+    """How the model is spread over the devices; `auto` takes the fastest whose estimate fits a device's memory."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """ZeRO: keep the optimizer's state, or parameters too, in the host's memory."""
+    activation_checkpointing: bool = False
+    """Compute a block's activations again in the backward pass in place of keeping them."""
+    deepspeed: dict[str, Any] | None = None
+    """Settings of DeepSpeed's own to merge in; keys that the service sets are refused."""
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        if self.strategy == "single" and self.devices * self.nodes > 1:
+            raise ValueError(f"strategy single is one device; devices × nodes is {self.devices} × {self.nodes}")
+        zero = self.strategy == "auto" or self.strategy.startswith("zero")
+        if not zero and (self.offload != "none" or self.deepspeed is not None):
+            raise ValueError(f"offload and deepspeed belong to zero1, zero2 and zero3, not to {self.strategy}")
+        if self.offload == "parameters" and self.strategy not in ("auto", "zero3"):
+            raise ValueError(f"offload parameters needs zero3, not {self.strategy}")
+        check_plain(self.deepspeed)
+        return self
+
+    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    """Tries a trial gets when a worker or machine is lost; a wrong configuration is never tried again."""
+
+
+class RetentionSpec(Strict):
+    """What stays on disk."""
+
+    checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints kept of each trial while the job runs."""
+    keep_trials: bool = False
+    """Keep every trial's last checkpoint after the job has succeeded; default: only the artifact stays."""
+
+
+class JobSpec(Strict):
+    """A transfer job: a source, a target, how knowledge moves between them, and the arms that prove it."""
+
+    version: Literal[1] = 1
+    """The version of this document."""
+    name: NameText
+    """What the job is called in lists."""
+    source: SourceSpec
+    """The model that knowledge comes from."""
+    target: TargetSpec
+    """The model that learns."""
+    transfer: TransferSpec = TransferSpec()
+    """How knowledge moves."""
+    train: TrainSpec
+    """How the target learns, in every arm."""
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=6)] = ["transfer", "control"]
+    """The experiment's arms; `control` is the same training without the transfer."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100)] = [0]
+    """Each arm is trained once a seed; the report pairs them."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """What a trial runs on."""
+    retention: RetentionSpec = RetentionSpec()
+    """What stays on disk."""
+    labels: Annotated[dict[NameText, NameText], Field(max_length=32)] = {}
+    """The user's own marks, to filter lists by."""
+
+    @property
+    def source_task(self) -> TaskName:
+        """What the source learns where the job trains it."""
+        return self.source.task or self.target.task
+
+    @model_validator(mode="after")
+    def _arms_and_seeds(self) -> Self:
+        for name, values in (("arms", self.arms), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must not repeat: {values}")
+        if "transfer" not in self.arms and "transfer+distill" not in self.arms:
+            raise ValueError("arms needs transfer (or transfer+distill): that is what the artifact is made of")
+        if "control" not in self.arms:
+            raise ValueError("arms needs control: without it a gain cannot be told from training itself")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.target.model.pack is not None:
+            raise ValueError("a pack is a source's: give target.model by path, hub or config")
+        check_augment(self.target.data, self.target.task, self.source.data, self.source_task, self.arms)
+        if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
+            raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
+        spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
+        if self.transfer.method == "lpka-raw" and spread in ("fsdp2", "zero3"):
+            raise ValueError(
+                f"lpka-raw needs whole weights, {spread} spreads them over processes: take strategy ddp, zero1 or "
+                "zero2, or method lpka, which works on factors"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _changing_source_fits(self) -> Self:
+        if self.transfer.back_cycle is not None and self.source.mode != "joint":
+            raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
+        if self.source.mode == "frozen":
+            return self
+        if self.source.mode == "self":
+            self._check_self()
+        elif self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
+            raise ValueError(
+                f"a {self.source.mode} source changes, transfer.method {self.transfer.method} reads it once; take "
+                "anchored or lpka"
+            )
+        train = self.source.train
+        if self.source.mode == "joint" and train is not None and train.steps != self.train.steps:
+            raise ValueError(
+                f"a joint source takes a step with each of the target's: source.train.steps {train.steps} "
+                f"must be train.steps {self.train.steps}"
+            )
+        if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):
+            raise ValueError(
+                f"the arms distill and copy need a source that is frozen; leave them out with mode {self.source.mode}"
+            )
+        return self
+
+    def _check_self(self) -> None:
+        if self.source.model != self.target.model:
+            raise ValueError("with mode self the source is the target: give source.model the values of target.model")
+        if self.transfer.method not in ("lpka", "lpka-raw"):
+            raise ValueError(
+                f"transfer.method {self.transfer.method} maps one model's axes to another's, mode self has one model; "
+                "take lpka or lpka-raw"
+            )
+
+    @model_validator(mode="after")
+    def _batches_stay_whole(self) -> Self:
+        several = self.resources.devices * self.resources.nodes
+        for field, task, train in (
+            ("train", self.target.task, self.train),
+            ("source.train", self.source_task, self.source.train),
+        ):
+            if task == "image-text-retrieval" and train is not None and several * train.micro_batches > 1:
+                raise ValueError(
+                    f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
+                    f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        processes = self.resources.devices * self.resources.nodes
+        for field, train in (("train", self.train), ("source.train", self.source.train)):
+            if train is not None and train.batch_size % (processes * train.micro_batches):
+                raise ValueError(
+                    f"{field}.batch_size {train.batch_size} must be a multiple of devices × nodes × micro_batches, "
+                    f"{self.resources.devices} × {self.resources.nodes} × {train.micro_batches}"
+                )
+        return self

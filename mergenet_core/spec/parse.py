@@ -1,0 +1,116 @@
+"""Reading a job document: the only door is `parse`, which returns a `JobSpec` or tells every fault with its remedy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from functools import cache
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mergenet_core.errors import FieldError, SpecInvalid
+from mergenet_core.spec.job import JobSpec
+
+_FAULTS_TOLD = 20
+"""Nobody corrects thousands of faults at once; looking for each one's nearest key would take minutes."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (`5e-4` is one), and no aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.\d*|\.?\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
+    """Read a job document given as YAML or JSON text, or as parsed data.
+
+    Raises: `SpecInvalid` with every fault's pointer and remedy.
+    """
+    data: object = document
+    if isinstance(document, (str, bytes)):
+        try:
+            data = yaml.load(document, Loader=_Loader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise SpecInvalid(f"the document is neither YAML nor JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise SpecInvalid("the document must be a mapping with name, source, target and train")
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        count = f"{error.error_count()} faults" if error.error_count() > 1 else "a fault"
+        faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_TOLD])
+        raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
+
+
+def digest(spec: JobSpec) -> str:
+    """SHA-256 of a job document, the same in whatever order and notation it was written."""
+    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the job document, for editors and clients."""
+    schema = JobSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "MergeNet job, version 1"} | schema
+
+
+def _fault(details: Any) -> FieldError:
+    location = [_shown(str(part), 100) for part in details["loc"]]
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
+    where = ".".join(location) or "the document"
+    given = _given(details.get("input"))
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
+        return FieldError(pointer, f"{where} is not a known key; {hint}")
+    if details["type"] == "missing":
+        return FieldError(pointer, f"{where} is missing; it is required")
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return FieldError(pointer, f"{where}: {message}")
+    return FieldError(pointer, f"{where}: {message[:1].lower()}{message[1:]} (given: {given})")
+
+
+def _given(value: object) -> str:
+    try:
+        return _shown(json.dumps(value, default=repr, ensure_ascii=True), 80)
+    except (TypeError, RecursionError):  # keys that only YAML has; nesting that can be read, not written
+        return type(value).__name__
+
+
+def _shown(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    schema = _schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(node, schema)
+        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
+    return sorted(_resolve(node, schema).get("properties", {}))
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return JobSpec.model_json_schema()
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    for choice in [node, *node.get("anyOf", [])]:
+        if "$ref" in choice:
+            found: dict[str, Any] = schema["$defs"][choice["$ref"].rsplit("/", 1)[-1]]
+            return found
+    return node

@@ -1,0 +1,138 @@
+"""Folders that are whole or absent: publish by rename, a manifest with every file's hash, verify before use."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from mergenet_core.errors import CheckpointInvalid, StorageFull
+from mergenet_core.records.artifacts import Artifact, Manifest
+
+MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE_BYTES = 65536
+
+
+@contextmanager
+def publishing(
+    final: Path,
+    *,
+    kind: Literal["checkpoint", "artifact"],
+    step: int,
+    attempt: int,
+    roles: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """Give an empty folder to write into; on leaving, hash, fsync and rename it to `final`, which is whole or absent.
+
+    The folder is named after the attempt, so that two attempts never write into one. `roles` maps a file's name or
+    suffix to its role in the manifest. Raises: `StorageFull` when the disk is; nothing half-made is left either way.
+    """
+    draft = final.with_name(f".{final.name}.attempt-{attempt}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        files = tuple(_describe(draft, path, roles or {}) for path in _files(draft))
+        manifest = Manifest(kind=kind, step=step, files=files, about=dict(about or {}))
+        _write_synced(draft / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        for folder in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
+            _sync(folder)
+        if final.exists():  # the same step, written again by a later attempt: only a whole one is worth keeping
+            shutil.rmtree(final)
+        os.rename(draft, final)
+        _sync(final.parent)
+    except Exception as error:
+        full = _disk_is_full(error, draft)
+        shutil.rmtree(draft, ignore_errors=True)
+        if full:
+            raise StorageFull(
+                f"no space left while writing {final.name}; what was published before is kept. Free disk, then resume"
+            ) from error
+        raise
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> Manifest:
+    """Read a published folder's manifest and compare every file with it.
+
+    Raises: `CheckpointInvalid` naming the first file that is missing or differs.
+    """
+    manifest = read_manifest(folder)
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            raise CheckpointInvalid(f"{folder.name}: {entry.path} is missing")
+        if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
+            raise CheckpointInvalid(f"{folder.name}: {entry.path} does not match its hash; it was changed or torn")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a published folder's manifest. Raises: `CheckpointInvalid` when it is missing or not one."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError:
+        raise CheckpointInvalid(f"{folder.name} has no {MANIFEST}: it was never completed") from None
+    except ValidationError:
+        raise CheckpointInvalid(f"{folder.name}: {MANIFEST} is not a manifest") from None
+
+
+def sweep(parent: Path) -> None:
+    """Remove what interrupted attempts left half-made in a folder."""
+    for draft in parent.glob(".*.attempt-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Whether that is what went wrong; safetensors and torch tell it in words or not at all."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(os.strerror(number) in str(error) for number in _FULL):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < _NO_SPACE_BYTES
+    except OSError:
+        return False
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _describe(folder: Path, path: Path, roles: Mapping[str, str]) -> Artifact:
+    _sync(path)
+    name = path.relative_to(folder).as_posix()
+    role = next((role for key, role in roles.items() if name == key or name.endswith(key)), "state")
+    return Artifact(path=name, bytes=path.stat().st_size, sha256=sha256(path), role=role)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

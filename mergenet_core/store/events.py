@@ -1,0 +1,151 @@
+"""What a job says while it runs: events, metrics and progress, as bounded Redis streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from mergenet_core.records.events import Event, Metric, Progress
+from mergenet_core.records.job import Job
+from mergenet_core.records.record import now
+
+EVENTS_KEPT = 10_000
+METRICS_KEPT = 200_000
+"""Entries of a job's streams; older ones are in the job's folder as JSON lines."""
+
+
+def keys(job_id: str) -> tuple[str, str, str]:
+    """The Redis keys of a job's events, metrics and progress."""
+    return _events(job_id), _metrics(job_id), _progress(job_id)
+
+
+def add_changes(pipe: Pipeline, old: Job | None, new: Job) -> None:
+    """Append an event for every state that differs between two records of a job."""
+    before = {trial.id: trial for trial in old.trials} if old else {}
+    for trial in new.trials:
+        was = before.get(trial.id)
+        if was is None or was.state == trial.state:
+            continue
+        reason = trial.reason or ""
+        add_event(
+            pipe,
+            new.id,
+            "trial.state",
+            f"{trial.id} is {trial.state}" + (f": {reason}" if reason else ""),
+            level="error" if trial.state == "failed" else "info",
+            trial=trial.id,
+            attempt=trial.attempt,
+            data={"state": trial.state, "worker": trial.worker},
+        )
+    if old is None or (old.state, old.reason) != (new.state, new.reason):
+        add_event(
+            pipe,
+            new.id,
+            "job.state",
+            f"{new.state}: {new.reason}",
+            level="error" if new.state == "failed" else "info",
+            data={"state": new.state, "code": new.code, "reason": new.reason},
+        )
+
+
+def add_event(
+    redis: Redis | Pipeline,
+    job_id: str,
+    type: str,
+    message: str,
+    *,
+    level: str = "info",
+    trial: str | None = None,
+    attempt: int | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Append an event to a job's stream."""
+    entry = {"ts": now().isoformat(), "type": type, "level": level, "message": message, "data": json.dumps(data or {})}
+    if trial is not None:
+        entry |= {"trial": trial, "attempt": str(attempt)}
+    redis.xadd(_events(job_id), cast("Any", entry), maxlen=EVENTS_KEPT, approximate=True)
+
+
+def events(redis: Redis, job_id: str, *, after: str | None = None, limit: int = 200) -> list[Event]:
+    """A page of a job's events, oldest first, beginning after the id `after`."""
+    found = redis.xrange(_events(job_id), min=f"({after}" if after else "-", count=limit)
+    return [to_event(job_id, entry_id, fields) for entry_id, fields in cast("list[tuple[str, dict[str, str]]]", found)]
+
+
+def events_key(job_id: str) -> str:
+    """The Redis key of a job's events, for a reader that blocks on it."""
+    return _events(job_id)
+
+
+def to_event(job_id: str, entry_id: str, fields: Mapping[str, str]) -> Event:
+    """An event from its stream entry."""
+    return Event.model_validate(
+        {**fields, "id": entry_id, "job": job_id, "data": json.loads(fields["data"])}, strict=False
+    )
+
+
+def add_metrics(redis: Redis, job_id: str, metrics: Iterable[Metric]) -> None:
+    """Append measured numbers, all in one round trip."""
+    with redis.pipeline(transaction=False) as pipe:
+        for metric in metrics:
+            entry = {"json": metric.model_dump_json()}
+            pipe.xadd(_metrics(job_id), cast("Any", entry), maxlen=METRICS_KEPT, approximate=True)
+        pipe.execute()
+
+
+def metrics(
+    redis: Redis,
+    job_id: str,
+    *,
+    name: str | None = None,
+    trial: str | None = None,
+    step_from: int = 0,
+    step_to: int | None = None,
+    resolution: int = 1000,
+) -> list[Metric]:
+    """A job's numbers in a range of steps, thinned to at most `resolution` points a series by keeping every k-th.
+
+    A step that a second attempt measured again appears once, with the newer attempt's number.
+    """
+    series: dict[tuple[str, str, str], dict[int, Metric]] = {}
+    for _, fields in cast("list[tuple[str, dict[str, str]]]", redis.xrange(_metrics(job_id))):
+        metric = Metric.model_validate_json(fields["json"])
+        wanted = (name is None or metric.name == name) and (trial is None or metric.trial == trial)
+        if wanted and metric.step >= step_from and (step_to is None or metric.step <= step_to):
+            points = series.setdefault((metric.trial, metric.split, metric.name), {})
+            if metric.step not in points or metric.attempt >= points[metric.step].attempt:
+                points[metric.step] = metric
+    return [metric for points in series.values() for metric in _thinned(points, resolution)]
+
+
+def set_progress(redis: Redis, job_id: str, progress: Progress) -> None:
+    """Say where a trial is."""
+    redis.hset(_progress(job_id), progress.trial, progress.model_dump_json())
+
+
+def progress(redis: Redis, job_id: str) -> dict[str, Progress]:
+    """Where each trial was last."""
+    found = cast("dict[str, str]", redis.hgetall(_progress(job_id)))
+    return {trial: Progress.model_validate_json(text) for trial, text in found.items()}
+
+
+def _thinned(points: Mapping[int, Metric], resolution: int) -> list[Metric]:
+    ordered = [points[step] for step in sorted(points)]
+    stride = max(1, -(-len(ordered) // resolution))
+    return [metric for index, metric in enumerate(ordered) if index % stride == 0 or index == len(ordered) - 1]
+
+
+def _events(job_id: str) -> str:
+    return f"mergenet:job:{job_id}:events"
+
+
+def _metrics(job_id: str) -> str:
+    return f"mergenet:job:{job_id}:metrics"
+
+
+def _progress(job_id: str) -> str:
+    return f"mergenet:job:{job_id}:progress"

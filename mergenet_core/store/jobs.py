@@ -1,0 +1,236 @@
+"""Job records in Redis: created once, changed by compare-and-set, listed by state and label.
+
+Every change goes through `Store.update`, which reads a record, applies a pure function of `state.py` to it, and writes
+the result, its indices, leases and events in one transaction, or starts over when someone else was faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_args
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+
+from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
+from mergenet_core.records.job import TERMINAL, Job, JobState
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import digest
+from mergenet_core.store import attempt_leases, events
+
+IDEMPOTENCY_SECONDS = 7 * 24 * 3600
+_ALL = "mergenet:jobs"
+_QUEUED = "mergenet:queued"
+_DELETED_SECONDS = 3600
+"""How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
+
+
+class Store:
+    """The records of all jobs. `redis` must decode responses."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    def create(
+        self, job: Job, spec: JobSpec, plan: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Write a new job, or return the one that the same owner made before with this idempotency key.
+
+        Returns the job and whether it is new. Raises: `IdempotencyConflict` when the key came with another document.
+        """
+        document = spec.model_dump_json(exclude_defaults=True)
+        sha256 = digest(spec)
+        idempotency = f"mergenet:idempotency:{job.owner}:{idempotency_key}"
+        with self.redis.pipeline() as pipe:
+            while True:
+                try:
+                    if idempotency_key is not None:
+                        pipe.watch(idempotency)  # type: ignore[no-untyped-call]
+                        known = cast("str | None", pipe.get(idempotency))
+                        if known is not None and (before := self._known(json.loads(known), sha256)):
+                            return before, False
+                    pipe.multi()
+                    pipe.set(_key(job.id, "spec"), document)
+                    pipe.set(_key(job.id, "plan"), json.dumps(plan))
+                    if idempotency_key is not None:
+                        pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
+                    _write(pipe, None, job)
+                    pipe.execute()
+                    return job, True
+                except WatchError:
+                    continue
+
+    def get(self, job_id: str) -> Job:
+        """The record of a job. Raises: `NotFound`."""
+        text = cast("str | None", self.redis.get(_key(job_id)))
+        if text is None:
+            raise NotFound(f"there is no job {job_id}; GET /jobs lists those there are")
+        return Job.model_validate_json(text)
+
+    def spec(self, job_id: str) -> JobSpec:
+        """The document that the job was made from. Raises: `NotFound`."""
+        return JobSpec.model_validate_json(self._document(job_id, "spec"))
+
+    def plan(self, job_id: str) -> dict[str, Any]:
+        """The pairing and the estimate made when the job was accepted. Raises: `NotFound`."""
+        found: dict[str, Any] = json.loads(self._document(job_id, "plan"))
+        return found
+
+    def update(
+        self, job_id: str, change: Callable[[Job], Job], *, lease_seconds: float = attempt_leases.SECONDS
+    ) -> Job:
+        """Apply a transition of `state.py`; whatever it raises leaves the record as it was. Raises: `NotFound`."""
+        with self.redis.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(_key(job_id))  # type: ignore[no-untyped-call]
+                    old = self._read(pipe, job_id)
+                    new = change(old)
+                    if new == old:
+                        return old
+                    deadline = attempt_leases.deadline(self.redis, lease_seconds)
+                    pipe.multi()
+                    _write(pipe, old, new)
+                    attempt_leases.follow(pipe, old, new, deadline)
+                    pipe.execute()
+                    return new
+                except WatchError:
+                    continue
+
+    def page(
+        self,
+        *,
+        state: JobState | None = None,
+        label: tuple[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> tuple[list[Job], str | None]:
+        """Newest jobs first, `limit` at a time; the second value is the cursor to give as `after` for more."""
+        index = f"{_ALL}:state:{state}" if state else _ALL
+        if label is not None:
+            index, state_wanted = _label_index(*label), state
+        else:
+            state_wanted = None
+        found: list[Job] = []
+        cursor = after
+        while len(found) <= limit:
+            ids = cast(
+                "list[str]",
+                self.redis.zrevrangebylex(index, f"({cursor}" if cursor else "+", "-", start=0, num=limit + 1),
+            )
+            if not ids:
+                break
+            cursor = ids[-1]
+            texts = cast("list[str | None]", self.redis.mget([_key(job_id) for job_id in ids]))
+            jobs = [Job.model_validate_json(text) for text in texts if text is not None]
+            found += [job for job in jobs if state_wanted is None or job.state == state_wanted]
+            if len(ids) <= limit:
+                break
+        page = found[:limit]
+        return page, page[-1].id if len(found) > limit else None
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        states = get_args(JobState)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for state in states:
+                pipe.zcard(f"{_ALL}:state:{state}")
+            return {state: int(count) for state, count in zip(states, pipe.execute(), strict=True) if count}
+
+    def queued(self) -> list[tuple[str, str]]:
+        """Job and trial of everything that waits for a worker, in the order in which it was queued."""
+        members = cast("list[str]", self.redis.zrange(_QUEUED, 0, -1))
+        return [cast("tuple[str, str]", tuple(member.split("/", 1))) for member in members]
+
+    def place(self, job_id: str, trial_id: str) -> int | None:
+        """How many trials were queued before this one; None when it does not wait."""
+        return cast("int | None", self.redis.zrank(_QUEUED, f"{job_id}/{trial_id}"))
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job whose state is terminal; its folder is the caller's.
+
+        Raises: `NotFound`; `StateConflict` when it is not terminal, or was resumed just now.
+        """
+        with self.redis.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(_key(job_id))  # type: ignore[no-untyped-call]
+                    job = self._read(pipe, job_id)
+                    if job.state not in TERMINAL:
+                        raise StateConflict(f"the job is {job.state}; cancel it first, or wait for its end")
+                    pipe.multi()
+                    pipe.zrem(_ALL, job_id)
+                    pipe.zrem(f"{_ALL}:state:{job.state}", job_id)
+                    for name, value in job.labels.items():
+                        pipe.zrem(_label_index(name, value), job_id)
+                    pipe.delete(_key(job_id), _key(job_id, "spec"), _key(job_id, "plan"), *events.keys(job_id))
+                    pipe.set(_deleted(job_id), "1", ex=_DELETED_SECONDS)
+                    pipe.execute()
+                    return
+                except WatchError:
+                    continue
+
+    def deleted(self, job_id: str) -> bool:
+        """Whether a user deleted the job within the last hour."""
+        return bool(self.redis.exists(_deleted(job_id)))
+
+    def _read(self, pipe: Pipeline, job_id: str) -> Job:
+        text = cast("str | None", pipe.get(_key(job_id)))
+        if text is None:
+            raise NotFound(f"there is no job {job_id}")
+        return Job.model_validate_json(text)
+
+    def _document(self, job_id: str, part: str) -> str:
+        text = cast("str | None", self.redis.get(_key(job_id, part)))
+        if text is None:
+            raise NotFound(f"there is no job {job_id}")
+        return text
+
+    def _known(self, entry: dict[str, str], sha256: str) -> Job | None:
+        if entry["sha256"] != sha256:
+            raise IdempotencyConflict(
+                f"this Idempotency-Key was used for job {entry['job']} with another document; take a new key"
+            )
+        try:
+            return self.get(entry["job"])
+        except NotFound:  # deleted since: the key is free again
+            return None
+
+
+def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
+    pipe.set(_key(new.id), new.model_dump_json())
+    if old is None:
+        pipe.zadd(_ALL, {new.id: 0})
+        for name, value in new.labels.items():
+            pipe.zadd(_label_index(name, value), {new.id: 0})
+    if old is None or old.state != new.state:
+        if old is not None:
+            pipe.zrem(f"{_ALL}:state:{old.state}", new.id)
+        pipe.zadd(f"{_ALL}:state:{new.state}", {new.id: 0})
+    before = {trial.id: trial for trial in old.trials} if old else {}
+    for trial in new.trials:
+        was = before.get(trial.id)
+        if trial.state == "queued" and (was is None or was.state != "queued"):
+            pipe.zadd(_QUEUED, {f"{new.id}/{trial.id}": new.updated_at.timestamp()})
+        elif trial.state != "queued" and was is not None and was.state == "queued":
+            pipe.zrem(_QUEUED, f"{new.id}/{trial.id}")
+    events.add_changes(pipe, old, new)
+
+
+def record_key(job_id: str) -> str:
+    """The Redis key of a job's record, for a reader with a connection of its own."""
+    return _key(job_id)
+
+
+def _key(job_id: str, part: str | None = None) -> str:
+    return f"mergenet:job:{job_id}" + (f":{part}" if part else "")
+
+
+def _deleted(job_id: str) -> str:
+    return f"mergenet:deleted:{job_id}"
+
+
+def _label_index(name: str, value: str) -> str:
+    return f"{_ALL}:label:{name}={value}"

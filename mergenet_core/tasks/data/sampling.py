@@ -1,0 +1,58 @@
+"""Which rows of a training table a trial learns from, and which are held out for validation.
+
+Legend: n rows of the table, g groups of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergenet_core.errors import DataRefused
+from mergenet_core.spec.job import DataSpec
+
+LEAST_TRAIN = 5
+"""A fifth is held out for validation, so fewer examples than this leave nothing to hold out."""
+
+
+def draw(data: DataSpec, total: int, *, seed: int, field: str, groups_n: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rows to train on, and those held out (none where the document names a validation split).
+
+    The draw is one permutation: training rows come from its front, validation from its back, so that every arm of a
+    seed sees the same ones, and a larger limit keeps those of a smaller. Rows of one group never stand on both sides.
+    Raises: `DataRefused` where nothing is left to train on.
+    """
+    order_n = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    wanted = data.train_limit or max(1, round(data.train_fraction * total))
+    if data.validation is not None:
+        return order_n[:wanted], order_n[:0]
+    if total < LEAST_TRAIN:
+        raise DataRefused(
+            f"{field}.train: {data.train} has {total} examples; at least {LEAST_TRAIN} are needed to "
+            f"hold some out for validation. Add examples, or give {field}.validation"
+        )
+    held_out = min(data.validation_limit, total // 5)
+    if groups_n is None:
+        return order_n[: min(wanted, total - held_out)], order_n[total - held_out :]
+    held_n = _held_groups(groups_n, order_n, held_out)[groups_n][order_n]
+    train, validation = order_n[~held_n], order_n[held_n]
+    if len(train) == 0:
+        raise DataRefused(
+            f"{field}.train: holding out {held_out} of {total} examples takes every text or image that they are about, "
+            f"and nothing is left to train on. Lower {field}.validation_limit, or give {field}.validation"
+        )
+    return train[:wanted], validation[len(validation) - held_out :]
+
+
+def _held_groups(groups_n: Tensor, order_n: Tensor, held_out: int) -> Tensor:
+    """Whole groups from the back of the permutation until they hold enough rows. Shapes: (g), a truth value each."""
+    sizes_g = torch.bincount(groups_n)
+    held_g = torch.zeros(len(sizes_g), dtype=torch.bool)
+    found = 0
+    for group in groups_n[order_n].flip(0).tolist():
+        if found >= held_out:
+            break
+        if not held_g[group]:
+            held_g[group] = True
+            found += int(sizes_g[group])
+    return held_g

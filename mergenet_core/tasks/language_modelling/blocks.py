@@ -1,0 +1,115 @@
+"""Texts as a language model reads them: end to end in blocks of one length, or a block a text.
+
+Legend: n blocks, b blocks of a batch, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergenet_core.tasks.data.ragged_tensor import Ragged, ragged
+
+IGNORED = -100
+"""The label of a token that is not to be predicted."""
+READ_TEXTS = 1000
+"""Texts that are held in the tokenizer's own form at a time."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks whose every token is to be predicted from those before it."""
+
+    tokens: Ragged
+    pad: int
+
+    def __len__(self) -> int:
+        """How many blocks there are."""
+        return len(self.tokens)
+
+    def batch(self, index_b: Tensor) -> dict[str, Tensor]:
+        """Token ids, mask, and the ids again as labels. Shapes: (b, longest)."""
+        batch = self.tokens.padded(index_b, {"input_ids": self.pad})
+        labels_bt = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return {**batch, "labels": labels_bt}
+
+    def evaluation_order(self) -> Tensor:
+        """Sorted by length."""
+        return torch.argsort(self.tokens.lengths_n, stable=True)
+
+
+@dataclass(frozen=True)
+class MaskedBlocks:
+    """Blocks of which a share of tokens is hidden: 80 % by the mask, 10 % by another token, 10 % left as they are.
+
+    What is hidden follows from the seed and the example's number alone. As in BERT's own data each block stands
+    several times in the split, every time with another mask.
+    """
+
+    tokens: Ragged
+    pad: int
+    mask: int
+    vocabulary: int
+    special: Tensor
+    """Tokens that are never hidden."""
+    seed: int
+    share: float = 0.15
+    duplicates: int = 1
+
+    def __len__(self) -> int:
+        """How many blocks there are, each as often as it is masked."""
+        return len(self.tokens) * self.duplicates
+
+    def batch(self, index_b: Tensor) -> dict[str, Tensor]:
+        """Token ids with hidden ones, mask, and the hidden ids as labels. Shapes: (b, longest)."""
+        batch = self.tokens.padded(index_b % len(self.tokens), {"input_ids": self.pad})
+        ids_bt = batch["input_ids"]
+        labels_bt = torch.full_like(ids_bt, IGNORED)
+        for row, example in enumerate(index_b.tolist()):
+            draw = np.random.default_rng((self.seed, example))
+            open_t = np.flatnonzero((batch["attention_mask"][row] > 0) & ~torch.isin(ids_bt[row], self.special))
+            if len(open_t) == 0:
+                continue
+            hidden = torch.from_numpy(draw.choice(open_t, max(1, round(self.share * len(open_t))), replace=False))
+            kind, others = draw.random(len(hidden)), draw.integers(self.vocabulary, size=len(hidden))
+            labels_bt[row, hidden] = ids = ids_bt[row, hidden]
+            ids = torch.where(torch.from_numpy(kind < 0.8), self.mask, ids)
+            ids_bt[row, hidden] = torch.where(torch.from_numpy(kind >= 0.9), torch.from_numpy(others), ids)
+        return {**batch, "labels": labels_bt}
+
+    def evaluation_order(self) -> Tensor:
+        """Sorted by length."""
+        return torch.argsort(self.tokens.lengths_n.repeat(self.duplicates), stable=True)
+
+
+def packed(texts: Sequence[str], tokenizer: Any, length: int) -> Ragged:
+    """Texts end to end, each closed by the tokenizer's own end, cut into blocks; the last one may be shorter."""
+    closed = (torch.tensor(_closed(ids, tokenizer), dtype=torch.int32) for ids in _encoded(texts, tokenizer))
+    ids_k = torch.cat([torch.empty(0, dtype=torch.int32), *closed])
+    if len(ids_k) % length == 1:  # a single token at the end predicts nothing
+        ids_k = ids_k[:-1]
+    bounds = torch.arange(0, len(ids_k) + length, length).clamp(max=len(ids_k))
+    return Ragged({"input_ids": ids_k}, bounds)
+
+
+def truncated(texts: Sequence[str], tokenizer: Any, length: int) -> Ragged:
+    """A block a text, cut where it is longer; a text of less than two tokens has nothing to predict."""
+    encoded = _encoded(texts, tokenizer, truncation=True, max_length=length)
+    return ragged({"input_ids": torch.tensor(ids, dtype=torch.int32)} for ids in encoded if len(ids) > 1)
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any, **settings: Any) -> Iterator[list[int]]:
+    for start in range(0, len(texts), READ_TEXTS):
+        yield from tokenizer(texts[start : start + READ_TEXTS], verbose=False, **settings)["input_ids"]
+
+
+def _closed(ids: list[int], tokenizer: Any) -> list[int]:
+    ends = {tokenizer.sep_token_id, tokenizer.eos_token_id} - {None}
+    if not ids or ids[-1] in ends or tokenizer.eos_token_id is None:
+        return ids
+    return [*ids, tokenizer.eos_token_id]

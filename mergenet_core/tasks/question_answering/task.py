@@ -1,0 +1,151 @@
+"""Extractive question answering with unanswerable questions, as in SQuAD v2.0.
+
+A window's answer is the best of all its spans, a question's the best of its windows. That there is none is said where
+the null token's score exceeds it by more than a threshold, which is chosen on validation with the same weights.
+
+Legend: b windows of a batch, n windows of a split, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergenet_core.errors import DataRefused
+from mergenet_core.spec.job import DataSpec
+from mergenet_core.storage.paths import Roots
+from mergenet_core.tasks.data.sampling import draw
+from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
+from mergenet_core.tasks.question_answering.squad import Questions, read_questions
+from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
+from mergenet_core.tasks.task import EVALUATION_BATCH, Examples, Task
+
+ANSWER_TOKENS = 30
+"""Longer spans are no answers, as in BERT."""
+NO_SPAN = -1e4
+"""The score of the best span, less that of none, in a window without any token of the text."""
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """A task whose answer is a span of the text or none: cross entropy over its ends, exact match and F1."""
+
+    train: Windows
+    validation: Windows
+    test: Windows
+    processor: Any
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    labels: tuple[str, ...] = ("start", "end")
+    metric: str = "f1"
+    targets: frozenset[str] = field(default=TARGETS)
+    evaluation_batch: int = EVALUATION_BATCH
+
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cross entropy of the span's ends over the tokens of the window, the mean of both. Shapes: logits (b, t)."""
+        start_bt, end_bt = _logits(outputs, batch["attention_mask"])
+        entropy = torch.nn.functional.cross_entropy
+        return (entropy(start_bt, batch["start_positions"]) + entropy(end_bt, batch["end_positions"])) / 2
+
+    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """The null token's score, the best span's score, its first and its last token. Shapes: (b, 4)."""
+        start_bt, end_bt = _logits(outputs, batch["attention_mask"])
+        null_b1 = batch["null_position"][:, None]
+        null_b = (start_bt.gather(1, null_b1) + end_bt.gather(1, null_b1)).squeeze(1)
+        score_b, first_b, last_b = _best_span(start_bt, end_bt, batch["context"])
+        none_b = torch.isinf(score_b)
+        score_b = torch.where(none_b, null_b + NO_SPAN, score_b)
+        return torch.stack([null_b, score_b, first_b.float(), last_b.float()], dim=1)
+
+    def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
+        """Exact match and F1 over all questions, those with an answer and those without, and the null threshold."""
+        assert isinstance(examples, Windows)
+        judged = _judged(answers_n, examples)
+        chosen_on = judged[: examples.calibration] or judged
+        threshold = best_threshold(chosen_on)
+        return {**squad_scores(judged[examples.calibration :], threshold), "null_threshold": threshold}
+
+
+def load_questions(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field: str) -> Task:
+    """The task's examples for one trial; limits count questions, and one text's questions stay on one side.
+
+    Raises: `DataRefused`, `PathRefused`.
+    """
+    if not tokenizer.is_fast:
+        raise DataRefused(
+            f"{field}: {type(tokenizer).__name__} does not tell where a token stands in the text, which an answer's "
+            "span needs; give a folder with tokenizer.json"
+        )
+    train, test = (read_questions(data, split, roots, field) for split in ("train", "test"))
+    train_rows, held_rows = draw(data, len(train.rows), seed=seed, field=field, groups_n=train.texts_n())
+    validation = train
+    if data.validation is not None:
+        validation = read_questions(data, "validation", roots, field)
+        held_rows = torch.arange(len(validation.rows))
+
+    def windows(split: Questions, rows: Tensor) -> Windows:
+        return read_windows([split.rows[row] for row in rows.tolist()], tokenizer, data, field)
+
+    held = windows(validation, held_rows)
+    examples = {
+        "train": windows(train, train_rows),
+        "validation": held,
+        "test": windows(test, torch.arange(len(test.rows))),
+    }
+    hashes = {"train": train.sha256, "validation": validation.sha256, "test": test.sha256}
+    facts: dict[str, dict[str, Any]] = {
+        name: {"examples": len(split.questions), "windows": len(split), "sha256": hashes[name]}
+        for name, split in examples.items()
+    }
+    facts["train"]["of"] = len(train.rows)
+    return QuestionAnswering(
+        train=examples["train"],
+        validation=held,
+        test=examples["test"].after(held),
+        processor=tokenizer,
+        settings={"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        facts=facts,
+    )
+
+
+def _logits(outputs: Any, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of first and last token, of padding as low as can be: a batch's longest window changes no other."""
+    lowest = torch.finfo(torch.float32).min
+    start_bt, end_bt = (
+        logits.float().masked_fill(mask_bt == 0, lowest) for logits in (outputs.start_logits, outputs.end_logits)
+    )
+    return start_bt, end_bt
+
+
+def _best_span(start_bt: Tensor, end_bt: Tensor, context_bt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all spans of the text of at most `ANSWER_TOKENS`, the one whose ends have the largest sum of scores."""
+    start_bt, end_bt = (logits.masked_fill(~context_bt, -torch.inf) for logits in (start_bt, end_bt))
+    best_b = torch.full_like(start_bt[:, 0], -torch.inf)
+    first_b, last_b = torch.zeros_like(best_b, dtype=torch.long), torch.zeros_like(best_b, dtype=torch.long)
+    for more in range(min(ANSWER_TOKENS, start_bt.shape[1])):
+        score_b, place_b = (start_bt[:, : start_bt.shape[1] - more] + end_bt[:, more:]).max(dim=1)
+        better_b = score_b > best_b
+        best_b = torch.where(better_b, score_b, best_b)
+        first_b, last_b = torch.where(better_b, place_b, first_b), torch.where(better_b, place_b + more, last_b)
+    return best_b, first_b, last_b
+
+
+def _judged(answers_n: Tensor, windows: Windows) -> list[Judged]:
+    """Of each question the best answer over its windows, and its lowest null score over them less the answer's."""
+    best: dict[int, tuple[float, float, int]] = {}
+    for window, (question, (null, score)) in enumerate(
+        zip(windows.question_n.tolist(), answers_n[:, :2].tolist(), strict=True)
+    ):
+        lowest, highest, chosen = best.get(question, (null, score, window))
+        best[question] = (min(lowest, null), *((score, window) if score > highest else (highest, chosen)))
+    judged = []
+    for place, question in enumerate(windows.questions):
+        null, score, window = best[place]
+        first, last = (int(place) for place in answers_n[window, 2:].tolist())
+        golds = question.answers
+        judged.append(Judged(windows.text(window, first, last), golds, null - score))
+    return judged

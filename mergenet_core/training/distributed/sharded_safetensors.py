@@ -1,0 +1,77 @@
+"""Tensors that are spread over processes, as plain safetensors files: each process writes what it holds.
+
+A file has whole tensors in it whatever wrote it, so that another number of processes, another strategy and
+`from_pretrained` all read it; no process ever holds more than its own entries. The files lie on storage that all
+processes share.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergenet_core.training.distributed.world import World
+from mergenet_core.transfer.shards import Piece
+
+_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process writes of a tensor: a piece, and the shape of the whole."""
+
+    piece: Piece
+    shape: tuple[int, ...]
+
+
+def save_together(path: Path, parts: Mapping[str, Part], world: World) -> None:
+    """Write one safetensors file from the parts of all processes; every process has to call it.
+
+    What several processes hold alike is in the parts of one of them only.
+    """
+    kinds = _union({name: (part.piece.flat.dtype, part.shape) for name, part in parts.items()}, world)
+    header, starts = _layout(kinds)
+    if world.main:
+        size = sum(kind.itemsize * math.prod(shape) for kind, shape in kinds.values())
+        with path.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + size)
+    world.wait()
+    with path.open("r+b") as file:
+        for name, part in parts.items():
+            flat = part.piece.flat.detach()
+            file.seek(starts[name] + part.piece.start * flat.element_size())
+            file.write(flat.cpu().contiguous().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    world.wait()
+
+
+def _union(kinds: dict[str, Any], world: World) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return dict(sorted((name, kind) for known in world.all_told(kinds) for name, kind in known.items()))
+
+
+def _layout(kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """The header of a safetensors file, and where each tensor begins in the file."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts, at = {}, 0
+    # the widest numbers first, so that every tensor begins at a multiple of its number's size
+    for name, (kind, shape) in sorted(kinds.items(), key=lambda entry: -entry[1][0].itemsize):
+        stop = at + kind.itemsize * math.prod(shape)
+        described[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [at, stop]}
+        starts[name], at = at, stop
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return header, {name: start + len(header) for name, start in starts.items()}

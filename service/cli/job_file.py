@@ -1,0 +1,48 @@
+"""Job documents as the command line reads them: from a file, with arms and seeds replaced where asked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, get_args
+
+from mergenet_core.errors import PathRefused, SpecInvalid
+from mergenet_core.planning.plan import Plan, make_plan
+from mergenet_core.spec.job import Arm, JobSpec
+from mergenet_core.spec.parse import parse
+from mergenet_core.storage.paths import Roots
+
+
+@dataclass(frozen=True)
+class Override:
+    """What the command line replaces in a document."""
+
+    arms: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    @classmethod
+    def read(cls, arms: str | None, seeds: str | None) -> Self:
+        """Read `a,b` or `all`, and `0,1,2`. Raises: `SpecInvalid`."""
+        names = get_args(Arm) if arms == "all" else tuple(part.strip() for part in arms.split(",")) if arms else None
+        try:
+            numbers = tuple(int(part) for part in seeds.split(",")) if seeds else None
+        except ValueError:
+            raise SpecInvalid(f"--seeds {seeds!r} is not a list of whole numbers; write for example 0,1,2") from None
+        return cls(names, numbers)
+
+
+def read_document(path: Path, override: Override = Override()) -> JobSpec:
+    """Read a job document; `-` is standard input. Raises: `PathRefused`, `SpecInvalid`."""
+    try:
+        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise PathRefused(f"{path} cannot be read ({error.strerror}); give a job document, YAML or JSON") from None
+    spec = parse(text)
+    changes = {name: list(value) for name, value in vars(override).items() if value is not None}
+    return parse(spec.model_dump(exclude_unset=True) | changes) if changes else spec
+
+
+def check_here(spec: JobSpec, models: Path, data: Path) -> Plan:
+    """Plan a job with this machine's folders, where no service runs. Raises: what `make_plan` raises."""
+    return make_plan(spec, Roots(models=(models,), data=(data,)), Path(), [])

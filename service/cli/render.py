@@ -1,0 +1,221 @@
+"""How the command line shows plans, jobs and reports: tables on a terminal, Markdown elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mergenet_core.pairing.result import Pairing
+from mergenet_core.planning.plan import Plan
+from mergenet_core.records.workers import DeviceState, WorkerInfo
+from mergenet_core.results.report import Difference, Report, memory
+from service.schemas import JobPage, JobView
+
+_NAMES_SHOWN = 3
+
+
+def plan(console: Console, plan: Plan) -> None:
+    """Pairing, estimate and notes."""
+    if plan.pairing is not None:
+        found = plan.pairing
+        total = plan.estimate.target_parameters
+        share = f" of {total:,} ({found.transferable_parameters / total:.0%})" if total else ""
+        console.print(
+            f"{len(found.pairs)} pairs of weights; {found.transferable_parameters:,}{share} target parameters "
+            f"can be written by method {found.method}"
+        )
+        shared = [f"{name} ({axis.source_size})" for name, axis in found.axes.items() if axis.anchored]
+        carried = [
+            f"{name} ({axis.source_size} → {axis.target_size})"
+            for name, axis in found.axes.items()
+            if not axis.anchored
+        ]
+        console.print(f"axes that mean the same in both: {', '.join(shared) or 'none'}", markup=False)
+        if carried:
+            console.print(f"axes with a map from one to the other: {', '.join(carried)}", markup=False)
+        for name, reason in found.unshared.items():
+            console.print(f"not shared: {name}: {reason}", markup=False)
+        pairing(console, found)
+    estimate = plan.estimate
+    trained = sum(trial.kind != "finalize" for trial in plan.trials)
+    console.print(
+        f"{trained} trials, {estimate.steps:,} steps together; memory of a process {_size(estimate.memory_bytes)}, "
+        f"disk {_size(estimate.disk_bytes)}"
+    )
+    if estimate.strategies:
+        memory_by_strategy(console, plan)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def memory_by_strategy(console: Console, plan: Plan) -> None:
+    """What a process needs under each strategy, and what a step exchanges."""
+    parts = ("weights", "gradients", "moments", "buffers", "activations", "transfer")
+    needs = table(console, "strategy", *parts, "on its device", "in the host", "sent in a step")
+    for one in plan.estimate.strategies:
+        chosen = "*" if one.strategy == plan.strategy else ""
+        held = [_size(getattr(one, part)) for part in (*parts, "device_bytes", "host_bytes")]
+        needs.add_row(f"{one.strategy}{chosen}", *held, f"{one.exchanged:,}")
+    console.print(needs)
+    if plan.strategy not in ("single", "ddp"):
+        console.print(f"a transfer exchanges about {plan.estimate.transfer_numbers:,} numbers")
+
+
+def pairing(console: Console, found: Pairing) -> None:
+    """The weights layer by layer, with how each axis is anchored and how much of each weight is written."""
+    pairs = table(console, "layer", "target", "source", "rows", "columns", "entries")
+    matrices = [pair for pair in found.pairs if pair.rank is not None]
+    for pair in matrices:
+        pairs.add_row(
+            "" if pair.layer is None else str(pair.layer),
+            escape(pair.target),
+            escape(pair.source),
+            escape(_axis(found, pair.out)),
+            escape(_axis(found, pair.inp)),
+            f"{pair.parameters:,} ({pair.parameters / math.prod(pair.target_shape):.0%})",
+        )
+    console.print(pairs)
+    vectors = len(found.pairs) - len(matrices)
+    if vectors:
+        console.print(f"and {vectors} biases, norms and statistics along the same axes")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.unpaired.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        console.print(f"not paired: {', '.join(names[:_NAMES_SHOWN])}{more}: {reason}", markup=False)
+
+
+def jobs(console: Console, page: JobPage) -> None:
+    """A list of jobs."""
+    listed = table(console, "job", "name", "state", "trials", "created", "reason")
+    for one in page.items:
+        done = f"{one.trials_done}/{one.trials}"
+        created = one.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        listed.add_row(one.id, escape(one.name), one.state, done, created, escape(one.reason))
+    console.print(listed)
+
+
+def job(console: Console, job: JobView) -> None:
+    """A job and its trials."""
+    console.print(f"{job.name} ({job.id}) is {job.state}: {job.reason}", markup=False)
+    if job.waiting:
+        console.print(f"waits: {job.waiting}", markup=False)
+    console.print(trials(console, job))
+
+
+def trials(console: Console, job: JobView) -> Table:
+    """A line for every trial: where it is."""
+    listed = table(console, "trial", "state", "step", "loss", "metric", "left", "attempt")
+    for trial in job.trials:
+        at = job.progress.get(trial.id)
+        step = f"{at.step}/{at.steps}" if at else ""
+        loss, metric, left = (at.loss, at.metric, at.eta_seconds) if at else (None, None, None)
+        if trial.result is not None:
+            step, loss = f"{trial.result.steps}/{trial.result.steps}", trial.result.final_loss
+            metric, left = trial.result.last.get("test", metric), None
+        listed.add_row(
+            trial.id,
+            f"[{_COLOURS.get(trial.state, 'default')}]{trial.state}[/]",
+            step,
+            "" if loss is None else f"{loss:.4f}",
+            "" if metric is None else f"{metric:.4f}",
+            duration(left) if trial.state == "running" else "",
+            str(trial.attempt or ""),
+        )
+    return listed
+
+
+def workers(console: Console, found: Sequence[WorkerInfo]) -> None:
+    """The workers, and what each does."""
+    listed = table(console, "worker", "host", "state", "job", "trial", "device")
+    for one in found:
+        listed.add_row(one.name, one.host, one.state, one.job or "", one.trial or "", escape(one.device))
+    console.print(listed)
+
+
+def devices(console: Console, found: Sequence[DeviceState]) -> None:
+    """The devices of hosts, and who holds them."""
+    listed = table(console, "host", "device", "what", "memory", "state", "held by, or why it is lent to nobody")
+    for one in found:
+        about = one.reason or one.holder or ""
+        listed.add_row(one.host, one.id, escape(one.name), _size(one.memory_bytes), one.state, escape(about))
+    console.print(listed)
+
+
+def report(console: Console, report: Report) -> None:
+    """The arms side by side, and the verdict."""
+    listed = table(
+        console,
+        "arm",
+        f"test {report.metric}",
+        "best on validation",
+        "Δ to control, points [95 %]",
+        "step, ms",
+        "training, s",
+    )
+    for arm in report.arms:
+        spread = "" if arm.sd is None else f" ± {100 * arm.sd:.2f}"
+        listed.add_row(
+            arm.arm,
+            f"{100 * arm.mean:.2f}{spread}",
+            f"{100 * sum(arm.best) / len(arm.best):.2f}",
+            _difference(arm.difference),
+            f"{1000 * arm.step_seconds:.0f}",
+            f"{arm.seconds:.1f}",
+        )
+    console.print(listed)
+    console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
+    if told := memory(report):
+        console.print(told, markup=False)
+    console.print(f"the artifact is {report.chosen}", markup=False)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for a reader: 45 s, 3 min, 2.5 h."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(console: Console, *columns: str) -> Table:
+    """An empty table: with lines on a terminal, Markdown elsewhere."""
+    made = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
+    for column in columns:
+        made.add_column(column, no_wrap=not console.is_terminal)
+    return made
+
+
+_COLOURS = {"running": "green", "starting": "green", "succeeded": "blue", "failed": "red", "cancelled": "yellow"}
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.2f}"
+    return f"{100 * found.mean:+.2f} \\[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _axis(found: Pairing, name: str | None) -> str:
+    """An axis of the target: what it is called, how it is anchored, and how many of its entries are covered."""
+    if name is None or name not in found.axes:
+        return ""
+    axis = found.axes[name]
+    if axis.anchored:
+        covered = f"{axis.shared_size} of " if axis.shared_size < axis.target_size else ""
+        return f"{name} {'by names' if axis.how == 'names' else 'the same'}, {covered}{axis.target_size}"
+    return f"{name} {axis.how}, {axis.source_size} → {axis.target_size}"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "not known yet"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

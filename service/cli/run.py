@@ -1,0 +1,126 @@
+"""`mergenet run`: one job on this machine from nothing to the downloaded result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from mergenet_core.errors import NotFound, Unavailable
+from mergenet_core.records.job import TERMINAL
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import digest
+from service.cli.watch import watch_job
+from service.client.client import Client
+from service.client.profile import Profile
+from service.local.child_process import tie_to
+from service.local.local_service import LocalOptions
+from service.schemas import JobView
+
+_UNFINISHED = "unfinished-runs.json"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_job(spec: JobSpec, options: LocalOptions, out: Path | None, console: Console) -> bool:
+    """Start the service, submit, watch, download, stop; true when the job succeeded.
+
+    A run that was interrupted goes on: the home remembers which job a document became.
+    Raises: what the service refuses, `Unavailable` when it does not start.
+    """
+    with local_service(options) as profile, Client(profile.url, profile.api_key) as client:
+        job = _unfinished(client, spec, options.home)
+        if job is not None:
+            console.print(f"going on with {job.id}, which was interrupted", markup=False)
+            if job.state in ("paused", "pausing"):
+                client.resume(job.id)
+        else:
+            job = client.submit(spec)
+            _remember(options.home, spec, job.id)
+            console.print(f"{spec.name} is job {job.id}", markup=False)
+        succeeded = watch_job(client, job.id, console)
+        if succeeded and out is not None:
+            files = client.download(job.id, out)
+            console.print(f"{len(files)} files in {out}, each checked against its hash", markup=False)
+        elif succeeded:
+            console.print(f"the result is in {options.home / 'jobs' / job.id / 'artifact'}", markup=False)
+        return succeeded
+
+
+@contextlib.contextmanager
+def local_service(options: LocalOptions) -> Iterator[Profile]:
+    """A service in a process of its own, stopped on leaving, also by Ctrl-C or SIGTERM; a second one hurries it.
+
+    Raises: `Unavailable` when it does not start, `KeyboardInterrupt` once, for the first signal.
+    """
+    reading, writing = os.pipe()
+    wanted = {"home": str(options.home), "models": str(options.models), "data": str(options.data)}
+    wanted_json = json.dumps({**wanted, "workers": options.workers, "ready": writing})
+    parent = os.getpid()
+    process: subprocess.Popen[bytes] | None = None
+
+    def hurry(signum: int, frame: object) -> None:
+        if process is not None:
+            process.terminate()
+
+    def interrupt(signum: int, frame: object) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, hurry)  # so that clean-up is never interrupted itself
+        raise KeyboardInterrupt
+
+    for number in _SIGNALS:
+        signal.signal(number, interrupt)
+    # no signal between the start and the moment in which `process` is known
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.local.local_service", wanted_json],
+            stdout=subprocess.DEVNULL,
+            pass_fds=(writing,),
+            start_new_session=True,
+            preexec_fn=lambda: tie_to(parent),
+        )
+        os.close(writing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        if not said:
+            raise Unavailable("the service did not start; what it said stands above")
+        yield Profile.model_validate_json(said)
+    finally:
+        try:
+            for number in _SIGNALS:
+                signal.signal(number, hurry)
+        finally:
+            if process is not None:
+                process.terminate()
+                process.wait()
+
+
+def _unfinished(client: Client, spec: JobSpec, home: Path) -> JobView | None:
+    job_id = _read(home).get(digest(spec))
+    if job_id is None:
+        return None
+    try:
+        job = client.get(job_id)
+    except NotFound:
+        return None
+    return None if job.state in TERMINAL else job
+
+
+def _remember(home: Path, spec: JobSpec, job_id: str) -> None:
+    (home / _UNFINISHED).write_text(json.dumps(_read(home) | {digest(spec): job_id}))
+
+
+def _read(home: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((home / _UNFINISHED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found

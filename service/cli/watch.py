@@ -1,0 +1,99 @@
+"""Watches a job: a live table on a terminal, a line for every event elsewhere, the report at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from mergenet_core.errors import NotFound
+from mergenet_core.records.events import Event, Progress
+from service.cli import render
+from service.client.client import Client
+from service.schemas import JobView
+
+LINE_SECONDS = 5.0
+"""Off a terminal: how often a trial's progress is worth a line."""
+
+
+def watch_job(client: Client, job_id: str, console: Console) -> bool:
+    """Show a job until it has ended; true when it succeeded. Raises: `NotFound`, `Unavailable`."""
+    job = client.get(job_id)
+    if console.is_terminal:
+        _live(client, job, console)
+    else:
+        _lines(client, job, console)
+    job = client.get(job_id)
+    if job.state == "succeeded":
+        try:
+            render.report(console, client.report(job_id))
+        except NotFound:
+            console.print("the job succeeded; its report is not there", markup=False)
+    else:
+        console.print(f"{job.name} ({job.id}) {job.state}: {job.reason}", markup=False)
+        if job.state == "failed":
+            console.print(f"`mergenet logs {job.id}` shows what its processes printed", markup=False)
+    return job.state == "succeeded"
+
+
+def _live(client: Client, job: JobView, console: Console) -> None:
+    with Live(_picture(console, job), console=console, refresh_per_second=4, transient=True) as live:
+        for item in client.follow(job.id):
+            if isinstance(item, Progress):
+                job = job.model_copy(update={"progress": job.progress | {item.trial: item}})
+            elif _now(job, item):
+                job = client.get(job.id)  # the record also knows results and why it waits
+            live.update(_picture(console, job))
+
+
+def _now(job: JobView, event: Event) -> bool:
+    """Whether an event is newer than what is known; the first ones of a stream are history."""
+    return event.ts >= job.updated_at
+
+
+def _picture(console: Console, job: JobView) -> Group:
+    head = f"{job.name} ({job.id}) is {job.state}: {job.waiting or job.reason}"
+    left = _seconds_left(job)
+    if left is not None:
+        head += f"; about {render.duration(left)} of training left"
+    return Group(Text(head), render.trials(console, job))
+
+
+def _seconds_left(job: JobView) -> float | None:
+    """Steps left in all trials, at the speed of the one that runs."""
+    running = [at for at in job.progress.values() if at.eta_seconds is not None and 0 < at.step < at.steps]
+    if not running:
+        return None
+    newest = max(running, key=lambda at: at.at)
+    step_seconds = (newest.eta_seconds or 0) / (newest.steps - newest.step)
+    left = 0
+    for trial in job.trials:
+        if trial.kind == "finalize" or trial.state in ("succeeded", "cancelled"):
+            continue
+        at = job.progress.get(trial.id)
+        left += at.steps - at.step if at else newest.steps
+    return step_seconds * left
+
+
+def _lines(client: Client, job: JobView, console: Console) -> None:
+    said: dict[str, float] = {}
+    for item in client.follow(job.id):
+        if isinstance(item, Event):
+            about = "" if item.trial is None or item.trial in item.message else f"{item.trial}: "
+            console.print(f"{item.ts.astimezone():%H:%M:%S} {about}{item.message}", markup=False, highlight=False)
+        elif time.monotonic() - said.get(item.trial, 0.0) >= LINE_SECONDS:
+            said[item.trial] = time.monotonic()
+            console.print(" ".join(_words(item)), markup=False, highlight=False)
+
+
+def _words(at: Progress) -> Iterator[str]:
+    yield f"{at.at.astimezone():%H:%M:%S} {at.trial} step {at.step}/{at.steps}"
+    if at.loss is not None:
+        yield f"loss {at.loss:.4f}"
+    if at.metric is not None:
+        yield f"metric {at.metric:.4f}"
+    if at.eta_seconds is not None:
+        yield f"{render.duration(at.eta_seconds)} left"

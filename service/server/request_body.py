@@ -1,0 +1,71 @@
+"""Request bodies: counted while they arrive, because what Content-Length says need not be true."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from mergenet_core.errors import BodyTooLarge, SpecInvalid
+from mergenet_core.spec import parse
+from mergenet_core.spec.job import JobSpec
+from service.server.dependencies import Ctx
+
+YAML_LIMIT_BYTES = 128 << 10
+"""YAML is read far slower than JSON; longer documents are asked for as JSON."""
+_YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain", "")
+
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The job document, as JSON or YAML; `/schema/job` describes it.",
+        "content": {
+            "application/json": {"schema": {"$ref": "/schema/job"}},
+            "application/yaml": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+async def read_body(request: Request, context: Ctx) -> bytes:
+    """The whole body. Raises: `BodyTooLarge` as soon as it is longer than the limit."""
+    limit = context.settings.max_body_bytes
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(f"the body is longer than {limit} bytes; name models and data by path instead")
+        parts.append(part)
+    return b"".join(parts)
+
+
+Body = Annotated[bytes, Depends(read_body)]
+
+
+def job_document(request: Request, body: Body) -> JobSpec:
+    """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return parse.parse(json_object(body))
+    if media_type not in _YAML:
+        raise HTTPException(415, f"a job document is application/json or application/yaml, not {media_type}")
+    if len(body) > YAML_LIMIT_BYTES:
+        raise BodyTooLarge(f"a YAML document may have {YAML_LIMIT_BYTES} bytes; send longer ones as JSON")
+    return parse.parse(body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises: `SpecInvalid`."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise SpecInvalid(f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise SpecInvalid(f"the body must be a JSON object, not {type(data).__name__}")
+    return data
+
+
+Document = Annotated[JobSpec, Depends(job_document)]

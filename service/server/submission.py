@@ -1,0 +1,116 @@
+"""A job is accepted whole or not at all: checked, its folder written, then its record, then a message to the queue."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from redis.exceptions import RedisError
+from ulid import ULID
+
+from mergenet_core.errors import NotFound, StorageFull
+from mergenet_core.planning.plan import Plan, make_plan
+from mergenet_core.records import state_machine
+from mergenet_core.records.job import Job
+from mergenet_core.records.record import now
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.store import rq_queue
+from mergenet_core.store.worker_registry import workers
+from service.server.dependencies import Context
+
+log = logging.getLogger("mergenet.service")
+
+
+def plan(context: Context, spec: JobSpec) -> Plan:
+    """Check a job against this server's models, data and machines."""
+    settings = context.settings
+    return make_plan(spec, settings.roots, settings.home, workers(context.redis))
+
+
+def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | None) -> tuple[Job, bool]:
+    """Queue a job, or find the one that the same owner made with the same idempotency key.
+
+    Returns the job and whether it is new. Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
+    """
+    planned = plan(context, spec)
+    moment = now()
+    job = Job(
+        id=str(ULID()),
+        name=spec.name,
+        labels=spec.labels,
+        owner=owner,
+        state="validating",
+        code="accepted",
+        reason="the document was accepted",
+        trials=planned.trials,
+        strategy=planned.strategy,
+        memory_bytes=planned.estimate.memory_bytes,
+        nodes=spec.resources.nodes,
+        devices=spec.resources.devices,
+        max_attempts=spec.resources.attempts,
+        created_at=moment,
+        updated_at=moment,
+    )
+    job = state_machine.submit(job)
+    folder = context.settings.job_folder(job.id)
+    _write(folder.spec, spec)
+    try:
+        kept, new = context.store.create(job, spec, planned.model_dump(mode="json"), idempotency_key=idempotency_key)
+    except RedisError:
+        found = _written(context, job.id)
+        if found is None:
+            raise
+        kept, new = found, True
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    if not new:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    send(context, kept)
+    return kept, new
+
+
+def send(context: Context, job: Job) -> None:
+    """Tell the queue what a job has ready; if it cannot be told now, the reconciler does it."""
+    try:
+        rq_queue.enqueue(context.queue_redis, job)
+    except RedisError as error:
+        log.warning("%s is recorded, its message will follow: %s", job.id, error)
+
+
+def settle(context: Context) -> None:
+    """Remove the folders of jobs that Redis, now that it answers, turns out not to have written."""
+    for job_id in list(context.unsure):
+        try:
+            context.store.get(job_id)
+        except NotFound:
+            shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
+        context.unsure.discard(job_id)
+
+
+def _written(context: Context, job_id: str) -> Job | None:
+    """After an error: the record may have been written and only the reply lost."""
+    try:
+        return context.store.get(job_id)
+    except NotFound:
+        shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
+    except RedisError:
+        context.unsure.add(job_id)
+    return None
+
+
+def _write(path: Path, spec: JobSpec) -> None:
+    try:
+        path.parent.mkdir(parents=True)
+        with path.open("w") as file:
+            file.write(spec.model_dump_json(indent=1, exclude_defaults=True))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("no space left for the job's folder; free disk, then send the job again") from error
+        raise

@@ -1,0 +1,144 @@
+"""What `auto` tries, and which way the validation split picks."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergenet_core.errors import PairingRefused
+from mergenet_core.pairing.pair import pair
+from mergenet_core.planning.auto_methods import on_its_way, preferred, ways
+from mergenet_core.planning.plan import trials
+from mergenet_core.records.job import ArmCost, Job, Trial, TrialResult, Way
+from mergenet_core.records.record import now
+from mergenet_core.results.report import build_report, markdown
+from mergenet_core.spec.job import JobSpec, TransferSpec
+from mergenet_core.spec.parse import parse
+from tests.pairing.test_pairing import bert, cnn, mlp
+
+PROJECT, EMBEDDINGS = Way(method="project", include="all"), Way(method="project", include="embeddings")
+
+
+@pytest.mark.parametrize(
+    ("build", "include", "names"),
+    [
+        (bert, "all", ["project", "project-embeddings"]),
+        (bert, "embeddings", ["project-embeddings"]),
+        (mlp, "all", ["anchored", "project"]),
+        (mlp, "no-head", ["anchored-no-head"]),
+        (cnn, "all", ["project", "anchored"]),
+    ],
+)
+def test_the_ways_follow_the_anatomy(build, include, names):
+    spec = TransferSpec(include=include)
+    assert [way.name for way in ways(build(), build(), spec, pair(build(), build(), spec))] == names
+
+
+def test_a_way_that_is_refused_is_left_out():
+    source, target = mlp((16, 16)), mlp((16, 16), labels=("ant", "bee"))
+    with pytest.raises(PairingRefused):
+        pair(mlp(image_size=6), target, TransferSpec())
+    spec = TransferSpec(rank=10)
+    assert [way.name for way in ways(source, target, spec, pair(source, target, spec))] == ["anchored", "project"]
+
+
+def job(spec: JobSpec, validation: dict[str, float]) -> Job:
+    done = []
+    for trial in trials(spec, (PROJECT, EMBEDDINGS)):
+        if trial.kind == "arm" and trial.id in validation:
+            told = validation[trial.id]
+            result = TrialResult(
+                steps=10, final_loss=0.1, metric="accuracy", last={"test": told - 0.1, "validation": told},
+                best={"test": told - 0.1, "validation": told}, cost=ArmCost(step_seconds=0.1, train_seconds=1.0),
+                parameters=7, data={"validation": {"examples": 100}},
+            )  # fmt: skip
+            trial = trial.model_copy(update={"state": "succeeded", "result": result})
+        done.append(trial)
+    return Job(
+        id="j", name="n", owner="me", state="running", code="x", reason="x", trials=tuple(done), created_at=now(),
+        updated_at=now(),
+    )  # fmt: skip
+
+
+VALIDATION = {
+    "control-0": 0.60, "transfer-0-project": 0.70, "transfer-0-project-embeddings": 0.80, "sham-0": 0.60,
+    "control-1": 0.75, "transfer-1-project": 0.79, "transfer-1-project-embeddings": 0.70, "sham-1": 0.61,
+}  # fmt: skip
+
+
+@pytest.fixture
+def spec() -> JobSpec:
+    return parse(
+        {
+            "name": "a job",
+            "source": {"model": {"path": "source"}},
+            "target": {
+                "model": {"path": "target"},
+                "task": "text-classification",
+                "data": {"train": "train.jsonl", "test": "test.jsonl"},
+            },
+            "train": {"steps": 10},
+            "arms": ["transfer", "control", "sham"],
+            "seeds": [0, 1],
+        }
+    )
+
+
+def test_a_trial_goes_its_own_way_and_the_sham_the_best(spec):
+    record = job(spec, VALIDATION)
+    gone = {
+        name: (found.transfer.method, found.transfer.include)
+        for name in VALIDATION
+        for found in [on_its_way(spec, record, record.trial(name))]
+    }
+    assert gone["transfer-0-project-embeddings"] == ("project", "embeddings")
+    assert gone["transfer-0-project"] == ("project", "all")
+    assert gone["sham-0"] == ("project", "embeddings")
+    assert gone["sham-1"] == ("project", "all"), "the best transfer, though it is not taken"
+    assert gone["control-0"] == ("auto", "all")
+    assert on_its_way(spec, record, record.trial("finalize")) is spec
+
+
+def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_error(spec):
+    report = build_report("j", "n", job(spec, VALIDATION).trials)
+    taken = report.arm("transfer")
+    assert taken.picked == ("transfer-0-project-embeddings", "control-1")
+    assert taken.last == pytest.approx((0.70, 0.65))
+    assert taken.difference.values == pytest.approx((0.20, 0.0))
+    assert taken.seconds == 3.0, "all that was tried at a seed"
+    assert report.chosen == "transfer-0-project-embeddings"
+    assert report.transferred
+    assert report.sentence.startswith("auto took project-embeddings at 1, no transfer at 1 of 2 seeds; ")
+    assert [arm.arm for arm in report.arms] == [
+        "transfer", "transfer by project", "transfer by project-embeddings", "control", "sham",
+    ]  # fmt: skip
+    assert "| transfer by project | 64.50" in markdown(report)
+
+
+def test_more_validation_examples_tell_a_smaller_gain(spec):
+    control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-1", "transfer-1-project"))
+    assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples the error is 0.043
+
+    def over(trial, count):
+        result = trial.result.model_copy(update={"data": {"validation": {"examples": count}}})
+        return trial.model_copy(update={"result": result})
+
+    assert preferred(over(control, 200), [transfer]) is transfer
+
+
+def test_a_source_that_harms_is_left_aside(spec):
+    worse = {name: value - 0.3 * name.startswith("transfer") for name, value in VALIDATION.items()}
+    report = build_report("j", "n", job(spec, worse).trials)
+    assert report.arm("transfer").difference.mean == 0
+    assert report.verdict == "no gain shown"
+    assert report.chosen == "control-1"
+    assert not report.transferred
+
+
+def test_a_method_by_name_has_one_trial_a_seed(spec):
+    named = spec.model_copy(update={"transfer": TransferSpec(method="project")})
+    assert [trial.id for trial in trials(named) if trial.arm == "transfer"] == ["transfer-0", "transfer-1"]
+    assert all(trial.way is None for trial in trials(named))
+
+
+def test_old_records_have_no_way():
+    assert Trial.model_validate({"id": "transfer-0", "kind": "arm", "arm": "transfer"}).way is None

@@ -1,0 +1,160 @@
+"""The job document: what is read, and the sentence that each fault is answered with."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from mergenet_core.errors import SpecInvalid
+from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.parse import json_schema, parse
+
+DOCUMENT: dict[str, Any] = {
+    "name": "a job",
+    "source": {"model": {"path": "big"}},
+    "target": {
+        "model": {"config": {"model_type": "bert", "hidden_size": 32}},
+        "task": "text-classification",
+        "data": {"train": "train.jsonl", "test": "test.jsonl"},
+    },
+    "train": {"steps": 10},
+}
+
+
+def changed(pointer: str, value: object) -> dict[str, Any]:
+    """The document with one place set, or taken out when the value is None."""
+    document = copy.deepcopy(DOCUMENT)
+    *parents, last = pointer.strip("/").split("/")
+    node = document
+    for part in parents:
+        node = node.setdefault(part, {})
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value", "sentence"),
+    [
+        ("/sorce", {}, "sorce is not a known key; did you mean source?"),
+        ("/train/stps", 3, "train.stps is not a known key; did you mean steps?"),
+        ("/zzz", 3, "known keys here: arms,"),
+        ("/train/steps", 0, "greater than or equal to 1 (given: 0)"),
+        ("/train/steps", "ten", 'valid integer (given: "ten")'),
+        ("/train/learning_rate", float("nan"), "finite"),
+        ("/train/warmup_steps", 10, "warmup_steps 10 must be smaller than steps 10"),
+        ("/train/milestones", [0.6, 0.3], "milestones must rise, and none may repeat: [0.6, 0.3]"),
+        ("/train/milestones", [0.3, 1.0], "less than 1"),
+        ("/train/optimizer", "adam", "'adamw' or 'sgd'"),
+        ("/source/model/path", None, "exactly one of path, hub, config and, for a source, pack, not none of them"),
+        ("/source/model/hub", "org/name", "exactly one of path, hub, config and, for a source, pack, not path and hub"),
+        ("/target/model", {"hub": "org/name"}, "pin the hub id to a 40-digit commit"),
+        ("/target/model", {"hub": "org/name", "revision": "main"}, "should match pattern"),
+        ("/target/model/config", {"hidden_size": 3}, "config needs model_type"),
+        ("/source/model", {"config": {"model_type": "bert"}}, "knows nothing yet"),
+        ("/source/train", {"steps": 3}, "source.data and source.train go together"),
+        ("/target/task", "poetry", "'text-classification', 'image-classification'"),
+        ("/target/data/train", None, "target.data.train is missing"),
+        ("/target/data/train_fraction", 0, "greater than 0"),
+        ("/arms", ["transfer"], "arms needs control"),
+        ("/arms", ["control"], "arms needs transfer"),
+        ("/arms", ["transfer", "control", "control"], "must not repeat"),
+        ("/seeds", [], "at least 1 item"),
+        ("/seeds", [-1], "greater than or equal to 0"),
+        ("/transfer/rank", 0, "greater than or equal to 1"),
+        ("/transfer/method", "magic", "'auto', 'project', 'anchored', 'lpka' or 'lpka-raw'"),
+        ("/transfer/width", 30, "width 30 must be a multiple of heads 4"),
+        ("/transfer/pairs", [{"source": "a", "target": "b"}], "methods lpka and lpka-raw"),
+        ("/version", 2, "1"),
+        ("/name", "a\nb", "should match pattern"),
+        ("/labels", {"a": 3}, "valid string"),
+    ],
+)
+def test_a_fault_is_named_with_its_place_and_remedy(pointer: str, value: object, sentence: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        parse(changed(pointer, value))
+    assert any(sentence in fault.message for fault in caught.value.errors), caught.value.errors
+    assert all(fault.pointer == "" or fault.pointer.startswith("/") for fault in caught.value.errors)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    document = changed("/train/steps", 0) | {"sorce": 1}
+    with pytest.raises(SpecInvalid, match="2 faults") as caught:
+        parse(document)
+    assert {fault.pointer for fault in caught.value.errors} == {"/train/steps", "/sorce"}
+
+
+@pytest.mark.parametrize("text", ["a: [", "\x00", "- 1\n- 2", "just words", "", b"\xff\xfe\x00"])
+def test_what_is_no_document_is_refused(text: str | bytes) -> None:
+    with pytest.raises(SpecInvalid):
+        parse(text)
+
+
+def test_aliases_are_not_expanded() -> None:
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\nname: *b\n"
+    with pytest.raises(SpecInvalid, match="aliases"):
+        parse(bomb)
+
+
+def test_yaml_json_and_data_read_the_same() -> None:
+    assert parse(yaml.safe_dump(DOCUMENT)) == parse(json.dumps(DOCUMENT)) == parse(DOCUMENT)
+
+
+def test_a_number_with_an_exponent_needs_no_dot() -> None:
+    text = yaml.safe_dump(DOCUMENT).replace("steps: 10", "steps: 10\n  learning_rate: 5e-4")
+    assert parse(text).train.learning_rate == 5e-4
+
+
+def test_what_is_written_out_reads_back() -> None:
+    spec = parse(DOCUMENT)
+    assert JobSpec.model_validate_json(spec.model_dump_json(exclude_defaults=True)) == spec
+
+
+def test_the_schema_accepts_what_is_accepted_and_refuses_what_is_refused() -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert not list(validator.iter_errors(DOCUMENT))
+    assert list(validator.iter_errors(changed("/train/stps", 3)))
+    assert list(validator.iter_errors(changed("/train/steps", 0)))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (float("nan"), "config.x is nan; write a finite number"),
+        ("\ud800", "config.x holds half of a character"),
+        ({"\ud800": 1}, "config.x holds half of a character"),
+        (b"\x80", "config.x is of type bytes"),
+        ({1: "a"}, "config.x: the key 1 is not text; put it in quotes"),
+        (10**400, "config.x is a number of 1329 bits; write a smaller one"),
+        (json.loads("[" * 400 + "]" * 400), "is nested deeper than 16 levels; make it flatter"),
+    ],
+)
+def test_a_config_holds_what_json_can(value: object, sentence: str) -> None:
+    document = changed("/target/model/config/x", value)
+    with pytest.raises(SpecInvalid) as caught:
+        parse(document)
+    assert sentence in caught.value.errors[0].message
+    assert caught.value.errors[0].pointer == "/target/model"
+
+
+def test_thousands_of_faults_are_counted_and_a_few_told() -> None:
+    began = time.perf_counter()
+    with pytest.raises(SpecInvalid, match="20000 faults") as caught:
+        parse(DOCUMENT | {f"key-{number}": 1 for number in range(20_000)})
+    assert len(caught.value.errors) == 20
+    assert time.perf_counter() - began < 5  # a minute, were each to be looked up
+
+
+@pytest.mark.parametrize("value", ["{2020-01-01: 1}", "[" * 300 + "]" * 300])
+def test_a_value_that_cannot_be_quoted_is_still_refused_with_its_place(value: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        parse(f"name: {value}")
+    assert caught.value.errors[0].pointer == "/name"

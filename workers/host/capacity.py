@@ -1,0 +1,101 @@
+"""What this machine offers a trial, found without importing torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from mergenet_core.records.record import now
+from mergenet_core.records.workers import Device, WorkerInfo
+from mergenet_core.settings import Settings
+from workers.host.gpus import gpus
+
+_REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
+
+
+def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
+    """The worker as it is listed before it has any work."""
+    count = f" ×{len(devices)}" if len(devices) > 1 and not devices[0].name.startswith("cpu") else ""
+    return WorkerInfo(
+        name=name,
+        host=socket.gethostname(),
+        ledger=ledger_name(devices),
+        state="idle",
+        device=f"{devices[0].name}{count}",
+        devices=tuple(devices),
+        memory_bytes=min(device.memory_bytes for device in devices),
+        cpus=cpus(),
+        seen_at=now(),
+        versions=versions(),
+    )
+
+
+def devices(settings: Settings) -> tuple[Device, ...]:
+    """The host's GPUs; without any, the slots on its CPU."""
+    if found := gpus():
+        return found
+    name, memory_bytes = f"cpu: {_processor()}", _memory_bytes()
+    slots = range(settings.cpu_slots or cpus())
+    return tuple(Device(id=str(number), name=name, memory_bytes=memory_bytes) for number in slots)
+
+
+def workers(settings: Settings, devices: Sequence[Device]) -> int:
+    """How many trials this host trains at a time."""
+    return settings.workers or (1 if devices[0].name.startswith("cpu") else len(devices))
+
+
+def ledger_name(devices: Sequence[Device]) -> str:
+    """Which ledger the devices are in: containers on one machine share its GPUs, not its CPU."""
+    if devices[0].name.startswith("cpu"):
+        return socket.gethostname()
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def threads(settings: Settings, devices: Sequence[Device], taken: int = 1) -> int:
+    """CPU threads of a process of a trial that trains on `taken` devices: the cores, shared out evenly."""
+    at_once = min(len(devices), workers(settings, devices) * taken)
+    return settings.threads or max(1, cpus() // at_once)
+
+
+def environment(settings: Settings, threads: int | None = None) -> dict[str, str]:
+    """What training libraries read when they are imported; `threads` are all cores unless given."""
+    count = str(threads or settings.threads or cpus())
+    offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return offline | dict.fromkeys(names, count) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what matters to a training."""
+    found = {"python": platform.python_version()}
+    for package in _REPORTED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.machine()
+
+
+def _memory_bytes() -> int:
+    total = int(psutil.virtual_memory().total)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # `max` stands for no limit
+            return min(total, int(Path(path).read_text()))
+    return total
