@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import PairSpec, TransferSpec
 from mergenet_core.training.export import environment
@@ -72,7 +72,7 @@ def transfer(method: str, steps: int) -> tuple[Transfer, torch.nn.Parameter]:
     spec = TransferSpec(
         method=method, pairs=[PairSpec(source="head", target="project")], update="hypernetwork", cycle=1, stop_at=1.0
     )
-    pairing = pair(ModelFacts({}, {"head": SOURCE}), ModelFacts({}, {"project": TARGET}), spec)
+    pairing = pair(ModelInfo({}, {"head": SOURCE}), ModelInfo({}, {"project": TARGET}), spec)
     return Transfer(source, {"project": Shard(weight)}, pairing, spec, steps=steps, seed=0), weight
 
 

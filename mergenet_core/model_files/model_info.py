@@ -22,7 +22,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """A model seen from outside: enough to pair its weights with another's."""
 
     config: Mapping[str, Any]

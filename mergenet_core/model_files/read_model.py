@@ -14,14 +14,14 @@ from typing import Any
 from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.composite_config import check_towers
 from mergenet_core.model_files.knowledge_pack import read_pack, unpacked
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.safetensors_header import header
 
 _JSON_BYTES_MAX = 200_000_000
 _HEADS = ("classifier.", "score.", "head.", "cls_head.", "qa_outputs.")
 
 
-def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
+def inspect_model(folder: Path, task: str | None = None) -> ModelInfo:
     """Everything that pairing needs of a saved model, or of a pack.
 
     Raises: `ModelRefused` for pickled weights, code of its own, a model type that no task here knows, torn files.
@@ -31,7 +31,7 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
     config = read_config(folder, task)
     shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
     has_head = any(name.startswith(_HEADS) or ".classifier." in name for name in shapes)
-    return ModelFacts(
+    return ModelInfo(
         config=config,
         shapes=shapes,
         vocabulary=read_vocabulary(folder),
@@ -39,11 +39,11 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelFacts:
     )
 
 
-def _inspect_pack(path: Path, task: str | None) -> ModelFacts:
+def _inspect_pack(path: Path, task: str | None) -> ModelInfo:
     pack = read_pack(path)
     check_config(pack.config, task, where=path.name)
     shapes = {name: tensor.shape for name, tensor in pack.tensors.items()}
-    return ModelFacts(config=pack.config, shapes=shapes, vocabulary=read_vocabulary(path), labels=pack.labels)
+    return ModelInfo(config=pack.config, shapes=shapes, vocabulary=read_vocabulary(path), labels=pack.labels)
 
 
 def read_config(folder: Path, task: str | None = None) -> dict[str, Any]:

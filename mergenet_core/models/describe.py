@@ -5,18 +5,18 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 
 
 def facts(
     model: nn.Module, *, vocabulary: Vocabulary | None = None, labels: tuple[str, ...] | None = None
-) -> ModelFacts:
+) -> ModelInfo:
     """What pairing needs of a model in memory; the same as `inspect_model` says of it once it is saved."""
     weights = model.state_dict(keep_vars=True)
     # a weight that DeepSpeed has already cut up keeps its shape under another name
     shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()}
     config: PreTrainedConfig = model.config
-    return ModelFacts(config=config.to_dict(), shapes=shapes, vocabulary=vocabulary, labels=labels)
+    return ModelInfo(config=config.to_dict(), shapes=shapes, vocabulary=vocabulary, labels=labels)
 
 
 def parameters(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mergenet_core.architectures.schema import ANCHORS, BASES, STREAMS, Anatomy, Form, Part, axis_kind
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_layers import match_layers, places, with_shared_heads
 from mergenet_core.pairing.result import AxisPair, WeightPair
 from mergenet_core.spec.job import PairSpec
@@ -161,7 +161,7 @@ def _basis(theirs: Anatomy, stream: str) -> Part | None:
     return next(iter([*projects, *makers]), None)
 
 
-def by_name(source: ModelFacts, target: ModelFacts, wanted: list[PairSpec]) -> list[WeightPair]:
+def by_name(source: ModelInfo, target: ModelInfo, wanted: list[PairSpec]) -> list[WeightPair]:
     """The pairs that a user named, `*` matching any run of characters. Raises: `PairingRefused`."""
     pairs: list[WeightPair] = []
     for place, entry in enumerate(wanted):

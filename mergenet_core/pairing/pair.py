@@ -12,7 +12,7 @@ from typing import Literal
 from mergenet_core.architectures.read_anatomy import KNOWN, read_anatomy
 from mergenet_core.architectures.schema import ANCHORS, BASES, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import NO_MAP, Anchor, Matching, by_name
 from mergenet_core.pairing.result import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
 from mergenet_core.pairing.shared_axes import shared_axes
@@ -34,7 +34,7 @@ _SEVERAL = ("joint",)
 """Axes that the towers of a model have in common."""
 
 
-def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pairing:
+def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairing:
     """Find the pairs of a transfer.
 
     Raises: `PairingRefused` where nothing pairs, the models share no axis, or the rank is above the matrices.
@@ -61,8 +61,8 @@ def pair(source: ModelFacts, target: ModelFacts, transfer: TransferSpec) -> Pair
 def _match_towers(
     theirs: tuple[Anatomy, ...],
     ours: tuple[Anatomy, ...],
-    source: ModelFacts,
-    target: ModelFacts,
+    source: ModelInfo,
+    target: ModelInfo,
     method: PairedMethod,
     transfer: TransferSpec,
 ) -> tuple[list[Matching], dict[str, str], dict[str, str]]:
@@ -98,7 +98,7 @@ def _match_towers(
 
 
 def _best(
-    theirs: tuple[Anatomy, ...], tower: Anatomy, source: ModelFacts, target: ModelFacts
+    theirs: tuple[Anatomy, ...], tower: Anatomy, source: ModelInfo, target: ModelInfo
 ) -> tuple[Anatomy, dict[str, Anchor], dict[str, str]]:
     """The source's tower that shares what the target's tower reads, and is built most alike."""
     options = [(other, *shared_axes(source, target, other, tower)) for other in theirs]
@@ -149,7 +149,7 @@ def _included(pairs: list[WeightPair], transfer: TransferSpec) -> tuple[list[Wei
 
 def _checked(
     pairs: list[WeightPair],
-    target: ModelFacts,
+    target: ModelInfo,
     transfer: TransferSpec,
     method: PairedMethod,
     kind: Kind | Literal["named"],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergenet_core.architectures.schema import ANCHORS, Anatomy
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import Anchor
 from mergenet_core.pairing.vocabulary_overlap import LEAST_SHARE, overlap
 
@@ -16,7 +16,7 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def shared_axes(
-    source: ModelFacts, target: ModelFacts, theirs: Anatomy, ours: Anatomy
+    source: ModelInfo, target: ModelInfo, theirs: Anatomy, ours: Anatomy
 ) -> tuple[dict[str, Anchor], dict[str, str]]:
     """The axes that mean the same in both towers, and of those that both have and that do not, the reason."""
     met = {name for part in ours.parts for name in (part.out, part.inp) if name in ANCHORS}
@@ -37,8 +37,8 @@ def shared_axes(
 
 def _shared(
     name: str,
-    source: ModelFacts,
-    target: ModelFacts,
+    source: ModelInfo,
+    target: ModelInfo,
     theirs: Anatomy,
     ours: Anatomy,
     configs: tuple[Mapping[str, Any], Mapping[str, Any]],
@@ -65,7 +65,7 @@ def _shared(
     return Anchor(ANCHORS[name])
 
 
-def _vocabulary(source: ModelFacts, target: ModelFacts, theirs: Anatomy, ours: Anatomy) -> Anchor | str | None:
+def _vocabulary(source: ModelInfo, target: ModelInfo, theirs: Anatomy, ours: Anatomy) -> Anchor | str | None:
     if source.vocabulary is None or target.vocabulary is None:
         return None
     if source.vocabulary == target.vocabulary:
@@ -80,7 +80,7 @@ def _vocabulary(source: ModelFacts, target: ModelFacts, theirs: Anatomy, ours: A
     return Anchor(because, found.order, found.cover, len(found.cover))
 
 
-def _labels(source: ModelFacts, target: ModelFacts) -> Anchor | None:
+def _labels(source: ModelInfo, target: ModelInfo) -> Anchor | None:
     if not source.labels or not target.labels or not set(target.labels) <= set(source.labels):
         return None
     if all(_UNNAMED.fullmatch(label) for label in (*source.labels, *target.labels)):

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import TRIED, Pairing, pair
 from mergenet_core.records.job import Job, Trial, Way
 from mergenet_core.spec.job import JobSpec, TransferSpec
 
 
-def ways(source: ModelFacts, target: ModelFacts, transfer: TransferSpec, found: Pairing) -> dict[Way, Pairing]:
+def ways(source: ModelInfo, target: ModelInfo, transfer: TransferSpec, found: Pairing) -> dict[Way, Pairing]:
     """The ways that a pair allows with what each moves, the one that its anatomy speaks for, `found`, first.
 
     A way is left out where it is refused, and where it would move what an earlier one of its method moves.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergenet_core.errors import TooLarge
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import Pairing
 from mergenet_core.planning.memory import CONTEXT_BYTES, Need, Strategy, need, transfer_need
 from mergenet_core.records.record import Record
@@ -46,7 +46,7 @@ class Estimate(Record):
 
 
 def estimate(
-    spec: JobSpec, source: ModelFacts | None, target: ModelFacts | None, pairings: Sequence[Pairing], trained: int
+    spec: JobSpec, source: ModelInfo | None, target: ModelInfo | None, pairings: Sequence[Pairing], trained: int
 ) -> Estimate:
     """What a job needs that trains a target so many times; null where a model's shapes are not known yet.
 
@@ -76,7 +76,7 @@ def _possible(resources: ResourcesSpec) -> tuple[Strategy, ...]:
     return ("ddp", "fsdp2", "zero1", "zero2", "zero3") if several else ("single", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def _need(name: Strategy, spec: JobSpec, source: ModelFacts, target: ModelFacts, beside: int) -> Need:
+def _need(name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, beside: int) -> Need:
     """The largest of a job's trials under a strategy: an arm, with a source or teacher beside it, or the source.
 
     `beside` are the bytes that a transfer adds to an arm.
@@ -220,7 +220,7 @@ def _on_cpu(resources: ResourcesSpec, worker: WorkerInfo) -> bool:
     return resources.device == "cpu" or not worker.device.startswith("cuda")
 
 
-def _count(facts: ModelFacts | None) -> int | None:
+def _count(facts: ModelInfo | None) -> int | None:
     return None if facts is None else sum(math.prod(shape) for shape in facts.shapes.values())
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergenet_core.architectures.schema import matrix_shape
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import AxisPair, Pairing
 from mergenet_core.records.record import Record
 from mergenet_core.spec.deepspeed import BUCKET, LIVE
@@ -82,7 +82,7 @@ class Sizes:
     """Entries of the largest weight."""
 
 
-def sizes(facts: ModelFacts) -> Sizes:
+def sizes(facts: ModelInfo) -> Sizes:
     """A model's numbers, from its shapes."""
     blocks: dict[str, int] = {}
     rest = largest = 0
@@ -98,7 +98,7 @@ def sizes(facts: ModelFacts) -> Sizes:
 
 def need(
     strategy: Strategy,
-    target: ModelFacts,
+    target: ModelInfo,
     data: DataSpec,
     train: TrainSpec,
     resources: ResourcesSpec,
@@ -170,7 +170,7 @@ def _exchanged(strategy: Strategy, whole: int, processes: int, micro_batches: in
     return rounds.get(strategy, 3 * micro_batches) * whole * (processes - 1) // processes
 
 
-def activations(model: ModelFacts, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
+def activations(model: ModelInfo, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
     """Bytes that a micro-batch's forward pass keeps for the backward pass, at the data's full length."""
     examples = train.batch_size // (resources.devices * resources.nodes * train.micro_batches)
     blocks, outside = _per_example(model, data)
@@ -183,7 +183,7 @@ def activations(model: ModelFacts, data: DataSpec, train: TrainSpec, resources: 
     return int(low * examples * (count + max(blocks, default=0.0) / _KEPT))
 
 
-def evaluated(model: ModelFacts, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
+def evaluated(model: ModelInfo, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
     """Bytes that a forward pass of an evaluation holds at once: a block's outputs, or a head's."""
     examples = -(-max(EVALUATED, train.batch_size) // (resources.devices * resources.nodes))
     blocks, outside = _per_example(model, data)
@@ -191,7 +191,7 @@ def evaluated(model: ModelFacts, data: DataSpec, train: TrainSpec, resources: Re
     return int(low * examples * max(max(blocks, default=0.0) / _KEPT, outside))
 
 
-def _per_example(model: ModelFacts, data: DataSpec) -> tuple[list[float], float]:
+def _per_example(model: ModelInfo, data: DataSpec) -> tuple[list[float], float]:
     """Numbers kept of an example: in each block, and outside of them."""
     length = _positions(model, data)
     vocabulary = model.vocabulary.size if model.vocabulary is not None else model.config.get("vocab_size")
@@ -227,7 +227,7 @@ def _outputs(shape: tuple[int, ...], config: Mapping[str, Any]) -> int:
     return shape[1] if config.get("model_type") == "gpt2" else shape[0]  # GPT-2 keeps inputs × outputs
 
 
-def _positions(model: ModelFacts, data: DataSpec) -> int:
+def _positions(model: ModelInfo, data: DataSpec) -> int:
     """Tokens or patches of an example; 1 where a layer sees it whole."""
     patch = model.config.get("patch_size")
     if isinstance(patch, int):

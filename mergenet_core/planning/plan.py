@@ -25,7 +25,7 @@ from mergenet_core.errors import (
 )
 from mergenet_core.model_files.composite_config import image_part, tower_configs, with_defaults
 from mergenet_core.model_files.knowledge_pack import read_pack
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import check_config, inspect_model, read_vocabulary
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.pairing.rank import limit_rank
@@ -175,7 +175,7 @@ def _facts(
     *,
     trained: bool = True,
     donor: ModelSpec | None = None,
-) -> ModelFacts | None:
+) -> ModelInfo | None:
     """What is known of a model now; `donor` is the model whose tokenizer one from scratch takes over."""
     tokenizer = roots.model(model.tokenizer, f"{field}.tokenizer") if model.tokenizer else None
     if model.hub is not None:
@@ -219,7 +219,7 @@ def _facts(
     if shapes is None:
         notes.append(f"{field}: shapes of a {config['model_type']} from scratch are known once a worker has built it")
         return None
-    return ModelFacts(config, shapes, _vocabulary(tokenizer, field) if tokenizer else None)
+    return ModelInfo(config, shapes, _vocabulary(tokenizer, field) if tokenizer else None)
 
 
 def _saved(model: ModelSpec, roots: Roots, field: str) -> Path:
@@ -272,13 +272,13 @@ def _check_sizes(config: Mapping[str, Any], field: str) -> None:
             raise SpecInvalid(f"{field}.{name} has {len(value)} entries; {_LAYERS_MAX * 100} is the most")
 
 
-def _with_labels(spec: JobSpec, source: ModelFacts, target: ModelFacts) -> tuple[ModelFacts, ModelFacts]:
+def _with_labels(spec: JobSpec, source: ModelInfo, target: ModelInfo) -> tuple[ModelInfo, ModelInfo]:
     """Label spaces as far as they are known before data is read: a source trained on the same classes shares them."""
     if spec.source.data is not None and _same_labels(spec, spec.source.data):
         shared = ("as in the data",)
         return (
-            ModelFacts(source.config, source.shapes, source.vocabulary, source.labels or shared),
-            ModelFacts(target.config, target.shapes, target.vocabulary, target.labels or shared),
+            ModelInfo(source.config, source.shapes, source.vocabulary, source.labels or shared),
+            ModelInfo(target.config, target.shapes, target.vocabulary, target.labels or shared),
         )
     return source, target
 
@@ -291,7 +291,7 @@ def _same_labels(spec: JobSpec, learned: DataSpec) -> bool:
     return spec.target.task == "question-answering"  # a span's ends are the same in every model
 
 
-def _check_distillation(spec: JobSpec, source: ModelFacts | None) -> None:
+def _check_distillation(spec: JobSpec, source: ModelInfo | None) -> None:
     distilling = [arm for arm in spec.arms if "distill" in arm]
     if distilling and spec.target.task not in CLASSIFICATIONS:
         raise SpecInvalid(

@@ -13,7 +13,7 @@ from torch import nn
 from mergenet_core.errors import DataRefused
 from mergenet_core.model_files.composite_config import image_part, text_part
 from mergenet_core.model_files.knowledge_pack import unpack
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
 from mergenet_core.models.describe import facts, parameters
 from mergenet_core.models.loading import folder_of, load_target
@@ -73,7 +73,7 @@ def prepare_source(job: JobSpec, roots: Roots) -> Arm:
     return _learning_source(job, world, roots, job.source.seed)[0]
 
 
-def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tuple[Arm, ModelFacts]:
+def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tuple[Arm, ModelInfo]:
     data, spec = job.source.data, job.source.train
     assert data is not None
     assert spec is not None
@@ -130,7 +130,7 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     return Arm(training, learner.task, count, transfer, pairing)
 
 
-def _beside(job: JobSpec, trial: Trial, roots: Roots, training: Training, target: ModelFacts, count: int) -> Arm:
+def _beside(job: JobSpec, trial: Trial, roots: Roots, training: Training, target: ModelInfo, count: int) -> Arm:
     """An arm whose source learns beside the target; a control has one only where the source is to gain as well."""
     transfers, two_way = trial.arm in TRANSFERS, job.transfer.back_cycle is not None
     if not transfers and not two_way:
@@ -172,7 +172,7 @@ def frozen_source(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
     return found
 
 
-def source_facts(job: JobSpec, source: Path, roots: Roots) -> ModelFacts:
+def source_facts(job: JobSpec, source: Path, roots: Roots) -> ModelInfo:
     """The source as pairing reads it. Raises: `ModelRefused`."""
     found = inspect_model(source)
     if job.source.model.tokenizer is None:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mergenet_core.architectures.shapes import shapes_from_config
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
 from service.cli.pairing_svg import draw, how_of
@@ -13,9 +13,9 @@ from service.cli.pairing_svg import draw, how_of
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def cnn(*channels: int, labels: tuple[str, ...] = ("ant", "bee")) -> ModelFacts:
+def cnn(*channels: int, labels: tuple[str, ...] = ("ant", "bee")) -> ModelInfo:
     config = {"model_type": "mergenet-cnn", "num_channels": 1, "channels": channels, "num_labels": 2}
-    return ModelFacts(config, shapes_from_config(config) or {}, None, labels)
+    return ModelInfo(config, shapes_from_config(config) or {}, None, labels)
 
 
 @pytest.fixture

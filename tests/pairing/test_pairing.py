@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
 
@@ -20,18 +20,18 @@ def bert(width=32, layers=6, heads=4, vocabulary="words", labels=None, prefix=Tr
     shapes = shapes_from_config(config)
     if not prefix:
         shapes = {name.removeprefix("bert."): shape for name, shape in shapes.items() if "classifier" not in name}
-    return ModelFacts(config, shapes, vocabulary and Vocabulary(vocabulary), labels)
+    return ModelInfo(config, shapes, vocabulary and Vocabulary(vocabulary), labels)
 
 
 def mlp(sizes=(16, 16), image_size=4, labels=LABELS):
     config = {"model_type": "mergenet-mlp", "image_size": image_size, "num_channels": 1, "hidden_sizes": sizes}
-    return ModelFacts(config, shapes_from_config(config | {"num_labels": len(labels)}), None, labels)
+    return ModelInfo(config, shapes_from_config(config | {"num_labels": len(labels)}), None, labels)
 
 
 def cnn(channels=(8, 12), kernel_size=3, num_channels=1, labels=LABELS):
     config = {"model_type": "mergenet-cnn", "num_channels": num_channels, "channels": channels}
     config |= {"kernel_size": kernel_size, "num_labels": len(labels)}
-    return ModelFacts(config, shapes_from_config(config), None, labels)
+    return ModelInfo(config, shapes_from_config(config), None, labels)
 
 
 def vit(patch_size=2, published=False):
@@ -43,7 +43,7 @@ def vit(patch_size=2, published=False):
     shapes |= {f"{block}attention.{part}.weight": (width, width) for part in attention}
     shapes[block + ("intermediate.dense.weight" if published else "mlp.fc1.weight")] = (4 * width, width)
     config = {"model_type": "vit", "image_size": 2 * patch_size, "patch_size": patch_size, "num_channels": 1}
-    return ModelFacts(config | {"num_attention_heads": 2}, shapes)
+    return ModelInfo(config | {"num_attention_heads": 2}, shapes)
 
 
 def sources(pairing: Pairing) -> dict[str, str]:
@@ -95,10 +95,10 @@ def test_axes_are_anchored_where_they_mean_the_same():
 
 
 def test_a_config_from_scratch_may_leave_defaults_out():
-    target = ModelFacts({"model_type": "mergenet-cnn", "channels": [4, 6]}, cnn((4, 6)).shapes)
+    target = ModelInfo({"model_type": "mergenet-cnn", "channels": [4, 6]}, cnn((4, 6)).shapes)
     assert pair(cnn(), target, TransferSpec()).anchored_axes == ("channels-in",)
     listed = vit()
-    listed = ModelFacts(dict(listed.config) | {"image_size": [4, 4]}, listed.shapes)
+    listed = ModelInfo(dict(listed.config) | {"image_size": [4, 4]}, listed.shapes)
     assert pair(listed, listed, TransferSpec()).anchored_axes == ("patches", "class-token", "places")
 
 
@@ -110,7 +110,7 @@ def test_auto_takes_the_method_that_measures_best_for_the_anatomy():
 
 def test_roberta_and_bert_do_not_count_positions_alike():
     roberta = bert(16, 2)
-    roberta = ModelFacts(dict(roberta.config) | {"model_type": "roberta"}, roberta.shapes, Vocabulary("words"))
+    roberta = ModelInfo(dict(roberta.config) | {"model_type": "roberta"}, roberta.shapes, Vocabulary("words"))
     pairing = pair(bert(), roberta, TransferSpec())
     assert "positions counted alike" in pairing.unpaired["bert.embeddings.position_embeddings.weight"]
 
@@ -129,7 +129,7 @@ def test_distilbert_pairs_with_bert():
             name = name.replace(theirs, mine) if mine not in name else name
         if "token_type" not in name:
             shapes[name] = shape
-    distilbert = ModelFacts({"model_type": "distilbert", "n_heads": 4}, shapes, Vocabulary("words"))
+    distilbert = ModelInfo({"model_type": "distilbert", "n_heads": 4}, shapes, Vocabulary("words"))
     pairing = pair(bert(), distilbert, TransferSpec())
     assert set(pairing.unpaired) == {"classifier.weight", "classifier.bias"}
     assert pairing.axes["queries.0"].heads == (4, 4)
@@ -192,8 +192,8 @@ def test_transferable_parameters_are_those_that_are_written():
         (mlp(), mlp((8,), image_size=8), {}, r"pixels is not shared.*the same image size"),
         (cnn(), cnn(num_channels=3), {}, r"channels-in is not shared.*the same image channels"),
         (bert(), mlp(), {}, r"source \(encoder\), target \(mlp\).*allow_unanchored"),
-        (ModelFacts({"model_type": "gpt2"}, {"wte.weight": (9, 9)}), mlp(), {}, r"source .*'gpt2'.*no known roles"),
-        (mlp(), ModelFacts({"model_type": "t5"}, {}), {}, r"target .*'t5'.*no known roles.*known are encoders"),
+        (ModelInfo({"model_type": "gpt2"}, {"wte.weight": (9, 9)}), mlp(), {}, r"source .*'gpt2'.*no known roles"),
+        (mlp(), ModelInfo({"model_type": "t5"}, {}), {}, r"target .*'t5'.*no known roles.*known are encoders"),
         (mlp(), mlp((8, 8)), {"rank": 9}, r"rank 9 is above the narrowest paired axis, 8; use 8 or less"),
         (
             mlp(), mlp(), {"method": "lpka", "pairs": [{"source": "layer.*", "target": "*"}]},

@@ -13,7 +13,7 @@ import transformers as tf
 
 from mergenet_core.architectures.read_anatomy import read_anatomy
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.describe import facts
 from mergenet_core.pairing.pair import Pairing, pair
@@ -63,8 +63,8 @@ def vilt() -> tf.PreTrainedModel:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., ModelFacts]:
-    def save(model: tf.PreTrainedModel, words: tuple[str, ...] = WORDS) -> ModelFacts:
+def saved(tmp_path: Path) -> Callable[..., ModelInfo]:
+    def save(model: tf.PreTrainedModel, words: tuple[str, ...] = WORDS) -> ModelInfo:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         model.save_pretrained(folder)
         (folder / "vocab.txt").write_text("\n".join(words))
@@ -73,7 +73,7 @@ def saved(tmp_path: Path) -> Callable[..., ModelFacts]:
     return save
 
 
-def made(model: tf.PreTrainedModel, words: tuple[str, ...] = WORDS) -> ModelFacts:
+def made(model: tf.PreTrainedModel, words: tuple[str, ...] = WORDS) -> ModelInfo:
     vocabulary = Vocabulary("".join(words), {word: row for row, word in enumerate(words)})
     return facts(model, vocabulary=vocabulary, labels=("ant", "bee"))
 
@@ -130,7 +130,7 @@ def test_parts_of_a_fused_weight_are_told_from_one_another_and_turned() -> None:
     assert down.source_shape == (16, 64)
 
 
-def test_grouped_queries_have_axes_and_heads_of_their_own(saved: Callable[..., ModelFacts]) -> None:
+def test_grouped_queries_have_axes_and_heads_of_their_own(saved: Callable[..., ModelInfo]) -> None:
     pairing = pair(saved(bert()), saved(llama()), TransferSpec())
     axes = pairing.axes
     assert (axes["queries.0"].heads, axes["keys.0"].heads, axes["values.0"].heads) == ((4, 4), (4, 2), (4, 2))
@@ -176,7 +176,7 @@ def test_a_tied_head_is_written_with_its_embedding_only() -> None:
     }
 
 
-def test_a_tower_pairs_with_a_plain_source_and_the_other_says_why_not(saved: Callable[..., ModelFacts]) -> None:
+def test_a_tower_pairs_with_a_plain_source_and_the_other_says_why_not(saved: Callable[..., ModelInfo]) -> None:
     pairing = pair(saved(bert()), saved(dual()), TransferSpec())
     assert all(entry.target.startswith("text_model.") for entry in pairing.pairs)
     assert "patches" in pairing.unpaired["vision_model.embeddings.cls_token"]
@@ -290,7 +290,7 @@ def test_a_vision_transformer_and_a_cnn_say_what_they_share() -> None:
     assert sources(by_attention) == {"classifier.weight": "classifier.1.weight"}
 
 
-def test_other_tokenizers_are_an_anchor_where_enough_entries_are_alike(saved: Callable[..., ModelFacts]) -> None:
+def test_other_tokenizers_are_an_anchor_where_enough_entries_are_alike(saved: Callable[..., ModelInfo]) -> None:
     theirs = saved(bert())
     words = ("<s>", "</s>", "Ġcat", "ing", "Ġmoon", ",", "Ġthe", "x1", "x2", "x3", "x4", "x5")
     pairing = pair(theirs, saved(bert(), words), TransferSpec())

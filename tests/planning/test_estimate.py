@@ -6,7 +6,7 @@ import pytest
 
 from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import TooLarge
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.pairing.pair import pair
 from mergenet_core.planning.estimate import check_machine, choose, estimate, settled
 from mergenet_core.planning.memory import CONTEXT_BYTES
@@ -16,7 +16,7 @@ from mergenet_core.spec.job import TransferSpec
 from mergenet_core.spec.parse import parse
 
 BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072}
-TARGET = ModelFacts(BASE, shapes_from_config(BASE))
+TARGET = ModelInfo(BASE, shapes_from_config(BASE))
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import PairingRefused
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.models.describe import facts
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import Pairing, pair
@@ -38,13 +38,13 @@ def full(method: MethodName) -> Pairing:
     """The pair of the paper, each at its own size."""
     labels = tuple(str(label) for label in range(100))
     source, target = (
-        ModelFacts(config, shapes_from_config(config, "image-classification") or {}, None, labels)
+        ModelInfo(config, shapes_from_config(config, "image-classification") or {}, None, labels)
         for config in ({"model_type": kind, "num_labels": 100} for kind in ("mergenet-resnet", "mergenet-mobilenet-v2"))
     )
     return pair(source, target, TransferSpec(method=method))
 
 
-def of(config: dict[str, object]) -> ModelFacts:
+def of(config: dict[str, object]) -> ModelInfo:
     """A model from scratch as pairing knows it."""
     labels = ("a", "b")
     return facts(build(config, "image-classification", labels, seed=0, overrides={}), vocabulary=None, labels=labels)

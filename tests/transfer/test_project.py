@@ -10,7 +10,7 @@ from transformers import (
     ViTConfig,
 )
 
-from mergenet_core.model_files.model_info import ModelFacts
+from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
@@ -235,7 +235,7 @@ def test_position_rows_that_only_the_target_has_stay():
     target = bert(16, seed=1)
     before = target.state_dict()["bert.embeddings.position_embeddings.weight"].clone()
     shapes = {name: tuple(W.shape) for name, W in shorter.items()}
-    pairing = pair(ModelFacts(bert(16).config.to_dict(), shapes, WORDS, LABELS), facts(target), PROJECT)
+    pairing = pair(ModelInfo(bert(16).config.to_dict(), shapes, WORDS, LABELS), facts(target), PROJECT)
     Transfer(shorter, shards(target), pairing, PROJECT, steps=1, seed=0).start()
     after = target.state_dict()["bert.embeddings.position_embeddings.weight"]
     assert torch.equal(after[12:], before[12:])

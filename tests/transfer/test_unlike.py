@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.models.describe import facts
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import TransferSpec
@@ -26,7 +26,7 @@ def bert() -> nn.Module:
     return tf.BertModel(tf.BertConfig(**TEXT))
 
 
-def known(model: nn.Module, words: tuple[str, ...] = WORDS) -> ModelFacts:
+def known(model: nn.Module, words: tuple[str, ...] = WORDS) -> ModelInfo:
     vocabulary = Vocabulary("".join(words), {word: row for row, word in enumerate(words)})
     return facts(model, vocabulary=vocabulary, labels=("ant", "bee"))
 

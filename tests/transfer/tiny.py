@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from mergenet_core.model_files.model_info import ModelFacts, Vocabulary
+from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
@@ -53,9 +53,9 @@ def cnn(channels: tuple[int, ...] = (6, 8, 7), seed: int = 0) -> nn.Module:
     return _moved(MergeNetCnn(MergeNetCnnConfig(num_channels=1, channels=channels, num_labels=3)), seed)
 
 
-def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: Vocabulary | None = WORDS) -> ModelFacts:
+def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: Vocabulary | None = WORDS) -> ModelInfo:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return ModelFacts(model.config.to_dict(), shapes, vocabulary, labels)  # type: ignore[union-attr, operator]
+    return ModelInfo(model.config.to_dict(), shapes, vocabulary, labels)  # type: ignore[union-attr, operator]
 
 
 def paired(source: nn.Module, target: nn.Module, spec: TransferSpec) -> Pairing:
