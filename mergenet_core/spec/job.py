@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict, check_augment
-from mergenet_core.spec.json_values import check_plain
+from mergenet_core.spec.json_values import check_json
 from mergenet_core.spec.train import TrainSpec
 
 __all__ = [
@@ -71,7 +71,7 @@ class ModelSpec(Strict):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
-        check_plain(self.config)
+        check_json(self.config)
         return self
 
 
@@ -247,7 +247,7 @@ class ResourcesSpec(Strict):
             raise ValueError(f"offload and deepspeed belong to zero1, zero2 and zero3, not to {self.strategy}")
         if self.offload == "parameters" and self.strategy not in ("auto", "zero3"):
             raise ValueError(f"offload parameters needs zero3, not {self.strategy}")
-        check_plain(self.deepspeed)
+        check_json(self.deepspeed)
         return self
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 4

@@ -1,17 +1,69 @@
-"""Free-form parts of the document hold what JSON can: read from YAML, they could hold dates, bytes, sets and more."""
+"""JSON values: their types, typed reading, and the check of the free-form parts of a job document.
+
+A document read from YAML could also hold dates, bytes or sets; `check_json` refuses what JSON cannot carry.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from pydantic import JsonValue
+
+JsonObject: TypeAlias = Mapping[str, JsonValue]
+"""A JSON object that is only read, such as a model's config."""
 
 DEPTH_MAX = 16
-_WHOLE_MAX = 2**53
+_INTEGER_MAX = 2**53
 """Whole numbers beyond this are not the same in every reader of JSON."""
 
 
-def check_plain(value: Any, where: str = "config", depth: int = 0) -> None:
-    """Refuse what would not come back the same from JSON. Raises: `ValueError` naming the place and the way out."""
+def get_int(values: JsonObject, *names: str, default: int) -> int:
+    """The first of the named entries that is present and not null. Raises: `ValueError` if it is no whole number."""
+    name, value = _first(values, names, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    return value
+
+
+def get_float(values: JsonObject, *names: str, default: float) -> float:
+    """The first of the named entries that is present and not null. Raises: `ValueError` if it is no number."""
+    name, value = _first(values, names, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def get_bool(values: JsonObject, *names: str, default: bool) -> bool:
+    """Whether the first of the named entries that is present and not null is true."""
+    return bool(_first(values, names, default)[1])
+
+
+def get_str(values: JsonObject, *names: str, default: str = "") -> str:
+    """The first of the named entries that is present and not null. Raises: `ValueError` if it is no text."""
+    name, value = _first(values, names, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be text")
+    return value
+
+
+def get_object(values: JsonObject, name: str) -> JsonObject:
+    """The named entry, empty where it is absent or null. Raises: `ValueError` if it is no object."""
+    value = values.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; it must be an object of names and values")
+    return value
+
+
+def _first(values: JsonObject, names: tuple[str, ...], default: JsonValue) -> tuple[str, JsonValue]:
+    return next(((name, values[name]) for name in names if values.get(name) is not None), (names[0], default))
+
+
+def check_json(value: object, where: str = "config", depth: int = 0) -> None:
+    """Refuse what would not come back the same from JSON. Raises: `ValueError` naming the entry and the remedy."""
     if depth > DEPTH_MAX:
         raise ValueError(f"{where[:200]} is nested deeper than {DEPTH_MAX} levels; make it flatter")
     if isinstance(value, dict):
@@ -19,15 +71,15 @@ def check_plain(value: Any, where: str = "config", depth: int = 0) -> None:
             if not isinstance(key, str):
                 raise ValueError(f"{where}: the key {key!r} is not text; put it in quotes")
             _check_text(key, where)
-            check_plain(entry, f"{where}.{key}", depth + 1)
+            check_json(entry, f"{where}.{key}", depth + 1)
     elif isinstance(value, list):
-        for place, entry in enumerate(value):
-            check_plain(entry, f"{where}.{place}", depth + 1)
+        for index, entry in enumerate(value):
+            check_json(entry, f"{where}.{index}", depth + 1)
     elif isinstance(value, str):
         _check_text(value, where)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; write a finite number")
-    elif isinstance(value, int) and abs(value) > _WHOLE_MAX:
+    elif isinstance(value, int) and abs(value) > _INTEGER_MAX:
         raise ValueError(f"{where} is a number of {value.bit_length()} bits; write a smaller one")
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise ValueError(
