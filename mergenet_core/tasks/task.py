@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 EVALUATION_BATCH = 128
+Batch: TypeAlias = Mapping[str, Tensor]
+"""The tensors of some examples by name: the model's keyword arguments, and what is to be predicted."""
+Outputs: TypeAlias = Mapping[str, Tensor]
+"""What a model returns, by name: `logits`, or what its task has in place of them."""
 
 
 class Examples(Protocol):
@@ -79,10 +83,10 @@ class Task(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Per split: examples, and a hash of what was read."""
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of a batch, from what the model returned."""
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """What is kept of a forward pass to be measured: one row an example, of the same shape in every batch."""
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
@@ -104,13 +108,13 @@ class Classification:
     targets: frozenset[str] = frozenset({"labels"})
     evaluation_batch: int = EVALUATION_BATCH
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Cross entropy. Shapes: logits (b, l), labels (b)."""
-        return torch.nn.functional.cross_entropy(outputs.logits.float(), batch["labels"])
+        return torch.nn.functional.cross_entropy(outputs["logits"].float(), batch["labels"])
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """1 where the largest logit is the label's. Shapes: (b)."""
-        right_b: Tensor = outputs.logits.argmax(dim=1) == batch["labels"]
+        right_b: Tensor = outputs["logits"].argmax(dim=1) == batch["labels"]
         return right_b.float()
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:

@@ -149,7 +149,7 @@ class Training:
         outputs = self.engine(**inputs(batch, self.task))
         loss = self.task.loss(outputs, batch)
         if self.distillation is not None:
-            loss = self.distillation.combine(loss, outputs.logits.float(), batch["labels"], index_b)
+            loss = self.distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
         return loss
 
     def evaluate(self, examples: Examples) -> dict[str, float]:

@@ -82,7 +82,7 @@ def prepare_teacher(
 
     test = evaluate(say, task, task.test, world, job.train.batch_size)[task.metric]
     begun = time.perf_counter()
-    logits_nl = over(say, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs.logits)
+    logits_nl = over(say, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs["logits"])
     seconds += time.perf_counter() - begun
     return Teacher(Distillation(logits_nl, spec), seconds, test)
 

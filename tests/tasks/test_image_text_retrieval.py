@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,9 +79,7 @@ def test_what_is_measured_is_recall_over_the_whole_split_without_stand_ins(roots
     images, captions = torch.randn(7, 4, generator=generator), torch.randn(len(image_m), 4, generator=generator)
     batches = torch.arange(7).split(3)
     kept = [
-        task.answers(
-            SimpleNamespace(image_embeds=images[part], text_embeds=captions[task.test.captions_nk[part].flatten()]), {}
-        )
+        task.answers({"image_embeds": images[part], "text_embeds": captions[task.test.captions_nk[part].flatten()]}, {})
         for part in batches
     ]
     assert [rows.shape for rows in kept] == [(3, 16), (3, 16), (1, 16)]
@@ -92,7 +89,7 @@ def test_what_is_measured_is_recall_over_the_whole_split_without_stand_ins(roots
 def test_another_caption_of_the_same_image_is_neither_right_nor_wrong(roots: Roots) -> None:
     task = load(roots)
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
-    alone = task.loss(SimpleNamespace(logits_per_image=logits), {"image": torch.arange(4)})
+    alone = task.loss({"logits_per_image": logits}, {"image": torch.arange(4)})
     expected = (
         torch.nn.functional.cross_entropy(logits, torch.arange(4))
         + torch.nn.functional.cross_entropy(logits.T, torch.arange(4))
@@ -101,7 +98,7 @@ def test_another_caption_of_the_same_image_is_neither_right_nor_wrong(roots: Roo
     twins = torch.tensor([0, 1, 0, 3])
     changed = logits.clone()
     changed[0, 2], changed[2, 0] = 50.0, 50.0
-    with_twins = [task.loss(SimpleNamespace(logits_per_image=one), {"image": twins}) for one in (logits, changed)]
+    with_twins = [task.loss({"logits_per_image": one}, {"image": twins}) for one in (logits, changed)]
     assert float(with_twins[0]) == float(with_twins[1])
     assert float(with_twins[0]) < float(alone)
 

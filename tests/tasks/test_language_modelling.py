@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,7 +123,7 @@ def test_the_next_token_is_measured_by_hand(roots: Roots) -> None:
         math.log(size),
         -math.log(41 / (size + 40)),
     ]
-    outputs = SimpleNamespace(logits=logits)
+    outputs = {"logits": logits}
     assert float(task.loss(outputs, batch)) == pytest.approx(sum(nats) / 5, abs=1e-6)
     found = task.measure(task.answers(outputs, batch), task.test)
     assert found["token_accuracy"] == pytest.approx(2 / 5, abs=1e-6)
@@ -135,11 +134,11 @@ def test_only_hidden_tokens_are_measured(roots: Roots) -> None:
     task = load(roots, masked=True, blocks="truncated")
     batch = task.test.batch(torch.arange(4))
     logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), len(WORDS)).float() * 50
-    found = task.measure(task.answers(SimpleNamespace(logits=logits), batch), task.test)
+    found = task.measure(task.answers({"logits": logits}, batch), task.test)
     assert found == pytest.approx({"token_accuracy": 1.0, "perplexity": 1.0})
-    assert float(task.loss(SimpleNamespace(logits=logits), batch)) == pytest.approx(0, abs=1e-6)
+    assert float(task.loss({"logits": logits}, batch)) == pytest.approx(0, abs=1e-6)
     nothing = {"labels": torch.full((1, 4), IGNORED)}
-    assert float(task.loss(SimpleNamespace(logits=torch.zeros(1, 4, 9)), nothing)) == 0
+    assert float(task.loss({"logits": torch.zeros(1, 4, 9)}, nothing)) == 0
 
 
 def test_what_cannot_be_learned_is_refused(roots: Roots) -> None:

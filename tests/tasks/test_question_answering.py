@@ -135,7 +135,7 @@ def oracle(task: Any, examples: Any, *, null: dict[int, float] | None = None) ->
             scores[window, place] += 4.0
             if lead is not None:
                 scores[window, none] = scores[window].max() + lead
-    return task.answers(SimpleNamespace(start_logits=logits[0], end_logits=logits[1]), batch)
+    return task.answers({"start_logits": logits[0], "end_logits": logits[1]}, batch)
 
 
 def test_who_knows_the_answers_is_right(roots: Roots) -> None:
@@ -187,9 +187,9 @@ def test_padding_changes_no_loss(roots: Roots) -> None:
     assert alone["input_ids"].shape[1] < both["input_ids"].shape[1]
     logits = torch.randn((2, 1, 70), generator=generator)
 
-    def said(batch: dict[str, torch.Tensor]) -> SimpleNamespace:
+    def said(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         width = batch["input_ids"].shape[1]
-        return SimpleNamespace(start_logits=logits[0, :, :width], end_logits=logits[1, :, :width])
+        return {"start_logits": logits[0, :, :width], "end_logits": logits[1, :, :width]}
 
     padded = {name: rows[:1] for name, rows in both.items()}
     assert task.loss(said(alone), alone) == pytest.approx(float(task.loss(said(padded), padded)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,7 +79,7 @@ def test_the_target_is_what_an_answer_scores(roots: Roots) -> None:
     logits = torch.full((3, len(task.labels)), -20.0)
     logits[:, task.labels.index("blue")] = 20.0
     batch = task.test.batch(torch.arange(3))
-    answers = torch.cat([task.answers(SimpleNamespace(logits=logits), batch)] * 3)
+    answers = torch.cat([task.answers({"logits": logits}, batch)] * 3)
     assert task.measure(answers, task.test)["accuracy"] == pytest.approx((0.6 + 5 / 18 + 1.0) / 3, abs=1e-6)
 
 
@@ -97,10 +96,10 @@ def test_accuracy_is_told_by_answer_type(roots: Roots) -> None:
 def test_the_loss_is_binary_cross_entropy_over_all_labels(roots: Roots) -> None:
     task = load(roots)
     batch = task.train.batch(torch.arange(4))
-    loss = task.loss(SimpleNamespace(logits=torch.zeros(4, len(task.labels))), batch)
+    loss = task.loss({"logits": torch.zeros(4, len(task.labels))}, batch)
     assert float(loss) == pytest.approx(len(task.labels) * math.log(2), abs=1e-5)
     wrong = {**batch, "scores": torch.zeros_like(batch["scores"])}
-    assert float(task.loss(SimpleNamespace(logits=torch.full((4, len(task.labels)), -30.0)), wrong)) < 1e-6
+    assert float(task.loss({"logits": torch.full((4, len(task.labels)), -30.0)}, wrong)) < 1e-6
 
 
 def test_images_of_held_out_questions_are_never_trained_on(roots: Roots) -> None:

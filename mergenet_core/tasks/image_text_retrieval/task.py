@@ -24,7 +24,7 @@ from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tokens import tokenised
 from mergenet_core.tasks.image_text_retrieval.captions import Captioned, read_captioned
 from mergenet_core.tasks.image_text_retrieval.scores import recalls
-from mergenet_core.tasks.task import Examples, Task
+from mergenet_core.tasks.task import Batch, Examples, Outputs, Task
 
 EVALUATION_IMAGES = 32
 """Images of a forward pass when nothing is learned; each comes with all of its captions."""
@@ -74,22 +74,22 @@ class Retrieval:
     targets: frozenset[str] = field(default=frozenset({"image"}))
     evaluation_batch: int = EVALUATION_IMAGES
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Cross entropy over the batch's captions of each image and over its images of each caption, the mean of both.
 
         The model's own learned temperature is in its logits. Another caption of the same image is neither right nor
         wrong: it is left out. Shapes: logits_per_image (b, b).
         """
-        logits_bb, image_b = outputs.logits_per_image.float(), batch["image"]
+        logits_bb, image_b = outputs["logits_per_image"].float(), batch["image"]
         own_b = torch.arange(len(image_b), device=image_b.device)
         twin_bb = (image_b[:, None] == image_b) & (own_b[:, None] != own_b)
         logits_bb = logits_bb.masked_fill(twin_bb, -torch.inf)
         entropy = torch.nn.functional.cross_entropy
         return (entropy(logits_bb, own_b) + entropy(logits_bb.T, own_b)) / 2
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The image and its captions in the joint space. Shapes: (b, (1 + k) · d)."""
-        images_bd, captions_d = outputs.image_embeds, outputs.text_embeds
+        images_bd, captions_d = outputs["image_embeds"], outputs["text_embeds"]
         return torch.cat([images_bd, captions_d.reshape(len(images_bd), -1)], dim=1)
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:

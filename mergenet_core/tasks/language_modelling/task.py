@@ -19,7 +19,7 @@ from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tables import read, texts
 from mergenet_core.tasks.language_modelling.blocks import IGNORED, Blocks, MaskedBlocks, packed, truncated
-from mergenet_core.tasks.task import Examples, Task
+from mergenet_core.tasks.task import Batch, Examples, Outputs, Task
 
 DUPLICATES = 10
 """Masks that a training block is seen under, as in BERT's own data."""
@@ -46,19 +46,19 @@ class LanguageModelling:
     targets: frozenset[str] = frozenset({"labels"})
     evaluation_batch: int = 1  # a forward pass gives a number for every token of the vocabulary at every place
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy over the tokens to predict. Shapes: logits (b, t, v), labels (b, t)."""
-        logits_btv, labels_bt = self._aligned(outputs.logits, batch["labels"])
+        logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
         told_bt = labels_bt != IGNORED
         total = torch.nn.functional.cross_entropy(logits_btv[told_bt].float(), labels_bt[told_bt], reduction="sum")
         return total / told_bt.sum().clamp(min=1)
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Of each block the tokens predicted rightly, the tokens to predict, and the sum of their entropies in nats.
 
         Shapes: (b, 3).
         """
-        logits_btv, labels_bt = self._aligned(outputs.logits, batch["labels"])
+        logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
         rows = []
         for logits_tv, labels_t in zip(logits_btv, labels_bt, strict=True):  # one at a time: a vocabulary is wide
             told_t = labels_t != IGNORED

@@ -22,7 +22,7 @@ from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
 from mergenet_core.tasks.question_answering.squad import Questions, read_questions
 from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
-from mergenet_core.tasks.task import EVALUATION_BATCH, Examples, Task
+from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, Task
 
 ANSWER_TOKENS = 30
 """Longer spans are no answers, as in BERT."""
@@ -45,13 +45,13 @@ class QuestionAnswering:
     targets: frozenset[str] = field(default=TARGETS)
     evaluation_batch: int = EVALUATION_BATCH
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Cross entropy of the span's ends over the tokens of the window, the mean of both. Shapes: logits (b, t)."""
         start_bt, end_bt = _logits(outputs, batch["attention_mask"])
         entropy = torch.nn.functional.cross_entropy
         return (entropy(start_bt, batch["start_positions"]) + entropy(end_bt, batch["end_positions"])) / 2
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The null token's score, the best span's score, its first and its last token. Shapes: (b, 4)."""
         start_bt, end_bt = _logits(outputs, batch["attention_mask"])
         null_b1 = batch["null_position"][:, None]
@@ -112,11 +112,11 @@ def load_questions(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, f
     )
 
 
-def _logits(outputs: Any, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(outputs: Outputs, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of first and last token, of padding as low as can be: a batch's longest window changes no other."""
     lowest = torch.finfo(torch.float32).min
     start_bt, end_bt = (
-        logits.float().masked_fill(mask_bt == 0, lowest) for logits in (outputs.start_logits, outputs.end_logits)
+        logits.float().masked_fill(mask_bt == 0, lowest) for logits in (outputs["start_logits"], outputs["end_logits"])
     )
     return start_bt, end_bt
 

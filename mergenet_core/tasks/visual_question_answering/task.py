@@ -24,7 +24,7 @@ from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read
 from mergenet_core.tasks.data.ragged_tensor import Ragged
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tokens import tokenised
-from mergenet_core.tasks.task import EVALUATION_BATCH, Examples, Task
+from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, Task
 from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy
 from mergenet_core.tasks.visual_question_answering.vqa import Question, Questions, read_questions
 
@@ -76,14 +76,14 @@ class VisualQuestionAnswering:
     targets: frozenset[str] = field(default=frozenset({"scores"}))
     evaluation_batch: int = EVALUATION_BATCH
 
-    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Binary cross entropy summed over labels, each label's score as its probability. Shapes: logits (b, l)."""
         entropy = torch.nn.functional.binary_cross_entropy_with_logits
-        return entropy(outputs.logits.float(), batch["scores"], reduction="sum") / len(batch["scores"])
+        return entropy(outputs["logits"].float(), batch["scores"], reduction="sum") / len(batch["scores"])
 
-    def answers(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The likeliest label. Shapes: (b)."""
-        found_b: Tensor = outputs.logits.argmax(dim=1)
+        found_b: Tensor = outputs["logits"].argmax(dim=1)
         return found_b
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
