@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergenet_core.models.describe import facts
+from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import pair
 from mergenet_core.records.job import Trial
@@ -62,7 +62,7 @@ def exchange(told: dict[str, Any]) -> dict[str, Any]:
     weight = "layers.0.weight"
     named = {"pairs": [{"source": weight, "target": weight}]} if told["method"] == "lpka" else {"include": "no-head"}
     settings = TransferSpec.model_validate({"method": told["method"], "rank": told["rank"], "stop_at": 1.0} | named)
-    pairing = pair(facts(made["source"]), facts(made["target"]), settings)
+    pairing = pair(model_info(made["source"]), model_info(made["target"]), settings)
     matrices = [one for one in pairing.pairs if one.rank is not None]
     engine = open_engine(made["target"], spec, world)
     source = {name: W.detach() for name, W in made["source"].state_dict().items()}

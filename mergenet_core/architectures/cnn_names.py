@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mergenet_core.architectures.schema import Anatomy, Form, Part
+from mergenet_core.architectures.structure import Form, LogicalWeight, ModelStructure
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _STATISTICS = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
@@ -19,8 +19,8 @@ _HALVING = (0, 2, 5, 12)
 """MobileNetV2's blocks that halve an image: nothing is added to what comes out of them, however wide it is."""
 
 
-def read_cnn(shapes: _Shapes) -> Anatomy | None:
-    """The anatomy of a CNN whose names are known here."""
+def read_cnn(shapes: _Shapes) -> ModelStructure | None:
+    """The structure of a CNN whose names are known here."""
     for name in shapes:
         if found := re.fullmatch(r"((?:\w+\.)*?)embedder\.embedder\.convolution\.weight", name):
             return _Reader(shapes, found[1]).resnet()
@@ -36,10 +36,10 @@ class _Reader:
 
     def __init__(self, shapes: _Shapes, prefix: str) -> None:
         self._shapes, self._prefix = shapes, prefix
-        self._parts: list[Part] = []
+        self._parts: list[LogicalWeight] = []
         self._stages: list[int] = []
 
-    def resnet(self) -> Anatomy:
+    def resnet(self) -> ModelStructure:
         """Stem, then stages of basic or bottleneck blocks with a shortcut where the width changes."""
         at = self._convolution("embedder.embedder", "stem.", None, "stem", "channels-in")
         blocks = _numbers(self._shapes, re.escape(self._prefix) + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\..*")
@@ -57,7 +57,7 @@ class _Reader:
             self._stages.append(stage)
         return self._finished("resnet", at)
 
-    def mobilenet_v2(self) -> Anatomy:
+    def mobilenet_v2(self) -> ModelStructure:
         """Stem, inverted residuals, a last pointwise convolution; where width and resolution stay, the axis does."""
         at = self._convolution("conv_stem.first_conv", "stem.", None, "stem", "channels-in")
         at = self._convolution("conv_stem.expand_1x1", "stem.in.", None, "stem.inner", at)
@@ -77,7 +77,7 @@ class _Reader:
         at = self._convolution("conv_1x1", "last.", None, "last", at)
         return self._finished("mobilenet_v2", at)
 
-    def plain(self) -> Anatomy:
+    def plain(self) -> ModelStructure:
         """Blocks in a row, each with channels of its own."""
         at = "channels-in"
         for (layer,) in _numbers(self._shapes, re.escape(self._prefix) + r"blocks\.(\d+)\..*"):
@@ -100,24 +100,24 @@ class _Reader:
         if weight not in self._shapes:
             return inp or out
         form: Form = "convolution" if inp is not None else "depthwise"
-        self._parts.append(Part(weight, f"{role}conv", layer, form, out, inp, tuple(self._shapes[weight])))
+        self._parts.append(LogicalWeight(weight, f"{role}conv", layer, form, out, inp, tuple(self._shapes[weight])))
         for suffix, said in _STATISTICS.items():
             found = f"{self._prefix}{name}.{norm}.{suffix}"
             if found in self._shapes:
                 shape = tuple(self._shapes[found])
-                self._parts.append(Part(found, f"{role}norm.{said}", layer, "vector", out, None, shape))
+                self._parts.append(LogicalWeight(found, f"{role}norm.{said}", layer, "vector", out, None, shape))
         return out
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._shapes.get(f"{self._prefix}{name}.convolution.weight", (0, 0)))
 
-    def _finished(self, family: str, at: str) -> Anatomy:
+    def _finished(self, family: str, at: str) -> ModelStructure:
         for name, shape in self._shapes.items():
             if re.fullmatch(r"(?:classifier(?:\.1)?|head)\.weight", name):
-                self._parts.append(Part(name, "head.weight", None, "matrix", "labels", at, tuple(shape)))
+                self._parts.append(LogicalWeight(name, "head.weight", None, "matrix", "labels", at, tuple(shape)))
             elif re.fullmatch(r"(?:classifier(?:\.1)?|head)\.bias", name):
-                self._parts.append(Part(name, "head.bias", None, "vector", "labels", None, tuple(shape)))
-        return Anatomy("cnn", family, tuple(self._parts), len(self._stages), stages=tuple(self._stages))
+                self._parts.append(LogicalWeight(name, "head.bias", None, "vector", "labels", None, tuple(shape)))
+        return ModelStructure("cnn", family, tuple(self._parts), len(self._stages), stages=tuple(self._stages))
 
 
 def _numbers(shapes: _Shapes, pattern: str) -> list[tuple[int, ...]]:

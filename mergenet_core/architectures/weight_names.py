@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mergenet_core.architectures.schema import Form, Kind
+from mergenet_core.architectures.structure import Form, Kind
 
 
 class Row(NamedTuple):

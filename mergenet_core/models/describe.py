@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 
 
-def facts(
+def model_info(
     model: nn.Module, *, vocabulary: Vocabulary | None = None, labels: tuple[str, ...] | None = None
 ) -> ModelInfo:
     """What pairing needs of a model in memory; the same as `inspect_model` says of it once it is saved."""
@@ -19,6 +19,6 @@ def facts(
     return ModelInfo(config=config.to_dict(), shapes=shapes, vocabulary=vocabulary, labels=labels)
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """How many trainable numbers the model has."""
     return sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)

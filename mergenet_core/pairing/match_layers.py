@@ -10,24 +10,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mergenet_core.architectures.schema import Anatomy, Part
+from mergenet_core.architectures.structure import LogicalWeight, ModelStructure
 
 Place = tuple[str, int | None]
 """A role and the layer it is played in."""
 
 
-def places(anatomy: Anatomy, other: Anatomy) -> list[tuple[Place, Part]]:
+def roles_to_match(structure: ModelStructure, other: ModelStructure) -> list[tuple[Place, LogicalWeight]]:
     """The parts of a model, each with the place by which the other model's part is found."""
-    return [(_place(part, anatomy, other), part) for part in anatomy.parts]
+    return [(_place(part, structure, other), part) for part in structure.weights]
 
 
-def _place(part: Part, anatomy: Anatomy, other: Anatomy) -> Place:
+def _place(part: LogicalWeight, structure: ModelStructure, other: ModelStructure) -> Place:
     role, layer = part.role, part.layer
-    if other.prenorm and not anatomy.prenorm:
-        role, layer = _as_prenorm(role, layer, anatomy.layers)
-    if other.gated and not anatomy.gated:
+    if other.prenorm and not structure.prenorm:
+        role, layer = _as_prenorm(role, layer, structure.layers)
+    if other.gated and not structure.gated:
         role = role.replace("ffn.up", "ffn.gate")
-    if anatomy.family == "mergenet-cnn" and other.family != anatomy.family and layer == 0:
+    if structure.family == "mergenet-cnn" and other.family != structure.family and layer == 0:
         role, layer = f"stem.{role}", None
     return role, layer
 
@@ -43,9 +43,9 @@ def _as_prenorm(role: str, layer: int | None, layers: int) -> Place:
     return role, layer
 
 
-def with_shared_heads(theirs: Anatomy, ours: Anatomy) -> tuple[Anatomy, Anatomy]:
+def with_shared_heads(theirs: ModelStructure, ours: ModelStructure) -> tuple[ModelStructure, ModelStructure]:
     """Give keys the queries' axis and contexts the values' where neither model groups its heads."""
-    if any(anatomy.groups != anatomy.heads for anatomy in (theirs, ours)):
+    if any(structure.groups != structure.heads for structure in (theirs, ours)):
         return theirs, ours
 
     def folded(axis: str | None) -> str | None:
@@ -53,14 +53,16 @@ def with_shared_heads(theirs: Anatomy, ours: Anatomy) -> tuple[Anatomy, Anatomy]
 
     return tuple(  # type: ignore[return-value]
         replace(
-            anatomy,
-            parts=tuple(replace(part, out=folded(part.out) or "", inp=folded(part.inp)) for part in anatomy.parts),
+            structure,
+            weights=tuple(
+                replace(part, out=folded(part.out) or "", inp=folded(part.inp)) for part in structure.weights
+            ),
         )
-        for anatomy in (theirs, ours)
+        for structure in (theirs, ours)
     )
 
 
-def match_layers(theirs: Anatomy, ours: Anatomy) -> dict[int, int]:
+def match_layers(theirs: ModelStructure, ours: ModelStructure) -> dict[int, int]:
     """Target layer → source layer, in order: stage by stage in a CNN, along a chain consecutive from the input.
 
     Elsewhere evenly spaced with the last included, a vision transformer's from the input on.

@@ -1,4 +1,4 @@
-"""Which weight goes with which: by role and layer where the anatomy is known, else by the names a user gave."""
+"""Which weight goes with which: by role and layer where the structure is known, else by the names a user gave."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mergenet_core.architectures.schema import ANCHORS, BASES, STREAMS, Anatomy, Form, Part, axis_kind
+from mergenet_core.architectures.structure import (
+    ANCHORS,
+    INPUT_EMBEDDINGS,
+    RESIDUAL_AXES,
+    Form,
+    LogicalWeight,
+    ModelStructure,
+    axis_kind,
+)
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.pairing.match_layers import match_layers, places, with_shared_heads
+from mergenet_core.pairing.match_layers import match_layers, roles_to_match, with_shared_heads
 from mergenet_core.pairing.result import AxisPair, WeightPair
 from mergenet_core.spec.job import PairSpec
 
@@ -36,8 +44,8 @@ class Matching:
 
     def __init__(
         self,
-        theirs: Anatomy,
-        ours: Anatomy,
+        theirs: ModelStructure,
+        ours: ModelStructure,
         anchors: Anchors,
         unshared: Mapping[str, str],
         *,
@@ -58,12 +66,12 @@ class Matching:
 
     def _match(self) -> None:
         layers = match_layers(self.theirs, self.ours)
-        sources = dict(places(self.theirs, self.ours))
-        words = next((part for part in self.theirs.parts if part.role == "embeddings.word"), None)
+        sources = dict(roles_to_match(self.theirs, self.ours))
+        words = next((part for part in self.theirs.weights if part.role == "embeddings.word"), None)
         if words is not None and self.theirs.shared_head:  # its head is the word embedding, read the other way
-            head = Part(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
+            head = LogicalWeight(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
             sources[("tokens.head.weight", None)] = head
-        for (role, place), mine in places(self.ours, self.theirs):
+        for (role, place), mine in roles_to_match(self.ours, self.theirs):
             layer = None if place is None else layers.get(place)
             if place is not None and layer is None:
                 self.unpaired[mine.name] = f"the source has only {self.theirs.layers} layers"
@@ -82,14 +90,14 @@ class Matching:
         for name, twin in self.ours.tied.items():
             self.unpaired[name] = f"it is {twin} under another name"
 
-    def _no_counterpart(self, mine: Part) -> str:
+    def _no_counterpart(self, mine: LogicalWeight) -> str:
         if mine.role == "ffn.up.weight" and self.ours.gated and not self.theirs.gated:
             return "the source's feed-forward is not gated; its one projection goes to the gate"
         if mine.role == "embeddings.position" and self.theirs.rotary:
             return "the source's positions are turns of queries and keys, which no weight holds"
         return "the source has no weight of this role"
 
-    def _take(self, mine: Part, other: Part) -> None:
+    def _take(self, mine: LogicalWeight, other: LogicalWeight) -> None:
         met = {
             name: self._axis(name, theirs)
             for name, theirs in ((mine.out, other.out), (mine.inp, other.inp))
@@ -103,8 +111,8 @@ class Matching:
             if name in self.axes:
                 continue
             update: dict[str, object] = {"free": not axis.anchored and not known and not self._leads(axis)}
-            if name in STREAMS:
-                makers = (*BASES, "embeddings.project.weight")
+            if name in RESIDUAL_AXES:
+                makers = (*INPUT_EMBEDDINGS, "embeddings.project.weight")
                 basis = other if mine.role in makers else _basis(self.theirs, axis.source)
                 update |= {} if basis is None else {"basis": basis.name, "basis_form": basis.form}
             self.axes[name] = axis.model_copy(update=update)
@@ -135,16 +143,16 @@ class Matching:
     def _leads(self, axis: AxisPair) -> bool:
         return axis.follows is not None and axis.follows in self.axes and not self.axes[axis.follows].free
 
-    def _broken(self, part: Part, other: Part, met: Mapping[str, AxisPair]) -> str | None:
+    def _broken(self, part: LogicalWeight, other: LogicalWeight, met: Mapping[str, AxisPair]) -> str | None:
         for name, axis in met.items():
             if name in ANCHORS and name not in self._anchors:
                 return f"{name} is not shared; {self._unshared.get(name, f'it would be with {ANCHORS[name]}')}"
             if name in self.axes and self.axes[name].source != axis.source:
                 return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
-            if name in STREAMS and axis.source not in STREAMS:
+            if name in RESIDUAL_AXES and axis.source not in RESIDUAL_AXES:
                 return f"the source has no residual stream that could stand for {name} here"
             arrived = name in self._anchors or name in self.axes or (axis.follows or "") in self.axes
-            made = part.role in BASES or (self._free and part.inp is not None)
+            made = part.role in INPUT_EMBEDDINGS or (self._free and part.inp is not None)
             if arrived or (made and part.inp is not None):
                 continue
             if name == part.inp:
@@ -154,10 +162,10 @@ class Matching:
         return None
 
 
-def _basis(theirs: Anatomy, stream: str) -> Part | None:
+def _basis(theirs: ModelStructure, stream: str) -> LogicalWeight | None:
     """The source's weight that tells which directions of its stream speak of the data."""
-    makers = [part for part in theirs.parts if part.role in BASES and stream in (part.out, part.inp)]
-    projects = [part for part in theirs.parts if part.role == "embeddings.project.weight" and part.out == stream]
+    makers = [part for part in theirs.weights if part.role in INPUT_EMBEDDINGS and stream in (part.out, part.inp)]
+    projects = [part for part in theirs.weights if part.role == "embeddings.project.weight" and part.out == stream]
     return next(iter([*projects, *makers]), None)
 
 
@@ -198,7 +206,7 @@ def by_name(source: ModelInfo, target: ModelInfo, wanted: list[PairSpec]) -> lis
     return pairs
 
 
-def _weight_pair(source: Part, target: Part, axes: Mapping[str, AxisPair]) -> WeightPair:
+def _weight_pair(source: LogicalWeight, target: LogicalWeight, axes: Mapping[str, AxisPair]) -> WeightPair:
     parameters = math.prod(target.shape[2:]) if target.form in ("convolution", "depthwise") else 1
     for name in (target.out, target.inp):
         if name is not None and name in axes:

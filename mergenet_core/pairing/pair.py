@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from mergenet_core.architectures.read_anatomy import KNOWN, read_anatomy
-from mergenet_core.architectures.schema import ANCHORS, BASES, ENTRANCES, Anatomy, Kind, axis_kind, matrix_shape
+from mergenet_core.architectures.read_structure import KNOWN, read_structure
+from mergenet_core.architectures.structure import (
+    ANCHORS,
+    INPUT_AXES,
+    INPUT_EMBEDDINGS,
+    Kind,
+    ModelStructure,
+    axis_kind,
+    matrix_shape,
+)
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import NO_MAP, Anchor, Matching, by_name
@@ -43,7 +51,7 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
         named = by_name(source, target, transfer.pairs)
         by: PairedMethod = "lpka-raw" if transfer.method == "lpka-raw" else "lpka"
         return _checked(named, target, transfer, by, "named", {}, {}, {})
-    theirs, ours = read_anatomy(source.shapes, source.config), read_anatomy(target.shapes, target.config)
+    theirs, ours = read_structure(source.shapes, source.config), read_structure(target.shapes, target.config)
     for side, towers, facts in (("source", theirs, source), ("target", ours, target)):
         if not towers:
             raise PairingRefused(
@@ -59,8 +67,8 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
 
 
 def _match_towers(
-    theirs: tuple[Anatomy, ...],
-    ours: tuple[Anatomy, ...],
+    theirs: tuple[ModelStructure, ...],
+    ours: tuple[ModelStructure, ...],
     source: ModelInfo,
     target: ModelInfo,
     method: PairedMethod,
@@ -74,12 +82,12 @@ def _match_towers(
     carried = method not in UNANCHORED
     for tower in ours:
         other, anchors, reasons = _best(theirs, tower, source, target)
-        entrances = [name for name in ENTRANCES if any(name in (part.out, part.inp) for part in tower.parts)]
+        entrances = [name for name in INPUT_AXES if any(name in (part.out, part.inp) for part in tower.weights)]
         unshared |= {_of_tower(name, tower): reason for name, reason in reasons.items()}
         if carried and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
             said = "; ".join(f"{name} is not shared: {_reason(name, reasons)}" for name in entrances)
             missing.append(f"{said}. Shared are {', '.join(anchors) or 'no axes'}")
-            unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.parts}
+            unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.weights}
             continue
         matching = Matching(other, tower, anchors, reasons, carried=carried, free=transfer.allow_unanchored)
         unpaired |= matching.unpaired
@@ -98,13 +106,17 @@ def _match_towers(
 
 
 def _best(
-    theirs: tuple[Anatomy, ...], tower: Anatomy, source: ModelInfo, target: ModelInfo
-) -> tuple[Anatomy, dict[str, Anchor], dict[str, str]]:
+    theirs: tuple[ModelStructure, ...], tower: ModelStructure, source: ModelInfo, target: ModelInfo
+) -> tuple[ModelStructure, dict[str, Anchor], dict[str, str]]:
     """The source's tower that shares what the target's tower reads, and is built most alike."""
     options = [(other, *shared_axes(source, target, other, tower)) for other in theirs]
     return max(
         options,
-        key=lambda option: (any(name in option[1] for name in ENTRANCES), option[0].kind == tower.kind, len(option[1])),
+        key=lambda option: (
+            any(name in option[1] for name in INPUT_AXES),
+            option[0].kind == tower.kind,
+            len(option[1]),
+        ),
     )
 
 
@@ -112,7 +124,7 @@ def _reason(name: str, reasons: Mapping[str, str]) -> str:
     return reasons.get(name, f"it would be with {ANCHORS[name]}")
 
 
-def _of_tower(name: str, tower: Anatomy) -> str:
+def _of_tower(name: str, tower: ModelStructure) -> str:
     return f"{name}@{tower.tower}" if tower.tower and name not in _SEVERAL else name
 
 
@@ -195,7 +207,7 @@ def _checked(
         for entry in pairs
     ]
     taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
-    reason = "not named in transfer.pairs" if kind == "named" else "not known to this anatomy"
+    reason = "not named in transfer.pairs" if kind == "named" else "no role is declared for it"
     told = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
     rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
         name: reason for name, shape in target.shapes.items() if shape and name not in told
@@ -220,7 +232,7 @@ def _read_before_written(pairs: list[WeightPair], axes: Mapping[str, AxisPair]) 
     known = {name for name, axis in axes.items() if axis.anchored or axis.basis is not None}
     found = {}
     for entry in pairs:
-        if entry.inp is None or entry.inp in known or entry.role in BASES:
+        if entry.inp is None or entry.inp in known or entry.role in INPUT_EMBEDDINGS:
             known |= {entry.out} if entry.out is not None and _is_matrix(entry) else set()
         else:
             found[entry.target] = f"anchored makes a map where an axis is written, and {entry.inp} is only read"

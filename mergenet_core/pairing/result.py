@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mergenet_core.architectures.schema import Form, Kind, Stored
+from mergenet_core.architectures.structure import Form, Kind, StoredSlice
 from mergenet_core.records.record import Record
 
 PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw"]
@@ -69,14 +69,14 @@ class WeightPair(Record):
     source_shape: tuple[int, ...]
     """Outputs first, whichever way it is stored; so is the target's."""
     target_shape: tuple[int, ...]
-    source_stored: Stored | None = None
+    source_stored: StoredSlice | None = None
     """Where the source's part lies, if it is not a weight of its own, outputs first."""
-    target_stored: Stored | None = None
+    target_stored: StoredSlice | None = None
     """The same for the target's."""
     layer: int | None = None
     """The target's layer."""
     out: str | None = None
-    """The target's axis in `Pairing.axes`; None where no anatomy is known."""
+    """The target's axis in `Pairing.axes`; None where no structure is known."""
     inp: str | None = None
     rank: int | None = None
     """Rank r of the re-encoding; None for vectors."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mergenet_core.architectures.schema import ANCHORS, Anatomy
+from mergenet_core.architectures.structure import ANCHORS, ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import Anchor
 from mergenet_core.pairing.vocabulary_overlap import LEAST_SHARE, overlap
@@ -16,11 +16,11 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def shared_axes(
-    source: ModelInfo, target: ModelInfo, theirs: Anatomy, ours: Anatomy
+    source: ModelInfo, target: ModelInfo, theirs: ModelStructure, ours: ModelStructure
 ) -> tuple[dict[str, Anchor], dict[str, str]]:
     """The axes that mean the same in both towers, and of those that both have and that do not, the reason."""
-    met = {name for part in ours.parts for name in (part.out, part.inp) if name in ANCHORS}
-    met &= {name for part in theirs.parts for name in (part.out, part.inp)}
+    met = {name for part in ours.weights for name in (part.out, part.inp) if name in ANCHORS}
+    met &= {name for part in theirs.weights for name in (part.out, part.inp)}
     configs = theirs.config, ours.config
     found: dict[str, Anchor] = {}
     reasons: dict[str, str] = {}
@@ -39,8 +39,8 @@ def _shared(
     name: str,
     source: ModelInfo,
     target: ModelInfo,
-    theirs: Anatomy,
-    ours: Anatomy,
+    theirs: ModelStructure,
+    ours: ModelStructure,
     configs: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Anchor | str:
     otherwise = f"it would be with {ANCHORS[name]}"
@@ -57,7 +57,7 @@ def _shared(
         return Anchor(ANCHORS[name])
     if name == "places":
         return otherwise if _differ(configs, "image_size", "patch_size") else Anchor(ANCHORS[name])
-    mine, other = (_entry_shapes(anatomy, name) for anatomy in (ours, theirs))
+    mine, other = (_entry_shapes(structure, name) for structure in (ours, theirs))
     if mine != other:
         return f"{_told(other)} in the source, {_told(mine)} here; {otherwise}"
     if _differ(configs, "image_size" if name == "pixels" else "num_channels"):
@@ -65,7 +65,9 @@ def _shared(
     return Anchor(ANCHORS[name])
 
 
-def _vocabulary(source: ModelInfo, target: ModelInfo, theirs: Anatomy, ours: Anatomy) -> Anchor | str | None:
+def _vocabulary(
+    source: ModelInfo, target: ModelInfo, theirs: ModelStructure, ours: ModelStructure
+) -> Anchor | str | None:
     if source.vocabulary is None or target.vocabulary is None:
         return None
     if source.vocabulary == target.vocabulary:
@@ -96,9 +98,11 @@ def _differ(configs: tuple[Mapping[str, Any], Mapping[str, Any]], *fields: str) 
     return any(None not in both and both[0] != both[1] for both in said)
 
 
-def _entry_shapes(anatomy: Anatomy, axis: str) -> set[tuple[int, ...]]:
+def _entry_shapes(structure: ModelStructure, axis: str) -> set[tuple[int, ...]]:
     """What a weight reads from an axis; a filter's kernel may differ, a patch is read whole."""
-    return {part.shape[1:2] if axis == "channels-in" else part.shape[1:] for part in anatomy.parts if part.inp == axis}
+    return {
+        part.shape[1:2] if axis == "channels-in" else part.shape[1:] for part in structure.weights if part.inp == axis
+    }
 
 
 def _told(shapes: Iterable[tuple[int, ...]]) -> str:

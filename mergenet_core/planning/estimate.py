@@ -14,7 +14,7 @@ from typing import Any
 from mergenet_core.errors import TooLarge
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import Pairing
-from mergenet_core.planning.memory import CONTEXT_BYTES, Need, Strategy, need, transfer_need
+from mergenet_core.planning.memory import CONTEXT_BYTES, ProcessMemory, Strategy, process_memory, transfer_memory
 from mergenet_core.records.record import Record
 from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.spec.job import JobSpec, ResourcesSpec
@@ -29,7 +29,7 @@ class Estimate(Record):
 
     target_parameters: int | None
     source_parameters: int | None
-    strategies: tuple[Need, ...] = ()
+    strategies: tuple[ProcessMemory, ...] = ()
     """A trial's process under each strategy that the number of devices allows; the largest trial counts."""
     memory_bytes: int | None
     """Of a process under the job's strategy, at its fullest moment; of its GPU, where it would get one."""
@@ -40,7 +40,7 @@ class Estimate(Record):
     steps: int
     """Optimizer steps of all trials together."""
 
-    def under(self, strategy: str) -> Need | None:
+    def under(self, strategy: str) -> ProcessMemory | None:
         """What a process needs under a strategy."""
         return next((need for need in self.strategies if need.strategy == strategy), None)
 
@@ -58,12 +58,12 @@ def estimate(
         return Estimate(
             target_parameters=counts[1], source_parameters=counts[0], memory_bytes=None, disk_bytes=None, steps=steps
         )
-    needed = [transfer_need(pairing, spec.transfer) for pairing in pairings] or [(0, 0)]
+    needed = [transfer_memory(pairing, spec.transfer) for pairing in pairings] or [(0, 0)]
     beside, exchanged = (max(numbers) for numbers in zip(*needed, strict=True))
     return Estimate(
         target_parameters=counts[1],
         source_parameters=counts[0],
-        strategies=tuple(_need(name, spec, source, target, beside) for name in _possible(spec.resources)),
+        strategies=tuple(_trial_memory(name, spec, source, target, beside) for name in _possible(spec.resources)),
         memory_bytes=None,
         disk_bytes=_disk(spec, trained, *(count or 0 for count in counts)),
         transfer_numbers=exchanged,
@@ -76,21 +76,23 @@ def _possible(resources: ResourcesSpec) -> tuple[Strategy, ...]:
     return ("ddp", "fsdp2", "zero1", "zero2", "zero3") if several else ("single", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def _need(name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, beside: int) -> Need:
+def _trial_memory(name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, beside: int) -> ProcessMemory:
     """The largest of a job's trials under a strategy: an arm, with a source or teacher beside it, or the source.
 
     `beside` are the bytes that a transfer adds to an arm.
     """
     learned, own = spec.source.data or spec.target.data, None
     if spec.source.train is not None:
-        own = need(name, source, learned, spec.source.train, spec.resources)
+        own = process_memory(name, source, learned, spec.source.train, spec.resources)
     if spec.source.mode == "joint" and own is not None:
         beside += own.device_bytes
-    arm = need(name, target, spec.target.data, spec.train, spec.resources, beside)
+    arm = process_memory(name, target, spec.target.data, spec.train, spec.resources, beside)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
     if teacher and any("distill" in arm for arm in spec.arms):
-        found.append(need(name, source, spec.target.data, teacher, spec.resources, _BYTES * (_count(target) or 0)))
+        found.append(
+            process_memory(name, source, spec.target.data, teacher, spec.resources, _BYTES * (_count(target) or 0))
+        )
     return max(found, key=lambda one: one.memory_bytes)
 
 
@@ -116,14 +118,14 @@ def suitable(resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> list[Wo
     ]
 
 
-def fits(needed: Need, resources: ResourcesSpec, worker: WorkerInfo) -> bool:
+def fits(needed: ProcessMemory, resources: ResourcesSpec, worker: WorkerInfo) -> bool:
     """Whether a process's need fits a device; processes on a CPU share the host's memory."""
     if _on_cpu(resources, worker):
         return needed.memory_bytes * resources.devices <= worker.memory_bytes
     return needed.device_bytes + CONTEXT_BYTES <= worker.memory_bytes
 
 
-def told_bytes(needed: Need, resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> int:
+def required_bytes(needed: ProcessMemory, resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> int:
     """What to compare with a measured peak: of the device where trials would get a GPU, else all of the process."""
     able = suitable(resources, workers)
     if able and not any(_on_cpu(resources, worker) for worker in able):
@@ -209,7 +211,7 @@ def _advice(found: Estimate, resources: ResourcesSpec, able: Sequence[WorkerInfo
     return "Take more devices, a smaller batch, more micro_batches, or a smaller target or source"
 
 
-def _told(needed: Need, resources: ResourcesSpec, worker: WorkerInfo) -> str:
+def _told(needed: ProcessMemory, resources: ResourcesSpec, worker: WorkerInfo) -> str:
     if _on_cpu(resources, worker):
         each = gigabytes(needed.memory_bytes)
         return each if resources.devices == 1 else f"{resources.devices} × {each}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mergenet_core.architectures.schema import matrix_shape
+from mergenet_core.architectures.structure import matrix_shape
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import AxisPair, Pairing
 from mergenet_core.records.record import Record
@@ -43,7 +43,7 @@ _TAKEN = 3
 """Copies of a weight's part while a transfer or the optimizer changes it."""
 
 
-class Need(Record):
+class ProcessMemory(Record):
     """What a process needs under a strategy, in bytes; on a CPU all of it is the host's memory."""
 
     strategy: Strategy
@@ -96,14 +96,14 @@ def sizes(facts: ModelInfo) -> Sizes:
     return Sizes(sum(blocks.values()) + rest, max(blocks.values(), default=0), rest, largest)
 
 
-def need(
+def process_memory(
     strategy: Strategy,
     target: ModelInfo,
     data: DataSpec,
     train: TrainSpec,
     resources: ResourcesSpec,
     transfer_bytes: int = 0,
-) -> Need:
+) -> ProcessMemory:
     """What a process needs to train a model under a strategy.
 
     Equation: weights, gradients and k moments are N each, N/P where the strategy cuts them; ZeRO adds single-precision
@@ -150,7 +150,7 @@ def need(
         held_at_host += weights
     static = weights + gradients + optimizer - held_at_host + transfer_bytes
     best = _BYTES * (whole if strategy in ("single", "ddp") else part)
-    return Need(
+    return ProcessMemory(
         strategy=strategy,
         weights=weights,
         gradients=gradients,
@@ -243,7 +243,7 @@ def _drops(config: Mapping[str, Any]) -> bool:
     return float(next((config[name] for name in names if config.get(name) is not None), default)) > 0
 
 
-def transfer_need(pairing: Pairing, spec: TransferSpec) -> tuple[int, int]:
+def transfer_memory(pairing: Pairing, spec: TransferSpec) -> tuple[int, int]:
     """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
 
     Equation: factors r(M + N) of the source, r(m + n) once projected; the adapter four times (its gradient and

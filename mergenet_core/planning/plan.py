@@ -37,8 +37,8 @@ from mergenet_core.planning.estimate import (
     check_machine,
     choose,
     estimate,
+    required_bytes,
     suitable,
-    told_bytes,
 )
 from mergenet_core.planning.memory import Strategy
 from mergenet_core.records.job import Trial, Way
@@ -117,7 +117,7 @@ def _plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerInfo]
     found = estimate(spec, source, target, pairings, sum(trial.kind == "arm" for trial in laid_out))
     strategy = choose(found, spec, workers)
     needed = found.under(strategy)
-    told = None if needed is None else told_bytes(needed, spec.resources, workers)
+    told = None if needed is None else required_bytes(needed, spec.resources, workers)
     found = found.model_copy(update={"memory_bytes": told})
     check_machine(found, strategy, spec, home, workers, notes)
     if spec.resources.strategy == "auto" and strategy != "single":

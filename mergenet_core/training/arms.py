@@ -15,7 +15,7 @@ from mergenet_core.model_files.composite_config import image_part, text_part
 from mergenet_core.model_files.knowledge_pack import unpack
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
-from mergenet_core.models.describe import facts, parameters
+from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import folder_of, load_target
 from mergenet_core.models.packs import open_source, open_states, source_rank
 from mergenet_core.models.processors import processor_folder
@@ -80,8 +80,8 @@ def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tup
     learner = prepare_learner(
         job.source.model, job.source_task, data, None, roots, building(spec, world), seed=seed, field="source"
     )
-    count = parameters(learner.model)
-    known = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
+    count = count_parameters(learner.model)
+    known = model_info(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(spec, world, seed)
     return Arm(Training(engine, learner.task, seed=seed, field="source.train"), learner.task, count), known
 
@@ -98,8 +98,8 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
     learner = prepare_learner(
         job.target.model, job.target.task, job.target.data, heir, roots, parts, seed=seed, field="target"
     )
-    count = parameters(learner.model)
-    target = facts(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
+    count = count_parameters(learner.model)
+    target = model_info(learner.model, vocabulary=learner.vocabulary, labels=learner.task.labels)
     engine = learner.engine(job.train, world, seed)
     training = Training(engine, learner.task, seed=seed)
     if job.source.mode == "joint":

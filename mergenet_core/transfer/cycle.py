@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.architectures.schema import Stored
+from mergenet_core.architectures.structure import StoredSlice
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import Written
@@ -85,7 +85,7 @@ class Transfer:
     def start(self) -> None:
         """Write what needs no training, before step 0."""
         for part in self._start or ():
-            stored = part.pair.target_stored or Stored(name=part.pair.target)
+            stored = part.pair.target_stored or StoredSlice(name=part.pair.target)
             view = WeightView(self._target[stored.name], part.pair.form)
             write = view.write_columns_ if stored.transposed else view.write_rows_
             write(part.rows + (stored.rows[0] if stored.rows else 0), part.values)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from mergenet_core.architectures.schema import Stored
+from mergenet_core.architectures.structure import StoredSlice
 from mergenet_core.pairing.result import Pairing
 from mergenet_core.transfer.reencode import Factored
 
@@ -34,7 +34,7 @@ class Parts(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def part_of(W: Tensor, stored: Stored) -> Tensor:
+def part_of(W: Tensor, stored: StoredSlice) -> Tensor:
     """A part of a weight, outputs first, sharing its storage."""
     W = W.T if stored.transposed else W
     return W if stored.rows is None else W[slice(*stored.rows)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mergenet_core.models.describe import facts
+from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
@@ -44,7 +44,7 @@ def count(strategy: str, spec: TransferSpec) -> int:
         )
         for units in (SHAPE[0] // 2, SHAPE[0])
     )
-    pairing = pair(facts(source), facts(target), spec)
+    pairing = pair(model_info(source), model_info(target), spec)
     assert [one.target for one in pairing.pairs if one.rank is not None] == [WEIGHT]
     engine = open_engine(target, train, open_world(resources, "fp32"))
     weights = {name: W.detach() for name, W in source.state_dict().items()}

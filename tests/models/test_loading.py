@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.model_info import Vocabulary
 from mergenet_core.model_files.read_model import inspect_model
-from mergenet_core.models.describe import facts, parameters
+from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import SourceWeights, build, folder_of, load_target, load_trained
 from mergenet_core.models.processors import load_tokenizer, processor_folder
 from mergenet_core.spec.job import ModelSpec
@@ -79,11 +79,11 @@ def test_the_source_is_a_state_dict_in_single_precision(world: Roots, tmp_path: 
 def test_facts_in_memory_are_those_on_disk(world: Roots) -> None:
     folder = world.models[0] / "classifier"
     model = load_trained(folder, TEXT, LABELS, seed=0)
-    found, read = facts(model, vocabulary=Vocabulary("v"), labels=LABELS), inspect_model(folder)
+    found, read = model_info(model, vocabulary=Vocabulary("v"), labels=LABELS), inspect_model(folder)
     assert found.shapes == read.shapes
     assert found.labels == read.labels
     assert found.config["hidden_size"] == read.config["hidden_size"]
-    assert parameters(model) == sum(weight.numel() for weight in model.parameters())
+    assert count_parameters(model) == sum(weight.numel() for weight in model.parameters())
 
 
 def poison(world: Roots, tmp_path: Path) -> Path:

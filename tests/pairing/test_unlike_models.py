@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers as tf
 
-from mergenet_core.architectures.read_anatomy import read_anatomy
+from mergenet_core.architectures.read_structure import read_structure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import inspect_model
-from mergenet_core.models.describe import facts
+from mergenet_core.models.describe import model_info
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.parts import part_of
@@ -75,7 +75,7 @@ def saved(tmp_path: Path) -> Callable[..., ModelInfo]:
 
 def made(model: tf.PreTrainedModel, words: tuple[str, ...] = WORDS) -> ModelInfo:
     vocabulary = Vocabulary("".join(words), {word: row for row, word in enumerate(words)})
-    return facts(model, vocabulary=vocabulary, labels=("ant", "bee"))
+    return model_info(model, vocabulary=vocabulary, labels=("ant", "bee"))
 
 
 def sources(pairing: Pairing) -> dict[str, str]:
@@ -231,8 +231,8 @@ def test_resnets_of_another_width_and_depth_are_carried_from_the_stem_to_the_hea
 
 
 def test_without_a_shortcut_a_stage_goes_on_with_the_axis_before() -> None:
-    (anatomy,) = read_anatomy(made(resnet((1, 1), (8, 16), "basic")).shapes)
-    axes = {part.name: part.out for part in anatomy.parts}
+    (structure,) = read_structure(made(resnet((1, 1), (8, 16), "basic")).shapes)
+    axes = {part.name: part.out for part in structure.weights}
     assert axes["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"] == "stem"
     assert axes["resnet.encoder.stages.1.layers.0.layer.1.convolution.weight"] == "stage.1"
 
@@ -247,7 +247,7 @@ def test_a_stage_begins_where_an_image_is_halved_however_narrow_it_is(expands: b
     assert [block.use_residual for block in blocks[:3]] == [False, True, False]
     assert blocks[0].conv_3x3.convolution.in_channels == blocks[1].conv_3x3.convolution.in_channels
     assert len({block.reduce_1x1.convolution.out_channels for block in blocks[:5]}) == 1
-    axes = [{part.name: part.out for part in read_anatomy(made(model).shapes)[0].parts} for model in (narrow, wide)]
+    axes = [{part.name: part.out for part in read_structure(made(model).shapes)[0].weights} for model in (narrow, wide)]
     assert axes[0] == axes[1]
     pairing = pair(made(wide), made(narrow), TransferSpec())
     assert not pairing.unpaired

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.models.describe import facts
+from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.planning.plan import make_plan
@@ -47,7 +47,9 @@ def full(method: MethodName) -> Pairing:
 def of(config: dict[str, object]) -> ModelInfo:
     """A model from scratch as pairing knows it."""
     labels = ("a", "b")
-    return facts(build(config, "image-classification", labels, seed=0, overrides={}), vocabulary=None, labels=labels)
+    return model_info(
+        build(config, "image-classification", labels, seed=0, overrides={}), vocabulary=None, labels=labels
+    )
 
 
 def narrow(method: MethodName) -> JobSpec:

@@ -9,7 +9,7 @@ import transformers as tf
 from torch import nn
 
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
-from mergenet_core.models.describe import facts
+from mergenet_core.models.describe import model_info
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.cycle import Transfer
@@ -28,7 +28,7 @@ def bert() -> nn.Module:
 
 def known(model: nn.Module, words: tuple[str, ...] = WORDS) -> ModelInfo:
     vocabulary = Vocabulary("".join(words), {word: row for row, word in enumerate(words)})
-    return facts(model, vocabulary=vocabulary, labels=("ant", "bee"))
+    return model_info(model, vocabulary=vocabulary, labels=("ant", "bee"))
 
 
 def projected(source: nn.Module, target: nn.Module, words: tuple[str, ...] = WORDS, **spec: Any) -> dict[str, Any]:

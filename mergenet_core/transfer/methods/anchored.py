@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.architectures.read_anatomy import BASES
+from mergenet_core.architectures.structure import INPUT_EMBEDDINGS
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import anchored_map
@@ -86,7 +86,7 @@ class Anchored:
         if axis.startswith("values."):  # heads move as they do for queries and keys
             return f"queries.{axis.rpartition('.')[2]}.key" not in self.parameters
         if self._pairing.axes[axis].basis is not None:
-            return pair.role in BASES
+            return pair.role in INPUT_EMBEDDINGS
         return not self._pairing.axes[axis].anchored
 
     def retake(self, source: Mapping[str, Tensor]) -> None:

@@ -30,15 +30,15 @@ ANCHORS = {
     "labels": "labels of the same names",
 }
 """Axes that can mean the same in two models, and what makes them do so."""
-ENTRANCES = ("vocabulary", "patches", "pixels", "channels-in")
+INPUT_AXES = ("vocabulary", "patches", "pixels", "channels-in")
 """The axes that data comes in by: if none is shared, nothing behind it means the same."""
-BASES = ("embeddings.word", "embeddings.patch")
+INPUT_EMBEDDINGS = ("embeddings.word", "embeddings.patch")
 """Roles whose weight speaks of the data on one axis and of the residual stream on the other."""
-STREAMS = ("stream", "embedded")
+RESIDUAL_AXES = ("stream", "embedded")
 """Axes that run through a model along its skip connections: each has one map, taken from the weight that makes it."""
 
 
-class Stored(Record):
+class StoredSlice(Record):
     """Where a part lies in a model's state dict, if it is not a weight of its own, outputs first."""
 
     name: str
@@ -49,13 +49,13 @@ class Stored(Record):
 
 
 @dataclass(frozen=True)
-class Part:
+class LogicalWeight:
     """One weight of a model, seen as a matrix (a convolution: one a kernel position) between two named axes."""
 
     name: str
     """Its name in the state dict; a part of a fused weight has its rows behind, `c_attn.weight[0:64]`."""
     role: str
-    """The same for the same part in every layer and every family of the anatomy."""
+    """The same for the same part in every layer and every family."""
     layer: int | None
     form: Form
     """`gain` is a vector that scales the residual stream; an `embedding` is stored rows × stream; `depthwise` has one
@@ -64,17 +64,17 @@ class Part:
     inp: str | None
     shape: tuple[int, ...]
     """Of the part, outputs first, whichever way it is stored."""
-    stored: Stored | None = None
+    stored: StoredSlice | None = None
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelStructure:
     """A model, or a tower of one, as its parts, in the order that data passes through them."""
 
     kind: Kind
     family: str
     """Models of one family are built alike: their parts correspond layer by layer."""
-    parts: tuple[Part, ...]
+    weights: tuple[LogicalWeight, ...]
     layers: int
     tower: str = ""
     """What stands before the names of its body; empty where the model is not made of several."""
@@ -100,15 +100,15 @@ class Anatomy:
     def sizes(self) -> dict[str, int]:
         """The size of every axis."""
         found: dict[str, int] = {}
-        for part in self.parts:
-            out, inp = part_sizes(part.shape, part.form)
+        for part in self.weights:
+            out, inp = axis_sizes(part.shape, part.form)
             found.setdefault(part.out, out)
             if part.inp is not None:
                 found.setdefault(part.inp, inp)
         return found
 
 
-def part_sizes(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
+def axis_sizes(shape: tuple[int, ...], form: Form) -> tuple[int, int]:
     """Entries of a part's output and input axis; 1 where it has no input axis."""
     if form == "embedding":
         return shape[-2] if len(shape) > 1 else 1, shape[-1]

@@ -13,10 +13,18 @@ from functools import cache
 from typing import Any
 
 from mergenet_core.architectures.cnn_names import read_cnn
-from mergenet_core.architectures.schema import ANCHORS, BASES, Anatomy, Form, Kind, Part, Stored
+from mergenet_core.architectures.structure import (
+    ANCHORS,
+    INPUT_EMBEDDINGS,
+    Form,
+    Kind,
+    LogicalWeight,
+    ModelStructure,
+    StoredSlice,
+)
 from mergenet_core.architectures.weight_names import SPELLINGS, Row, Spelling
 
-__all__ = ["ANCHORS", "BASES", "KNOWN", "Anatomy", "Form", "Kind", "Part", "read_anatomy"]
+__all__ = ["ANCHORS", "INPUT_EMBEDDINGS", "KNOWN", "Form", "Kind", "LogicalWeight", "ModelStructure", "read_structure"]
 
 KNOWN = (
     "encoders (bert, roberta, distilbert, electra, clip's text tower), decoders (llama, mistral, qwen2, gpt2), vit and "
@@ -26,7 +34,7 @@ _TIED_BY_DEFAULT = {"llama": False}
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_anatomy(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tuple[Anatomy, ...]:
+def read_structure(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tuple[ModelStructure, ...]:
     """The towers of a model, empty where no table knows it; most models are one tower."""
     config = config or {}
     cnn = read_cnn(shapes)
@@ -46,14 +54,14 @@ def read_anatomy(shapes: _Shapes, config: Mapping[str, Any] | None = None) -> tu
         return tuple(replace(tower, tower="") for tower in towers)
     taken: set[str] = set()
     for place, tower in enumerate(towers):  # a head that two towers could own is the first one's
-        towers[place] = replace(tower, parts=tuple(part for part in tower.parts if part.name not in taken))
-        taken |= {part.name for part in tower.parts}
+        towers[place] = replace(tower, weights=tuple(part for part in tower.weights if part.name not in taken))
+        taken |= {part.name for part in tower.weights}
     return tuple(towers)
 
 
 def _read_tower(
     shapes: _Shapes, prefix: str, spellings: Iterable[Spelling], config: Mapping[str, Any]
-) -> Anatomy | None:
+) -> ModelStructure | None:
     own = _config_of(prefix, config)
     kind = own.get("model_type")
     fitting = [spelling for spelling in spellings if not spelling.types or kind is None or kind in spelling.types]
@@ -67,10 +75,10 @@ def _read_tower(
         return None
     heads = _first(own, ("num_attention_heads", "n_heads", "n_head"), 12)  # as in every config of these families
     tied = bool(own.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(spelling.family, True)))
-    anatomy = Anatomy(
+    structure = ModelStructure(
         kind=spelling.kind,
         family=spelling.family,
-        parts=tuple(_axes_of_this_model(parts, layers, tied=tied)),
+        weights=tuple(_axes_of_this_model(parts, layers, tied=tied)),
         layers=layers,
         tower=prefix.rstrip("."),
         heads=heads,
@@ -81,11 +89,11 @@ def _read_tower(
         config=own,
         shared_head=tied and spelling.kind in ("encoder", "decoder"),
     )
-    return _with_ties(anatomy, shapes) if anatomy.shared_head else anatomy
+    return _with_ties(structure, shapes) if structure.shared_head else structure
 
 
-def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[Part]:
-    found: list[tuple[int, Part]] = []
+def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[LogicalWeight]:
+    found: list[tuple[int, LogicalWeight]] = []
     body = [(name, len(prefix)) for name in shapes if name.startswith(prefix)]
     ends = [(name, start) for name in shapes for start in _starts(name)]
     rows = [(row, body) for row in spelling.body] + [(row, ends) for row in spelling.ends]
@@ -97,7 +105,7 @@ def _match(shapes: _Shapes, prefix: str, spelling: Spelling) -> list[Part]:
                 found.append((place, _part(name, tuple(shapes[name]), row, layer)))
     last = max((place for place, part in found if part.layer is not None), default=0)
 
-    def forward(entry: tuple[int, Part]) -> tuple[int, int, int]:
+    def forward(entry: tuple[int, LogicalWeight]) -> tuple[int, int, int]:
         place, part = entry
         if part.layer is not None:
             return (1, part.layer, place)
@@ -116,7 +124,7 @@ def _starts(name: str) -> list[int]:
     return [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
 
 
-def _part(name: str, shape: tuple[int, ...], row: Row, layer: int | None) -> Part:
+def _part(name: str, shape: tuple[int, ...], row: Row, layer: int | None) -> LogicalWeight:
     out, inp = (axis and axis.format(n=layer, p=(layer or 0) - 1) for axis in (row.out, row.inp))
     if row.transposed:
         shape = shape[::-1]
@@ -126,12 +134,12 @@ def _part(name: str, shape: tuple[int, ...], row: Row, layer: int | None) -> Par
     if row.third is not None:
         size = shape[0] // 3
         rows, shape = (row.third * size, (row.third + 1) * size), (size, *shape[1:])
-    stored = Stored(name=name, transposed=row.transposed, rows=rows) if row.transposed or rows else None
+    stored = StoredSlice(name=name, transposed=row.transposed, rows=rows) if row.transposed or rows else None
     own = f"{name}[{rows[0]}:{rows[1]}]" if rows else name
-    return Part(own, row.role, layer, row.form, out or "", inp, shape, stored)
+    return LogicalWeight(own, row.role, layer, row.form, out or "", inp, shape, stored)
 
 
-def _axes_of_this_model(parts: Iterable[Part], layers: int, *, tied: bool) -> Iterable[Part]:
+def _axes_of_this_model(parts: Iterable[LogicalWeight], layers: int, *, tied: bool) -> Iterable[LogicalWeight]:
     """Names that depend on what else the model has: where embeddings are narrower, where there is no pooler."""
     parts = list(parts)
     roles = {part.role for part in parts}
@@ -150,17 +158,17 @@ def _axes_of_this_model(parts: Iterable[Part], layers: int, *, tied: bool) -> It
         yield replace(part, out=axes[0] or "", inp=axes[1], form="gain" if gain else part.form)
 
 
-def _with_ties(anatomy: Anatomy, shapes: _Shapes) -> Anatomy:
+def _with_ties(structure: ModelStructure, shapes: _Shapes) -> ModelStructure:
     """Takes out the head that is the word embedding under another name."""
-    words = next((part for part in anatomy.parts if part.role == "embeddings.word"), None)
+    words = next((part for part in structure.weights if part.role == "embeddings.word"), None)
     if words is None:
-        return anatomy
-    tied = {part.name: words.name for part in anatomy.parts if part.role == "tokens.head.weight"}
-    bias = next((part.name for part in anatomy.parts if part.role == "tokens.head.bias"), None)
+        return structure
+    tied = {part.name: words.name for part in structure.weights if part.role == "tokens.head.weight"}
+    bias = next((part.name for part in structure.weights if part.role == "tokens.head.bias"), None)
     if bias is not None:
         doubles = (f"{head.removesuffix('.weight')}.bias" for head in tied)
         tied |= {double: bias for double in doubles if double in shapes and double != bias}
-    return replace(anatomy, parts=tuple(part for part in anatomy.parts if part.name not in tied), tied=tied)
+    return replace(structure, weights=tuple(part for part in structure.weights if part.name not in tied), tied=tied)
 
 
 def _config_of(prefix: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
