@@ -25,8 +25,7 @@ from mergenet_core.records.job import TERMINAL, Trial, TrialResult
 from mergenet_core.results.report import ArmReport, Difference, Report, build_report, difference, markdown, picked
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
-from service.client.client import Client
-from service.schemas import JobView
+from service.client import Client, JobView
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

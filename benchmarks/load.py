@@ -23,7 +23,7 @@ import psutil
 from stack import running_service
 from transformers import BertConfig, BertModel
 
-from service.client.client import Client
+from service.client import Client
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]
 

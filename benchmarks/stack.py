@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.client.client import Client
+from service.client import Client
 from service.client.profile import read_profile
 
 START_SECONDS = 90

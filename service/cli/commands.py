@@ -11,13 +11,14 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from mergenet_core import __version__
 from mergenet_core.errors import MergeNetError, PathRefused, StorageFull, Unavailable
 from mergenet_core.spec.job import JobSpec
 from service.cli import render
-from service.cli.job_file import Override, read_document
+from service.cli.job_file import Override, read_document, read_scopes
 from service.cli.pairing_svg import draw
 from service.cli.watch import watch_job
-from service.client.client import Client
+from service.client import Client
 from service.client.profile import DEFAULT_HOME, Profile, find_profile
 from service.schemas import JobView
 
@@ -25,33 +26,56 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Make a model better with what another, unlike model knows.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a model with knowledge transferred from the weights of another, different model.",
 )
-keys_app = typer.Typer(no_args_is_help=True, help="Who may use the service, and for what.")
+keys_app = typer.Typer(no_args_is_help=True, help="List, create and revoke API keys.")
 app.add_typer(keys_app, name="keys")
-devices_app = typer.Typer(no_args_is_help=True, help="What the hosts lend to trials; `mergenet workers` lists it.")
+devices_app = typer.Typer(no_args_is_help=True, help="Manage the hosts' devices; `mergenet workers` lists them.")
 app.add_typer(devices_app, name="devices")
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 LINE_WIDTH = 200
-"""Off a terminal, where nothing says how wide a line may be."""
+"""Line width where the output is not a terminal."""
 
-Document = Annotated[Path, typer.Argument(help="The job document, YAML or JSON; - reads standard input.")]
-JobId = Annotated[str, typer.Argument(help="The job's id.")]
+Document = Annotated[Path, typer.Argument(help="Job document, YAML or JSON; - reads standard input.")]
+KeyName = Annotated[str, typer.Argument(help="Name of the key.")]
+JobId = Annotated[str, typer.Argument(help="Job id.")]
 Home = Annotated[
     Path | None,
-    typer.Option(help="Folder of a `mergenet up`, to find its address and key. [default: MERGENET_HOME]"),
+    typer.Option(help="Home folder of a `mergenet up`, which holds its address and key.", show_default="MERGENET_HOME"),
 ]
-LocalHome = Annotated[Path, typer.Option(envvar="MERGENET_HOME", help="Folder of jobs, results, records and logs.")]
-Models = Annotated[Path, typer.Option(help="Folder that job documents name models in.")]
-Data = Annotated[Path, typer.Option(help="Folder that job documents name data in.")]
+LocalHome = Annotated[Path, typer.Option(envvar="MERGENET_HOME", help="Folder for jobs, results, records and logs.")]
+Models = Annotated[Path, typer.Option(help="Folder in which job documents name models.")]
+Data = Annotated[Path, typer.Option(help="Folder in which job documents name data.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, max=64, help="Trials to train at a time. [default: MERGENET_WORKERS, or one a GPU, or one]"),
+    typer.Option(
+        min=0,
+        max=64,
+        help="Trials to train at the same time.",
+        show_default="MERGENET_WORKERS, or one for each GPU, or one",
+    ),
 ]
-Arms = Annotated[str | None, typer.Option(help="Arms instead of the document's: a,b,c, or all.")]
-Seeds = Annotated[str | None, typer.Option(help="Seeds instead of the document's: 0,1,2.")]
+Arms = Annotated[
+    str | None, typer.Option(help="Arms to train instead of the document's, such as transfer,control, or all.")
+]
+Seeds = Annotated[str | None, typer.Option(help="Seeds to use instead of the document's, such as 0,1,2.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mergenet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -60,17 +84,17 @@ def up(
     models: Models = Path("models"),
     data: Data = Path("data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     workers: Workers = None,
 ) -> None:
-    """Start the service on this machine: Redis, the API and workers; Ctrl-C stops all of it."""
+    """Start the service on this machine: Redis, the API and workers. Ctrl-C stops all of them."""
     from service.local.local_service import LocalOptions, run_service
 
     def ready(profile: Profile) -> None:
-        console.print(f"[bold]{profile.url}[/bold] is up; API documentation at {profile.url}/docs")
-        console.print(f"address and key are in {home}/client.json; logs are in {home}/logs; Ctrl-C stops it")
+        console.print(f"The service is running at [bold]{profile.url}[/bold]; API documentation: {profile.url}/docs")
+        console.print(f"Address and API key: {home}/client.json. Logs: {home}/logs. Press Ctrl-C to stop.")
 
-    with _sentences():
+    with _errors_as_text():
         run_service(LocalOptions(home, models, data, host, port, workers), ready)
 
 
@@ -78,21 +102,23 @@ def up(
 def run(
     document: Document,
     home: LocalHome = DEFAULT_HOME,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result; it stays in the home otherwise.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result.", show_default="the job's folder in the home")
+    ] = None,
     models: Models = Path("models"),
     data: Data = Path("data"),
     workers: Workers = None,
     arms: Arms = None,
     seeds: Seeds = None,
 ) -> None:
-    """Run one job on this machine from nothing: start, submit, watch, download, stop.
+    """Run one job on this machine: start the service, submit, watch, download, stop the service.
 
-    When it was interrupted, the same command goes on from the last checkpoint.
+    After an interruption the same command continues from the last checkpoint.
     """
     from service.cli.run import run_job
     from service.local.local_service import LocalOptions
 
-    with _sentences():
+    with _errors_as_text():
         spec = read_document(document, Override.read(arms, seeds))
         succeeded = run_job(spec, LocalOptions(home, models, data, port=0, workers=workers or None), out, console)
     raise typer.Exit(0 if succeeded else FAILED)
@@ -104,8 +130,11 @@ def submit(
     home: Home = None,
     arms: Arms = None,
     seeds: Seeds = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Key of this submission; sent again with the same document it gives the same job."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Watch the job until it has ended.")] = False,
 ) -> None:
     """Queue a job and print its id."""
     with _client(home) as client:
@@ -121,49 +150,49 @@ def validate(
     home: Home = None,
     models: Models = Path("models"),
     data: Data = Path("data"),
-    picture: Annotated[Path | None, typer.Option(help="Draw which weights pair into this file, as SVG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="SVG file to draw the pairs of weights into.")] = None,
 ) -> None:
-    """Check a job: which weights pair, what could be transferred, memory and disk. Nothing is queued.
+    """Check a job without queueing it: pairs of weights, transferable parameters, memory and disk.
 
-    Asks the service when there is one, else looks into --models and --data of this machine.
+    The check runs in the service if there is one, else on this machine with --models and --data.
     """
-    with _sentences():
+    with _errors_as_text():
         spec = read_document(document)
         profile = find_profile(home)
         if profile is None:
-            from service.cli.job_file import check_here
+            from service.cli.job_file import plan_here
 
-            plan = check_here(spec, models, data)
+            plan = plan_here(spec, models, data)
         else:
             with Client(profile.url, profile.api_key) as client:
                 plan = client.validate(spec).plan
         render.plan(console, plan)
         if picture is not None and plan.pairing is not None:
             picture.write_text(draw(plan.pairing), encoding="utf-8")
-            console.print(f"the pairing is drawn in {picture}", markup=False)
+            console.print(f"Picture of the pairing: {picture}", markup=False)
 
 
 @app.command()
 def pack(
-    sources: Annotated[list[Path], typer.Argument(help="A model's folder, or its checkpoints' in the order of time.")],
-    rank: Annotated[int, typer.Option(min=1, max=65536, help="Rank of every matrix's factors W = B A.")],
-    out: Annotated[Path, typer.Option(help="The file to write; jobs name it as source.model.pack.")],
-    dtype: Annotated[str, typer.Option(help="float32, float16 for half the bytes, int8 for a quarter.")] = "float32",
+    sources: Annotated[list[Path], typer.Argument(help="Folder of a model, or of its checkpoints, oldest first.")],
+    rank: Annotated[int, typer.Option(min=1, max=65536, help="Rank of the factors of every matrix, W = B A.")],
+    out: Annotated[Path, typer.Option(help="File to write; jobs name it as source.model.pack.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 (half the size) or int8 (a quarter).")] = "float32",
 ) -> None:
-    """Keep a source's factors in one small file, which stands for the source on hosts that never see it."""
+    """Write low-rank factors of a source model into one small file that jobs can use instead of the source."""
     from service.cli.pack import run_pack
 
-    with _sentences():
+    with _errors_as_text():
         raise typer.Exit(run_pack(sources, rank, out, dtype))
 
 
 @app.command()
 def status(
-    job_id: Annotated[str | None, typer.Argument(help="The job's id; without one, all jobs are listed.")] = None,
+    job_id: Annotated[str | None, typer.Argument(help="Job id; without one, the newest jobs are listed.")] = None,
     home: Home = None,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
-    label: Annotated[str | None, typer.Option(help="Only jobs with this label, name=value.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    state: Annotated[str | None, typer.Option(help="List only jobs in this state.")] = None,
+    label: Annotated[str | None, typer.Option(help="List only jobs with this label, written name=value.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to list.")] = 20,
 ) -> None:
     """Show a job and its trials, or list the newest jobs."""
     with _client(home) as client:
@@ -175,7 +204,7 @@ def status(
 
 @app.command()
 def watch(job_id: JobId, home: Home = None) -> None:
-    """Watch a job until it has ended, then print its report. Leaving does not stop the job."""
+    """Watch a job until it has ended, then print its report. Ctrl-C ends the watching, not the job."""
     with _client(home) as client:
         _exit_with(watch_job(client, job_id, console))
 
@@ -183,12 +212,14 @@ def watch(job_id: JobId, home: Home = None) -> None:
 @app.command()
 def logs(
     job_id: JobId,
-    trial: Annotated[str | None, typer.Option(help="Default: the trial that runs, or ran last.")] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
-    tail: Annotated[int, typer.Option(min=1, help="Bytes from the end.")] = 65536,
+    trial: Annotated[
+        str | None, typer.Option(help="Trial id.", show_default="the trial that runs, or ran last")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number.", show_default="the newest")] = None,
+    tail: Annotated[int, typer.Option(min=1, help="Number of bytes to print, from the end of the log.")] = 65536,
     home: Home = None,
 ) -> None:
-    """Print what a trial's processes printed."""
+    """Print the log of a trial's processes."""
     with _client(home) as client:
         sys.stdout.write(client.logs(job_id, trial=trial, attempt=attempt, tail=tail))
 
@@ -197,9 +228,9 @@ def logs(
 def report(
     job_id: JobId,
     home: Home = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Print the arms side by side and the verdict."""
+    """Print the report of a finished job: the arms side by side, and the verdict."""
     with _client(home) as client:
         found = client.report(job_id)
         if json:
@@ -212,43 +243,43 @@ def report(
 def download(
     job_id: JobId, out: Annotated[Path, typer.Argument(help="Folder for the result.")], home: Home = None
 ) -> None:
-    """Bring a job's result home, every file checked against its hash; a broken download goes on."""
+    """Download a job's result and check every file's SHA-256. Run it again to resume a broken download."""
     with _client(home) as client:
         files = client.download(job_id, out)
-        console.print(f"{len(files)} files in {out}, each checked against its hash")
+        console.print(f"Downloaded {len(files)} files to {out}; their SHA-256 hashes match", markup=False)
 
 
 @app.command()
 def cancel(job_id: JobId, home: Home = None) -> None:
-    """Stop a job for good; its checkpoints are kept."""
+    """Stop a job for good. Its checkpoints are kept."""
     with _client(home) as client:
-        _say(client.cancel(job_id))
+        _print_state(client.cancel(job_id))
 
 
 @app.command()
 def pause(job_id: JobId, home: Home = None) -> None:
     """Stop a job until it is resumed."""
     with _client(home) as client:
-        _say(client.pause(job_id))
+        _print_state(client.pause(job_id))
 
 
 @app.command()
 def resume(job_id: JobId, home: Home = None) -> None:
-    """Go on with a paused job, or with a failed one that is marked retryable."""
+    """Continue a paused job, or a failed one that is marked retryable."""
     with _client(home) as client:
-        _say(client.resume(job_id))
+        _print_state(client.resume(job_id))
 
 
 @app.command()
 def delete(job_id: JobId, home: Home = None) -> None:
-    """Forget a finished job and remove its files from the server."""
+    """Delete a finished job and its files from the server."""
     with _client(home) as client:
         client.delete(job_id)
 
 
 @app.command()
 def workers(home: Home = None) -> None:
-    """List the workers that are alive, and the devices of their hosts: who holds them, which are lent to nobody."""
+    """List the workers that are alive and the devices of their hosts."""
     with _client(home) as client:
         render.workers(console, client.workers())
         render.devices(console, client.devices())
@@ -256,18 +287,18 @@ def workers(home: Home = None) -> None:
 
 @devices_app.command("clear")
 def clear_device(
-    host: Annotated[str, typer.Argument(help="The host, as `mergenet workers` names it.")],
-    device: Annotated[str, typer.Argument(help="The device's id.")],
+    host: Annotated[str, typer.Argument(help="Host name, as in `mergenet workers`.")],
+    device: Annotated[str, typer.Argument(help="Device id, as in `mergenet workers`.")],
     home: Home = None,
 ) -> None:
-    """Lend a quarantined device again, once nothing runs on it any more. Needs an admin's key."""
+    """End a device's quarantine once no process uses it any more. Needs an admin key."""
     with _client(home) as client:
         render.devices(console, client.clear_device(host, device))
 
 
 @keys_app.command("list")
 def list_keys(home: Home = None) -> None:
-    """List keys by name; the keys themselves are stored nowhere."""
+    """List the names and scopes of all keys. The keys themselves are not stored."""
     with _client(home) as client:
         for key in client.api_keys():
             print(f"{key.name}\t{','.join(key.scopes)}")
@@ -275,18 +306,18 @@ def list_keys(home: Home = None) -> None:
 
 @keys_app.command("create")
 def create_key(
-    name: str,
-    scopes: Annotated[str, typer.Option(help="Of read, submit and admin, separated by commas.")] = "read,submit",
+    name: KeyName,
+    scopes: Annotated[str, typer.Option(help="Any of read, submit and admin, separated by commas.")] = "read,submit",
     home: Home = None,
 ) -> None:
-    """Make a key and print it; it is shown this once."""
+    """Create a key and print it. It cannot be shown again. Needs an admin key."""
     with _client(home) as client:
-        print(client.create_key(name, tuple(scopes.split(","))).key)
+        print(client.create_key(name, read_scopes(scopes)).key)
 
 
 @keys_app.command("revoke")
-def revoke_key(name: str, home: Home = None) -> None:
-    """Forget a key."""
+def revoke_key(name: KeyName, home: Home = None) -> None:
+    """Delete a key. Needs an admin key."""
     with _client(home) as client:
         client.revoke_key(name)
 
@@ -309,38 +340,38 @@ def _read(document: Path, arms: str | None, seeds: str | None) -> JobSpec:
 
 @contextlib.contextmanager
 def _client(home: Path | None) -> Iterator[Client]:
-    with _sentences():
+    with _errors_as_text():
         profile = find_profile(home)
         if profile is None:
             raise Unavailable(
-                "no service is known: set MERGENET_URL and MERGENET_API_KEY, or give the --home of a `mergenet up`"
+                "no service found: set MERGENET_URL and MERGENET_API_KEY, or give the --home of a `mergenet up`"
             )
         with Client(profile.url, profile.api_key) as client:
             yield client
 
 
 @contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """Errors as sentences with pointers, never a traceback."""
+def _errors_as_text() -> Iterator[None]:
+    """Print an error as a sentence for each wrong field, without a traceback, and exit."""
     try:
         yield
     except MergeNetError as error:
         _fail(error)
     except OSError as error:
-        place = error.filename or "a file"
-        _fail(PathRefused(f"{place} cannot be used ({error.strerror or error}); give another path, or free some disk"))
+        path = error.filename or "a file"
+        _fail(PathRefused(f"{path} cannot be used ({error.strerror or error}); give another path, or free disk space"))
 
 
 def _fail(error: MergeNetError) -> NoReturn:
     _errors.print(f"mergenet: {error.message}", markup=False)
-    for fault in error.errors:
-        if fault.message not in error.message or len(error.errors) > 1:
-            _errors.print(f"  {fault.pointer or '/'}: {fault.message}", markup=False)
-    ours = isinstance(error, (Unavailable, StorageFull)) or error.code == "internal"
-    raise typer.Exit(FAILED if ours else BAD_INPUT)
+    for field in error.errors:
+        if field.message not in error.message or len(error.errors) > 1:
+            _errors.print(f"  {field.pointer or '/'}: {field.message}", markup=False)
+    not_the_input = isinstance(error, (Unavailable, StorageFull)) or error.code == "internal"
+    raise typer.Exit(FAILED if not_the_input else BAD_INPUT)
 
 
-def _say(job: JobView) -> None:
+def _print_state(job: JobView) -> None:
     console.print(f"{job.id} is {job.state}: {job.reason}", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""Job documents as the command line reads them: from a file, with arms and seeds replaced where asked."""
+"""Reads job documents and lists from the command line, and plans a job on this machine."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import Self, get_args
 
 from mergenet_core.errors import PathRefused, SpecInvalid
 from mergenet_core.planning.plan import Plan, make_plan
+from mergenet_core.records.api_keys import Scope
 from mergenet_core.spec.job import Arm, JobSpec
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import Roots
 
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
+
 
 @dataclass(frozen=True)
 class Override:
-    """What the command line replaces in a document."""
+    """Entries of a document that command line options replace."""
 
     arms: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
 
     @classmethod
     def read(cls, arms: str | None, seeds: str | None) -> Self:
-        """Read `a,b` or `all`, and `0,1,2`. Raises: `SpecInvalid`."""
-        names = get_args(Arm) if arms == "all" else tuple(part.strip() for part in arms.split(",")) if arms else None
+        """Read the options --arms (`a,b` or `all`) and --seeds (`0,1,2`). Raises: `SpecInvalid`."""
+        names = get_args(Arm) if arms == "all" else tuple(name.strip() for name in arms.split(",")) if arms else None
         try:
-            numbers = tuple(int(part) for part in seeds.split(",")) if seeds else None
+            numbers = tuple(int(seed) for seed in seeds.split(",")) if seeds else None
         except ValueError:
             raise SpecInvalid(f"--seeds {seeds!r} is not a list of whole numbers; write for example 0,1,2") from None
         return cls(names, numbers)
@@ -43,6 +46,15 @@ def read_document(path: Path, override: Override = Override()) -> JobSpec:
     return parse(spec.model_dump(exclude_unset=True) | changes) if changes else spec
 
 
-def check_here(spec: JobSpec, models: Path, data: Path) -> Plan:
-    """Plan a job with this machine's folders, where no service runs. Raises: what `make_plan` raises."""
+def read_scopes(text: str) -> tuple[Scope, ...]:
+    """Read the option --scopes, such as `read,submit`. Raises: `SpecInvalid`."""
+    names = [name.strip() for name in text.split(",")]
+    scopes = tuple(scope for scope in _SCOPES if scope in names)
+    if unknown := set(names) - set(_SCOPES):
+        raise SpecInvalid(f"--scopes has {', '.join(sorted(unknown))!r}; there are {', '.join(_SCOPES)}")
+    return scopes
+
+
+def plan_here(spec: JobSpec, models: Path, data: Path) -> Plan:
+    """Plan a job with this machine's folders, without a service. Raises: what `make_plan` raises."""
     return make_plan(spec, Roots(models=(models,), data=(data,)), Path(), [])

@@ -1,13 +1,23 @@
-"""The command `mergenet`. Until the command line is read in, Ctrl-C simply ends it: libraries swallow the exception."""
+"""Entry point of the command `mergenet`.
+
+Ctrl-C ends the process directly until the command line is imported: some libraries swallow a `KeyboardInterrupt` that
+is raised while they are imported.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
+
+from mergenet_core import __version__
 
 
 def main() -> None:
-    """Import the command line and run it."""
+    """Print the version at once, or import the command line and run it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:] == ["--version"]:
+        print(f"mergenet {__version__}")
+        return
     from service.cli import commands
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

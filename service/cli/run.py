@@ -18,7 +18,7 @@ from mergenet_core.records.job import TERMINAL
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import digest
 from service.cli.watch import watch_job
-from service.client.client import Client
+from service.client import Client
 from service.client.profile import Profile
 from service.local.child_process import tie_to
 from service.local.local_service import LocalOptions
@@ -47,9 +47,9 @@ def run_job(spec: JobSpec, options: LocalOptions, out: Path | None, console: Con
         succeeded = watch_job(client, job.id, console)
         if succeeded and out is not None:
             files = client.download(job.id, out)
-            console.print(f"{len(files)} files in {out}, each checked against its hash", markup=False)
+            console.print(f"Downloaded {len(files)} files to {out}; their SHA-256 hashes match", markup=False)
         elif succeeded:
-            console.print(f"the result is in {options.home / 'jobs' / job.id / 'artifact'}", markup=False)
+            console.print(f"The result is in {options.home / 'jobs' / job.id / 'artifact'}", markup=False)
         return succeeded
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from mergenet_core.errors import NotFound
 from mergenet_core.records.events import Event, Progress
 from service.cli import render
-from service.client.client import Client
+from service.client import Client
 from service.schemas import JobView
 
 LINE_SECONDS = 5.0

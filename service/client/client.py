@@ -1,16 +1,18 @@
-"""The typed client: `Client(url, key).submit(document)`. It raises the same errors as the service, by the same names.
+"""The HTTP client behind `service.client`: one typed method for each endpoint.
 
-A request that got no answer is sent again: reading twice does no harm, and a job is posted under an idempotency key.
+A request without an answer is sent again. That is safe: reads change nothing, a job is posted under an idempotency key,
+and where a repeated request is refused because the first one succeeded, that refusal counts as success.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import httpx2
@@ -18,8 +20,10 @@ from pydantic import TypeAdapter
 from ulid import ULID
 
 from mergenet_core.errors import SpecInvalid, Unavailable
+from mergenet_core.planning.plan import Plan
+from mergenet_core.records.api_keys import Scope
 from mergenet_core.records.events import Event, Metric, Progress
-from mergenet_core.records.job import TERMINAL
+from mergenet_core.records.job import TERMINAL, Request
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.results.report import Report
 from mergenet_core.spec.job import JobSpec
@@ -38,22 +42,32 @@ from service.schemas import (
 )
 
 TRIES = 4
-PATIENCE_SECONDS = 120.0
-"""How long a broken event stream is tried again before it is given up."""
+STREAM_RETRY_SECONDS = 120.0
+"""How long `follow` keeps reconnecting to a service that does not answer."""
 _READ_SECONDS = 40.0  # the server sends a comment every 15 s into a quiet stream
 _WORKERS = TypeAdapter(list[WorkerInfo])
 _DEVICES = TypeAdapter(list[DeviceState])
 _KEYS = TypeAdapter(list[KeyView])
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a request carries: query parameters, or a body with its headers."""
+
+    params: Mapping[str, str | int] | None = None
+    json: object = None
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 class Client:
-    """A connection to a MergeNet service. Close it, or use it as a context manager."""
+    """A connection to a MergeNet service. Use it as a context manager, or call `close`."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
         """Address and key default to MERGENET_URL and MERGENET_API_KEY. Raises: `SpecInvalid`, `Unavailable`."""
         self.url = (url or os.environ.get("MERGENET_URL") or "http://127.0.0.1:8000").rstrip("/")
         key = api_key or os.environ.get("MERGENET_API_KEY")
-        headers = {"Authorization": f"Bearer {_sendable(key, 'the API key')}"} if key else {}
+        headers = {"Authorization": f"Bearer {_header_value(key, 'the API key')}"} if key else {}
         timeout = httpx2.Timeout(_READ_SECONDS, connect=5.0)
         # without TLS there is nothing to verify, and loading the certificates takes a tenth of a second
         secure = self.url.startswith("https:")
@@ -71,59 +85,61 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._http.close()
 
-    def submit(self, document: JobSpec | Mapping[str, Any] | str, *, idempotency_key: str | None = None) -> JobView:
-        """Post a job given as a `JobSpec`, as data, or as YAML text.
+    def submit(self, document: JobSpec | Mapping[str, object] | str, *, idempotency_key: str | None = None) -> JobView:
+        """Queue a job, given as a `JobSpec`, as a mapping, or as YAML text.
 
-        Raises: `SpecInvalid`, `PathRefused`, `ModelRefused`, `DataRefused`, `PairingRefused`, `TooLarge`, …
+        Raises: `SpecInvalid`, `PathRefused`, `ModelRefused`, `DataRefused`, `PairingRefused`, `TooLarge`,
+        `IdempotencyConflict`.
         """
-        answer = self._send("POST", "/jobs", **_content(document, idempotency_key or str(ULID())))
-        return JobView.model_validate_json(answer.content)
+        key = _header_value(idempotency_key or str(ULID()), "the idempotency key")
+        content = _document(document, {"Idempotency-Key": key})
+        return JobView.model_validate_json(self._send("POST", "/jobs", content).content)
 
-    def validate(self, document: JobSpec | Mapping[str, Any] | str) -> Validation:
-        """What a job would do: pairs, transferable parameters, memory and disk. Raises: what `submit` raises."""
-        return Validation.model_validate_json(self._send("POST", "/jobs/validate", **_content(document)).content)
+    def validate(self, document: JobSpec | Mapping[str, object] | str) -> Validation:
+        """Plan a job without queueing it: pairs of weights, memory and disk. Raises: what `submit` raises."""
+        return Validation.model_validate_json(self._send("POST", "/jobs/validate", _document(document)).content)
 
     def get(self, job_id: str) -> JobView:
-        """A job's record, its progress, and why it waits. Raises: `NotFound`."""
+        """A job's record with its progress and the reason why it waits. Raises: `NotFound`."""
         return JobView.model_validate_json(self._send("GET", f"/jobs/{job_id}").content)
 
     def jobs(
         self, *, status: str | None = None, label: str | None = None, after: str | None = None, limit: int = 50
     ) -> JobPage:
-        """A page of jobs, newest first; `label` as `name=value`."""
-        answer = self._send("GET", "/jobs", params=_given(status=status, label=label, after=after, limit=limit))
-        return JobPage.model_validate_json(answer.content)
+        """A page of jobs, newest first; `label` is written `name=value`."""
+        query = _query(status=status, label=label, after=after, limit=limit)
+        return JobPage.model_validate_json(self._send("GET", "/jobs", query).content)
 
     def cancel(self, job_id: str) -> JobView:
         """Stop a job for good; its running trial writes a checkpoint first."""
-        return self._steer(job_id, "cancel")
+        return self._request(job_id, "cancel")
 
     def pause(self, job_id: str) -> JobView:
         """Stop a job until `resume`."""
-        return self._steer(job_id, "pause")
+        return self._request(job_id, "pause")
 
     def resume(self, job_id: str) -> JobView:
-        """Go on with a paused job, or with one that failed for a reason that may have passed."""
-        return self._steer(job_id, "resume")
+        """Continue a paused job, or a failed one that is marked retryable. Raises: `StateConflict`."""
+        answer = self._send("POST", f"/jobs/{job_id}/resume", when_repeated=409)
+        return self.get(job_id) if answer.is_error else JobView.model_validate_json(answer.content)
 
     def checkpoint(self, job_id: str) -> JobView:
-        """Ask the running trial for a checkpoint now."""
-        return self._steer(job_id, "checkpoint")
+        """Ask the running trial to write a checkpoint now."""
+        return self._request(job_id, "checkpoint")
 
     def delete(self, job_id: str) -> None:
-        """Forget a finished job and its files."""
-        self._send("DELETE", f"/jobs/{job_id}")
+        """Delete a finished job and its files. Raises: `NotFound`, `StateConflict`."""
+        self._send("DELETE", f"/jobs/{job_id}", when_repeated=404)
 
-    def plan(self, job_id: str) -> dict[str, Any]:
-        """Trials, pairing and estimate as they were when the job was accepted."""
-        found: dict[str, Any] = self._send("GET", f"/jobs/{job_id}/plan").json()
-        return found
+    def plan(self, job_id: str) -> Plan:
+        """Trials, pairing and estimate, as they were when the job was accepted. Raises: `NotFound`."""
+        return Plan.model_validate_json(self._send("GET", f"/jobs/{job_id}/plan").content)
 
     def report(self, job_id: str) -> Report:
-        """The arms side by side. Raises: `NotFound` until the job has succeeded."""
+        """The arms side by side, and the verdict. Raises: `NotFound` until the job has succeeded."""
         return Report.model_validate_json(self._send("GET", f"/jobs/{job_id}/report").content)
 
     def metrics(
@@ -136,15 +152,14 @@ class Client:
         step_to: int | None = None,
         resolution: int = 1000,
     ) -> list[Metric]:
-        """Measured numbers in a range of steps, at most `resolution` points a series."""
-        wanted = _given(name=name, trial=trial, step_from=step_from, step_to=step_to, resolution=resolution)
-        answer = self._send("GET", f"/jobs/{job_id}/metrics", params=wanted)
-        return MetricSeries.model_validate_json(answer.content).items
+        """Measured numbers in a range of steps, thinned to at most `resolution` points a series."""
+        query = _query(name=name, trial=trial, step_from=step_from, step_to=step_to, resolution=resolution)
+        return MetricSeries.model_validate_json(self._send("GET", f"/jobs/{job_id}/metrics", query).content).items
 
     def logs(self, job_id: str, *, trial: str | None = None, attempt: int | None = None, tail: int = 65536) -> str:
-        """The last bytes of what an attempt's processes printed."""
-        wanted = _given(trial=trial, attempt=attempt, tail=tail)
-        return self._send("GET", f"/jobs/{job_id}/logs", params=wanted).content.decode(errors="replace")
+        """The end of an attempt's log, `tail` bytes of it; by default of the newest attempt of the last trial."""
+        query = _query(trial=trial, attempt=attempt, tail=tail)
+        return self._send("GET", f"/jobs/{job_id}/logs", query).content.decode(errors="replace")
 
     def checkpoints(self, job_id: str) -> CheckpointList:
         """The newest checkpoint of each trial."""
@@ -155,7 +170,7 @@ class Client:
         return ArtifactList.model_validate_json(self._send("GET", f"/jobs/{job_id}/artifacts").content)
 
     def download(self, job_id: str, folder: Path) -> list[Path]:
-        """Bring the result into a folder: broken downloads go on, every file's hash is checked before it has its name.
+        """Download the result into a folder, resuming partial files and checking the SHA-256 of each.
 
         Raises: `NotFound`, `CheckpointInvalid`, `StorageFull`, `Unavailable`.
         """
@@ -166,36 +181,38 @@ class Client:
         return _WORKERS.validate_json(self._send("GET", "/workers").content)
 
     def devices(self) -> list[DeviceState]:
-        """The devices of the workers' hosts, who holds them, and which are lent to nobody."""
+        """The devices of the workers' hosts: which trial holds each, and which are quarantined."""
         return _DEVICES.validate_json(self._send("GET", "/devices").content)
 
     def clear_device(self, host: str, device: str) -> list[DeviceState]:
-        """Let a quarantined device be lent again. Needs an admin's key. Raises: `NotFound` when it is none."""
+        """End a device's quarantine. Needs an admin key. Raises: `NotFound` if it is not quarantined."""
         path = f"/devices/{quote(host, safe='')}/{quote(device, safe='')}/clear"
-        return _DEVICES.validate_json(self._send("POST", path).content)
+        answer = self._send("POST", path, when_repeated=404)
+        return self.devices() if answer.is_error else _DEVICES.validate_json(answer.content)
 
     def api_keys(self) -> list[KeyView]:
-        """Names and scopes of all keys. Needs an admin's key."""
+        """Names and scopes of all keys. Needs an admin key."""
         return _KEYS.validate_json(self._send("GET", "/keys").content)
 
-    def create_key(self, name: str, scopes: tuple[str, ...]) -> NewKey:
-        """Make a key; it is shown this once. Needs an admin's key."""
-        answer = self._send("POST", "/keys", json={"name": name, "scopes": list(scopes)})
-        return NewKey.model_validate_json(answer.content)
+    def create_key(self, name: str, scopes: Sequence[Scope]) -> NewKey:
+        """Create a key, which is shown only once. Needs an admin key."""
+        content = _Content(json={"name": name, "scopes": list(scopes)})
+        return NewKey.model_validate_json(self._send("POST", "/keys", content).content)
 
     def revoke_key(self, name: str) -> None:
-        """Forget a key. Needs an admin's key."""
-        self._send("DELETE", f"/keys/{name}")
+        """Delete a key. Needs an admin key. Raises: `NotFound`."""
+        self._send("DELETE", f"/keys/{quote(name, safe='')}", when_repeated=404)
 
     def events(self, job_id: str, *, after: str | None = None, limit: int = 200) -> EventPage:
         """A page of a job's events, oldest first."""
-        answer = self._send("GET", f"/jobs/{job_id}/events", params=_given(after=after, limit=limit))
-        return EventPage.model_validate_json(answer.content)
+        query = _query(after=after, limit=limit)
+        return EventPage.model_validate_json(self._send("GET", f"/jobs/{job_id}/events", query).content)
 
     def follow(self, job_id: str, *, after: str | None = None) -> Iterator[Event | Progress]:
-        """Events and progress as they happen, until the job has ended; a broken stream goes on where it broke.
+        """Events and progress as they happen, until the job has ended; a broken stream is resumed where it broke.
 
-        Raises: `Unavailable` when the service stays away, `NotFound` when the job is gone.
+        Raises: `NotFound` if the job is deleted; `Unavailable` if the service does not answer for
+        `STREAM_RETRY_SECONDS`.
         """
         broken_since: float | None = None
         while True:
@@ -205,13 +222,15 @@ class Client:
                     if isinstance(event, Event):
                         after = event.id
                     yield event
-                # it ends with the job, or because the server stops: only the record tells
+                # a stream ends with its job, and also when the server stops: the job's state shows which
                 if self.get(job_id).state in TERMINAL and not self.events(job_id, after=after, limit=1).items:
                     return
             except (Unavailable, httpx2.TransportError) as error:
                 broken_since = broken_since or time.monotonic()
-                if time.monotonic() - broken_since > PATIENCE_SECONDS:
-                    raise Unavailable(f"{self.url} stays away: {error}") from None
+                if time.monotonic() - broken_since > STREAM_RETRY_SECONDS:
+                    raise Unavailable(
+                        f"{self.url} has not answered for {STREAM_RETRY_SECONDS:.0f} s ({error}); is it up?"
+                    ) from None
             time.sleep(0.5)
 
     def _stream(self, job_id: str, after: str | None) -> Iterator[Event | Progress]:
@@ -226,43 +245,60 @@ class Client:
                 else:
                     yield Event.model_validate_json(event.data)
 
-    def _steer(self, job_id: str, what: str) -> JobView:
+    def _request(self, job_id: str, what: Request) -> JobView:
         return JobView.model_validate_json(self._send("POST", f"/jobs/{job_id}/{what}").content)
 
-    def _send(self, method: str, path: str, **parts: Any) -> httpx2.Response:
+    def _send(
+        self, method: str, path: str, content: _Content = _Content(), *, when_repeated: int | None = None
+    ) -> httpx2.Response:
+        """Send a request until it is answered.
+
+        `when_repeated` is the error status that the server gives to a request it has carried out before. It counts as
+        success when the answer to an earlier try was lost, and the response is returned.
+        """
+        perhaps_done = False
         for attempt in range(1, TRIES + 1):
             try:
-                answer = self._http.request(method, path, **parts)
-                if not answer.is_error:
+                answer = self._http.request(
+                    method,
+                    path,
+                    params=content.params,
+                    json=content.json,
+                    content=content.body,
+                    headers=content.headers,
+                )
+                if not answer.is_error or (perhaps_done and answer.status_code == when_repeated):
                     return answer
                 raise_problem(answer)
             except httpx2.TransportError as error:
+                perhaps_done = perhaps_done or not isinstance(error, httpx2.ConnectError)
                 if attempt == TRIES:
                     raise Unavailable(
                         f"{self.url} does not answer ({error}); is it up, and is MERGENET_URL right?"
                     ) from None
             except Unavailable:
+                perhaps_done = True
                 if attempt == TRIES:
                     raise
             time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
 
-def _content(document: JobSpec | Mapping[str, Any] | str, idempotency_key: str | None = None) -> dict[str, Any]:
-    headers = {"Idempotency-Key": _sendable(idempotency_key, "the idempotency key")} if idempotency_key else {}
+def _document(document: JobSpec | Mapping[str, object] | str, headers: Mapping[str, str] | None = None) -> _Content:
+    headers = headers or {}
     if isinstance(document, JobSpec):
         document = document.model_dump(mode="json", exclude_unset=True)
     if isinstance(document, str):
-        return {"content": document.encode(), "headers": headers | {"Content-Type": "application/yaml"}}
-    return {"json": dict(document), "headers": headers}
+        return _Content(body=document.encode(), headers={**headers, "Content-Type": "application/yaml"})
+    return _Content(json=dict(document), headers=headers)
 
 
-def _sendable(text: str, what: str) -> str:
-    """What a header can carry. Raises: `SpecInvalid`."""
+def _header_value(text: str, what: str) -> str:
+    """The text, if an HTTP header can carry it. Raises: `SpecInvalid`."""
     if not (text.isascii() and text.isprintable()):
         raise SpecInvalid(f"{what} holds a line break or a character outside ASCII; copy it again")
     return text
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _query(**values: str | int | None) -> _Content:
+    return _Content(params={name: value for name, value in values.items() if value is not None})

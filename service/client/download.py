@@ -1,4 +1,4 @@
-"""Brings one file of a result home: resumed where it broke, and under its name only when its hash is right."""
+"""Downloads the files of a result: resumed after a broken connection, renamed into place once the SHA-256 is right."""
 
 from __future__ import annotations
 
@@ -14,46 +14,61 @@ from mergenet_core.errors import CheckpointInvalid, StorageFull, Unavailable
 from service.client.errors import raise_problem
 from service.schemas import ArtifactFile
 
-TRIES = 6
+CONNECTIONS_MAX = 6
+"""A file is given up when so many connections broke."""
+WRONG_HASHES_MAX = 2
+"""A file is given up when it arrived whole so often, each time with a wrong hash."""
 _CHUNK = 1 << 20
 
 
 def fetch(http: httpx2.Client, file: ArtifactFile, folder: Path) -> Path:
-    """Download a file into a folder, unless it is there already and whole.
+    """Download a file into a folder, unless it is already there with the right size and hash.
 
-    Raises: `CheckpointInvalid` when its hash stays wrong, `StorageFull`, `Unavailable`.
+    Raises: `CheckpointInvalid` when the hash stays wrong, `StorageFull`, `Unavailable`.
     """
     final = folder / _safe(file.path)
-    if final.is_file() and final.stat().st_size == file.bytes and _hash(final) == file.sha256:
+    if _is_whole(final, file):
         return final
-    part = final.with_name(final.name + ".part")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, TRIES + 1):
-            try:
-                _append(http, file, part)
-            except (httpx2.TransportError, Unavailable) as error:
-                if attempt == TRIES:
-                    raise Unavailable(
-                        f"{file.path}: the download broke {TRIES} times, last by {error}; "
-                        "run it again and it goes on where it is"
-                    ) from None
-                time.sleep(0.2 * 2**attempt)
-                continue
-            if part.stat().st_size == file.bytes and _hash(part) == file.sha256:
-                os.replace(part, final)
-                return final
-            part.unlink()  # torn or of another version: from the beginning, once more
-            if attempt > 1:
-                break
+        _download(http, file, final.with_name(final.name + ".part"), final)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"no space left for {file.path}; free disk and run it again, it goes on") from error
+            raise StorageFull(
+                f"no space left for {file.path}; free disk space and run the download again, it will resume"
+            ) from error
         raise
-    raise CheckpointInvalid(f"{file.path} came with another hash than the manifest's, twice; ask the operator")
+    return final
+
+
+def _download(http: httpx2.Client, file: ArtifactFile, part: Path, final: Path) -> None:
+    broken = wrong = 0
+    while True:
+        try:
+            _append(http, file, part)
+        except (httpx2.TransportError, Unavailable) as error:
+            broken += 1
+            if broken == CONNECTIONS_MAX:
+                raise Unavailable(
+                    f"{file.path}: the connection broke {broken} times, the last time with: {error}; "
+                    "run the download again, it will resume"
+                ) from None
+            time.sleep(0.2 * 2**broken)
+            continue
+        if _is_whole(part, file):
+            os.replace(part, final)
+            return
+        part.unlink()  # damaged, or from another version of the file: start over
+        wrong += 1
+        if wrong == WRONG_HASHES_MAX:
+            raise CheckpointInvalid(
+                f"{file.path} arrived {wrong} times, each time with another SHA-256 than the manifest's "
+                f"({file.sha256}); the file on the server may be damaged, ask its operator"
+            )
 
 
 def _append(http: httpx2.Client, file: ArtifactFile, part: Path) -> None:
+    """Request the bytes that are missing from a partial file."""
     have = part.stat().st_size if part.exists() else 0
     if have >= file.bytes and part.exists():
         return
@@ -71,14 +86,16 @@ def _append(http: httpx2.Client, file: ArtifactFile, part: Path) -> None:
             os.fsync(out.fileno())
 
 
+def _is_whole(path: Path, file: ArtifactFile) -> bool:
+    if not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+
+
 def _safe(path: str) -> PurePosixPath:
-    """A manifest comes from the network: its names may not lead out of the folder."""
+    """A file's path in the manifest, which comes from the network and must not lead out of the folder."""
     name = PurePosixPath(path)
     if name.is_absolute() or ".." in name.parts or not name.parts or "\\" in path or "\x00" in path:
         raise CheckpointInvalid(f"the manifest names {path!r}, which leads out of the folder; nothing was written")
     return name
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

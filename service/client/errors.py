@@ -1,4 +1,4 @@
-"""Problems become the errors again that they were in the service."""
+"""Turns an HTTP problem back into the error that the service raised."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ class _Problem(BaseModel):
 
 
 def raise_problem(answer: httpx2.Response) -> NoReturn:
-    """Raise the error that an answer tells of, under its own class where it has one."""
+    """Raise the error of a response, under its own class where its code has one."""
     try:
         problem = _Problem.model_validate_json(answer.content)
     except ValidationError:
-        raise MergeNetError(f"{answer.url} answered {answer.status_code}, which is no MergeNet service's way") from None
+        raise MergeNetError(
+            f"{answer.url} answered {answer.status_code} without problem details; is it a MergeNet service?"
+        ) from None
     code = problem.type.removeprefix(PROBLEM_TYPE)
     known = {kind.code: kind for kind in MergeNetError.__subclasses__()}
     error = known.get(code, MergeNetError)(problem.detail, errors=tuple(problem.errors))

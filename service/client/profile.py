@@ -1,4 +1,4 @@
-"""Where the command line finds its service: the environment, else the file that `mergenet up` leaves in its home."""
+"""Finds the service for the command line: from the environment, else from the file that `mergenet up` writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Profile(BaseModel):
 
 
 def find_profile(home: Path | None) -> Profile | None:
-    """The service to talk to: MERGENET_URL and MERGENET_API_KEY, else the home's file."""
+    """The profile from MERGENET_URL and MERGENET_API_KEY, else from the home's file; None if there is neither."""
     url, key = os.environ.get("MERGENET_URL"), os.environ.get("MERGENET_API_KEY")
     if url and home is None:
         return Profile(url=url, api_key=key or "")
@@ -28,7 +28,7 @@ def find_profile(home: Path | None) -> Profile | None:
 
 
 def read_profile(home: Path) -> Profile | None:
-    """The file in a home, when there is one."""
+    """The profile in a home; None if it has none that can be read."""
     try:
         return Profile.model_validate_json((home / FILE).read_text())
     except (OSError, ValidationError):
@@ -36,7 +36,7 @@ def read_profile(home: Path) -> Profile | None:
 
 
 def write_profile(home: Path, profile: Profile) -> None:
-    """Leave the file, readable for its owner only."""
+    """Write the profile into a home, readable for its owner only."""
     draft = home / f".{FILE}"
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -12,6 +15,7 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
+from mergenet_core import __version__
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.store import device_leases, worker_registry
@@ -25,6 +29,35 @@ def submitted(up: Shell) -> str:
     answer = up.run("submit", up.write())
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
+
+
+def test_the_version_is_printed_without_importing_the_commands() -> None:
+    program = "import sys; sys.argv = ['mergenet', '--version']; from service.cli.main import main; main(); "
+    program += (
+        "print([name for name in ('service.cli.commands', 'typer', 'pydantic', 'httpx2') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed == f"mergenet {metadata.version('mergenet-service')}\n[]\n"
+    assert CliRunner().invoke(app, ["--version", "status"]).stdout == f"mergenet {__version__}\n"
+
+
+@pytest.mark.parametrize("level", [[], ["status"], ["keys"], ["keys", "create"]])
+def test_help_is_shown_for_h_and_for_help(level: list[str]) -> None:
+    short, long = (CliRunner().invoke(app, [*level, option]) for option in ("-h", "--help"))
+    assert (short.exit_code, long.exit_code) == (0, 0)
+    assert short.stdout == long.stdout
+    assert "Usage: " in short.stdout
+
+
+@pytest.mark.parametrize(("level", "listed"), [([], "validate"), (["keys"], "revoke"), (["devices"], "clear")])
+def test_without_a_command_help_is_shown(level: list[str], listed: str) -> None:
+    shown = CliRunner().invoke(app, level)
+    assert shown.exit_code == 2
+    assert listed in shown.output
+
+
+def test_help_shows_where_a_default_comes_from() -> None:
+    assert "[default: (MERGENET_HOME)]" in CliRunner().invoke(app, ["status", "--help"]).stdout
 
 
 def test_up_leaves_address_and_key_for_its_owner_only(up: Shell) -> None:
@@ -199,7 +232,7 @@ def test_an_address_or_a_key_that_cannot_be_sent(
 def test_without_a_service_it_says_where_to_find_one(shell: Shell) -> None:
     answer = shell.call("status")
     assert answer.exit_code == 1
-    assert "no service is known: set MERGENET_URL and MERGENET_API_KEY" in answer.stderr
+    assert "no service found: set MERGENET_URL and MERGENET_API_KEY" in answer.stderr
 
 
 def test_a_second_up_in_the_same_folder_or_on_the_same_port_is_refused(up: Shell, shell: Shell) -> None:

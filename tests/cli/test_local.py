@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from service.client.client import Client
+from service.client import Client
 from service.client.profile import read_profile
 from tests.cli.conftest import Shell, wait
 
@@ -30,7 +30,7 @@ def test_run_does_everything_and_leaves_the_result(shell: Shell) -> None:
     answer = shell.run("run", shell.write(train={"steps": 6, "batch_size": 8}), "--out", "result", timeout=240)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "| transfer |" in answer.stdout
-    assert "each checked against its hash" in answer.stdout
+    assert "their SHA-256 hashes match" in answer.stdout
     report = json.loads((shell.folder / "result" / "report.json").read_text())
     assert report["chosen"] == "transfer-0"
     assert (shell.folder / "result" / "model" / "model.safetensors").is_file()

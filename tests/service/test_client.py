@@ -1,34 +1,47 @@
-"""The typed client against a real server: errors by name, lost answers, broken streams, broken downloads."""
+"""The Python client against a real server: results, errors, lost responses, broken streams, broken downloads."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import socket
 import socketserver
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
-from mergenet_core.errors import (
+import service.client
+from mergenet_core.spec.parse import parse
+from mergenet_core.store.jobs import Store
+from service.client import (
+    ArtifactFile,
+    ArtifactList,
     CheckpointInvalid,
+    CheckpointList,
+    Client,
+    Event,
+    EventPage,
     Forbidden,
+    JobPage,
+    JobView,
     NotFound,
     PathRefused,
+    Plan,
+    Report,
     SpecInvalid,
     StateConflict,
     Unauthenticated,
     Unavailable,
+    Validation,
+    download,
 )
-from mergenet_core.records.events import Event
-from mergenet_core.spec.parse import parse
-from mergenet_core.store.jobs import Store
-from service.client.client import Client
 from service.client.download import fetch
-from service.schemas import ArtifactFile
 from tests.conftest import RedisServer
 from tests.service import finishing
 from tests.service.conftest import KEY, job_document, settings_of
@@ -52,7 +65,7 @@ def store(redis_server: RedisServer) -> Store:
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Hands every byte on, but cuts the n-th connections short after so many bytes of the answer."""
+    """Forwards every byte, but closes connection n after `cuts[n]` bytes of its responses, and removes that cut."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -61,21 +74,24 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.behind = (behind.rpartition("//")[2].split(":")[0], int(behind.rpartition(":")[2]))
         self.cuts = cuts
         self.count = itertools.count(1)
-        super().__init__(("127.0.0.1", 0), _Hand)
+        super().__init__(("127.0.0.1", 0), _Forward)
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Hand(socketserver.BaseRequestHandler):
+class _Forward(socketserver.BaseRequestHandler):
     server: Proxy
 
     def handle(self) -> None:
-        left = self.server.cuts.get(next(self.server.count), 1 << 60)
+        number = next(self.server.count)
+        left = self.server.cuts.get(number, 1 << 60)
         with socket.create_connection(self.server.behind) as behind:
             threading.Thread(target=self._up, args=(behind,), daemon=True).start()
             while left > 0 and (part := behind.recv(min(left, 65536))):
                 left -= len(part)
                 self.request.sendall(part)
+            if left == 0:
+                del self.server.cuts[number]
             self.request.shutdown(socket.SHUT_RDWR)
 
     def _up(self, behind: socket.socket) -> None:
@@ -88,7 +104,7 @@ class _Hand(socketserver.BaseRequestHandler):
 
 @pytest.fixture
 def cut(server: str, redis_server: RedisServer) -> Iterator[Callable[[dict[int, int]], Client]]:
-    """A client behind a proxy that cuts its n-th connection after so many bytes."""
+    """Makes a client behind a proxy that closes its n-th connection after so many bytes of the response."""
     made: list[Client | Proxy] = []
 
     def make(cuts: dict[int, int]) -> Client:
@@ -117,7 +133,58 @@ def test_a_job_from_data_from_text_and_from_a_spec(client: Client) -> None:
     page = client.jobs(label="team=vision", limit=1)
     assert page.next == page.items[0].id == made[2].id
     assert client.jobs(after=page.next).items[0].id == made[1].id
-    assert client.plan(made[0].id)["estimate"]["steps"] == 8
+    assert client.plan(made[0].id).estimate.steps == 8
+
+
+def examples() -> dict[str, str]:
+    """The Python examples that users copy."""
+    readme = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    docstring = re.search(r"Example::\n\n(.*?)\n\n\S", service.client.__doc__ or "", re.DOTALL)
+    assert readme is not None
+    assert docstring is not None
+    return {"README.md": readme[1], "service.client": textwrap.dedent(docstring[1])}
+
+
+@pytest.mark.parametrize("name", ["README.md", "service.client"])
+def test_the_examples_of_the_documentation_run(
+    name: str, server: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = examples()[name]
+    assert "from service.client import Client" in example
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(yaml.safe_dump(job_document()))
+
+    def finish_the_job() -> None:
+        while not (jobs := store.page()[0]):
+            submitted.wait(0.02)
+        finishing.finish(store, jobs[0].id, settings_of(server).job_folder(jobs[0].id))
+
+    submitted = threading.Event()
+    worker = threading.Thread(target=finish_the_job)
+    worker.start()
+    exec(example.replace("http://127.0.0.1:8000", server).replace("mn_...", KEY), {})
+    worker.join()
+    assert (tmp_path / "result" / "model" / "model.safetensors").read_bytes() == finishing.WEIGHTS
+
+
+def test_every_result_has_its_type(client: Client, server: str, store: Store) -> None:
+    assert all(hasattr(service.client, name) for name in service.client.__all__)
+    assert isinstance(client.validate(job_document()), Validation)
+    job_id = finished(client, server, store)
+    results = {
+        JobView: client.get(job_id),
+        JobPage: client.jobs(),
+        Plan: client.plan(job_id),
+        Report: client.report(job_id),
+        EventPage: client.events(job_id),
+        ArtifactList: client.artifacts(job_id),
+        CheckpointList: client.checkpoints(job_id),
+    }
+    assert [type(result) for result in results.values()] == list(results)
+    assert client.plan(job_id).trials[0].id == "transfer-0"
+    assert client.metrics(job_id) == client.workers() == client.devices() == []
+    with pytest.raises(NotFound, match="transfer-0 has no log of attempt 1"):
+        client.logs(job_id, trial="transfer-0")
 
 
 def test_errors_come_back_under_their_own_names(client: Client, server: str) -> None:
@@ -151,25 +218,47 @@ def test_steering(client: Client) -> None:
     assert client.jobs().items == []
 
 
-def test_a_lost_answer_makes_no_second_job(cut: Callable[[dict[int, int]], Client], client: Client) -> None:
-    job = cut({1: 0, 2: 30}).submit(job_document())  # two answers lost: one whole, one in its middle
+def test_a_lost_response_makes_no_second_job(cut: Callable[[dict[int, int]], Client], client: Client) -> None:
+    cuts = {1: 1, 2: 30}
+    job = cut(cuts).submit(job_document())
+    assert cuts == {}
     assert [one.id for one in client.jobs().items] == [job.id]
 
 
-def test_a_broken_stream_goes_on_and_tells_everything_once(
+def test_a_request_that_succeeded_is_no_error_when_its_response_was_lost(
+    cut: Callable[[dict[int, int]], Client], client: Client
+) -> None:
+    job = client.submit(job_document())
+    client.pause(job.id)
+    assert cut({1: 1}).resume(job.id).state == "queued"
+    client.cancel(job.id)
+    cut({1: 1}).delete(job.id)
+    assert client.jobs().items == []
+    client.create_key("ci", ("read",))
+    cut({1: 1}).revoke_key("ci")
+    assert client.api_keys() == []
+    for refused in (lambda: client.delete(job.id), lambda: client.revoke_key("ci")):
+        with pytest.raises(NotFound):
+            refused()
+
+
+def test_a_broken_stream_is_resumed_without_losing_or_repeating_events(
     cut: Callable[[dict[int, int]], Client], client: Client, server: str, store: Store
 ) -> None:
     job_id = finished(client, server, store)
     everything = [event.id for event in client.events(job_id).items]
-    told = [event.id for event in cut({1: 900, 2: 1500, 3: 0}).follow(job_id) if isinstance(event, Event)]
-    assert told == everything
+    cuts = {1: 900, 2: 1500, 3: 0}
+    received = [event.id for event in cut(cuts).follow(job_id) if isinstance(event, Event)]
+    assert (received, cuts) == (everything, {})
 
 
-def test_a_download_is_whole_resumed_and_checked(
+def test_a_broken_download_is_resumed_and_complete(
     cut: Callable[[dict[int, int]], Client], client: Client, server: str, store: Store, tmp_path: Path
 ) -> None:
     job_id = finished(client, server, store)
-    files = cut({2: 3000, 3: 2500}).download(job_id, tmp_path / "out")
+    cuts = {1: 4000, 2: 2500}  # in the middle of the model, twice
+    files = cut(cuts).download(job_id, tmp_path / "out")
+    assert cuts == {}
     assert {file.relative_to(tmp_path / "out").as_posix() for file in files} == {
         "model/model.safetensors",
         "report.json",
@@ -181,38 +270,69 @@ def test_a_download_is_whole_resumed_and_checked(
     assert client.report(job_id).chosen == "transfer-0"
 
 
-def test_what_is_there_is_not_fetched_again_and_what_is_half_there_goes_on(
-    client: Client, server: str, store: Store, tmp_path: Path
+@pytest.fixture
+def http(server: str) -> Iterator[httpx2.Client]:
+    """A connection of the test's own, for what the client uses internally."""
+    with httpx2.Client(base_url=server, headers={"X-API-Key": KEY}) as http:
+        yield http
+
+
+def test_a_complete_file_is_kept_and_a_partial_one_is_completed(
+    client: Client, http: httpx2.Client, server: str, store: Store, tmp_path: Path
 ) -> None:
     job_id = finished(client, server, store)
     file = next(one for one in client.artifacts(job_id).items if one.role == "model")
-    final = fetch(client._http, file, tmp_path)
-    final.rename(final.with_name("model.safetensors.part"))
-    half = final.with_name("model.safetensors.part")
-    half.write_bytes(finishing.WEIGHTS[:4000])
-    sent: list[str | None] = []
-    client._http.event_hooks = {"request": [lambda request: sent.append(request.headers.get("range"))]}
-    fetch(client._http, file, tmp_path)
-    fetch(client._http, file, tmp_path)
-    assert sent == ["bytes=4000-"]
-    half.write_bytes(b"?" * 4000)  # a wrong half is found out by the hash, and fetched from the beginning
-    final.unlink()
-    assert fetch(client._http, file, tmp_path).read_bytes() == finishing.WEIGHTS
+    final = tmp_path / "model" / "model.safetensors"
+    final.parent.mkdir()
+    final.with_name("model.safetensors.part").write_bytes(finishing.WEIGHTS[:4000])
+    ranges: list[str | None] = []
+    http.event_hooks = {"request": [lambda request: ranges.append(request.headers.get("range"))]}
+    assert fetch(http, file, tmp_path) == fetch(http, file, tmp_path) == final
+    assert ranges == ["bytes=4000-"]
+    assert final.read_bytes() == finishing.WEIGHTS
 
 
-def test_a_wrong_hash_never_gets_the_files_name(client: Client, server: str, store: Store, tmp_path: Path) -> None:
+def test_a_broken_connection_and_a_wrong_hash_are_counted_apart(
+    cut: Callable[[dict[int, int]], Client], client: Client, server: str, store: Store, tmp_path: Path
+) -> None:
+    job_id = finished(client, server, store)
+    part = tmp_path / "model" / "model.safetensors.part"
+    part.parent.mkdir()
+    part.write_bytes(b"?" * 4000)  # completing it gives a wrong hash, once
+    cuts = {1: 4000}  # in the middle of the model
+    files = cut(cuts).download(job_id, tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == finishing.WEIGHTS
+    assert (len(files), cuts) == (4, {})
+
+
+def test_a_file_with_a_wrong_hash_is_not_kept(client: Client, server: str, store: Store, tmp_path: Path) -> None:
     job_id = finished(client, server, store)
     path = settings_of(server).job_folder(job_id).artifact / "model" / "model.safetensors"
     flipped = bytearray(finishing.WEIGHTS)
     flipped[100] ^= 1
-    path.write_bytes(flipped)  # the size is right: only the hash can tell
-    with pytest.raises(CheckpointInvalid, match="another hash than the manifest's"):
+    path.write_bytes(flipped)  # of the right size, so that the server sends it
+    with pytest.raises(CheckpointInvalid, match="arrived 2 times, each time with another SHA-256"):
         client.download(job_id, tmp_path)
-    assert not (tmp_path / "model" / "model.safetensors").exists()
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_connection_that_always_breaks_is_given_up(
+    cut: Callable[[dict[int, int]], Client],
+    client: Client,
+    server: str,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(download, "CONNECTIONS_MAX", 2)
+    job_id = finished(client, server, store)
+    with pytest.raises(Unavailable, match=r"the connection broke 2 times, the last time with: .*it will resume"):
+        cut({1: 4000, 2: 100}).download(job_id, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../out", "/etc/x", "a/../../b", "a\\b", ""])
-def test_a_manifest_cannot_lead_out_of_the_folder(client: Client, tmp_path: Path, path: str) -> None:
+def test_a_manifest_cannot_lead_out_of_the_folder(http: httpx2.Client, tmp_path: Path, path: str) -> None:
     digest = hashlib.sha256(b"").hexdigest()
     with pytest.raises(CheckpointInvalid, match="leads out of the folder"):
-        fetch(client._http, ArtifactFile(path=path, bytes=0, sha256=digest, role="model", href="/"), tmp_path)
+        fetch(http, ArtifactFile(path=path, bytes=0, sha256=digest, role="model", href="/"), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -33,9 +33,10 @@ def test_the_service_is_imported_without_torch_or_workers() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_the_client_and_the_command_line_need_no_server_packages() -> None:
-    code = "import sys, service.cli.commands; "
-    code += "print([m for m in ('fastapi', 'redis', 'rq', 'uvicorn') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["service.client", "service.cli.commands"])
+def test_the_client_and_the_command_line_need_no_server_packages(module: str) -> None:
+    code = f"import sys, {module}; "
+    code += "print([m for m in ('fastapi', 'redis', 'rq', 'uvicorn', 'torch', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
