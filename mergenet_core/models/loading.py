@@ -12,42 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForVisualQuestionAnswering,
-)
+from transformers import AutoConfig
 
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.composite_config import tower_configs, with_defaults
 from mergenet_core.model_files.read_model import check_config, inspect_model, weight_files
-from mergenet_core.spec.job import ModelSpec, TaskName
+from mergenet_core.spec.job import ModelSpec
+from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.storage.paths import Roots
 
-AUTO = {
-    "text-classification": AutoModelForSequenceClassification,
-    "image-classification": AutoModelForImageClassification,
-    "question-answering": AutoModelForQuestionAnswering,
-    "causal-language-modelling": AutoModelForCausalLM,
-    "masked-language-modelling": AutoModelForMaskedLM,
-    "visual-question-answering": AutoModelForVisualQuestionAnswering,
-    "image-text-retrieval": AutoModel,
-}
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
 """Config keys that swap a model's layers, or fetch kernels from the hub."""
 OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
 """Config keys that follow from the data, or from how a model is called here."""
-SHARED_LABELS = ((), ("start", "end"))
+SHARED_LABELS = {task.fixed_labels for task in TASKS.values()} - {None}
 """Label spaces of heads that mean the same in every model: over a vocabulary, over a span's ends."""
 _DEVIATION = 0.02
 _HEADS = ("classifier.", "score.", "head.", "cls_head.")
@@ -112,7 +96,7 @@ def build(
     try:
         made = AutoConfig.for_model(config["model_type"], **settings, **_named(labels))
         torch.manual_seed(seed)
-        model: nn.Module = AUTO[task].from_config(made, dtype=torch.float32)
+        model: nn.Module = auto_class(task).from_config(made, dtype=torch.float32)
     except (
         StrictDataclassError,
         TypeError,
@@ -125,6 +109,11 @@ def build(
         reason = " ".join(str(error).split())
         raise ModelRefused(f"{where}: {config['model_type']} cannot be built from these values: {reason}") from error
     return model
+
+
+def auto_class(task: TaskName) -> Any:
+    """The class of transformers that builds the task's models."""
+    return getattr(transformers, TASKS[task].auto_class)
 
 
 def _check_settings(config: Mapping[str, Any], where: str) -> None:
@@ -157,7 +146,7 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     config = trained_config(folder, task, labels)
     torch.manual_seed(seed)
     model: nn.Module
-    model, loaded = AUTO[task].from_pretrained(
+    model, loaded = auto_class(task).from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,

@@ -12,9 +12,9 @@ from transformers.initialization import no_init_weights
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.read_model import weight_files
-from mergenet_core.models.loading import AUTO, body_prefix, initial, is_for_other_labels, is_head, trained_config
+from mergenet_core.models.loading import auto_class, body_prefix, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
-from mergenet_core.spec.job import TaskName
+from mergenet_core.spec.task_info import TaskName
 from mergenet_core.transfer.shards import READ, Shard
 
 
@@ -24,7 +24,7 @@ def load_skeleton(folder: Path, task: TaskName, labels: tuple[str, ...]) -> nn.M
     Raises: `ModelRefused`.
     """
     with no_init_weights():
-        model: nn.Module = AUTO[task].from_config(trained_config(folder, task, labels), dtype=torch.float32)
+        model: nn.Module = auto_class(task).from_config(trained_config(folder, task, labels), dtype=torch.float32)
     return model
 
 

@@ -9,6 +9,11 @@ from mergenet_core.errors import DataRefused
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 
+CIFAR_PIXELS = 3 * 32 * 32
+CIFAR_RECORD = 2 + CIFAR_PIXELS
+"""Bytes of an image with its coarse and its fine label in CIFAR-100's binary files."""
+CIFAR_LABELS = ("coarse_label", "label")
+"""The columns of the two labels, in the order of the bytes; `label` is the fine one."""
 _SUBSET = re.compile(r"(?:train|val|test)\d{4}")
 
 

@@ -30,7 +30,7 @@ from mergenet_core.model_files.read_model import check_config, inspect_model, re
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.pairing.rank import limit_rank
 from mergenet_core.planning.auto_methods import ways
-from mergenet_core.planning.data_files import annotations_beside, images_beside
+from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_RECORD, annotations_beside, images_beside
 from mergenet_core.planning.estimate import (
     Estimate,
     check_devices,
@@ -46,17 +46,7 @@ from mergenet_core.records.record import Record
 from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.spec.deepspeed import check_user_config
 from mergenet_core.spec.job import DataSpec, JobSpec, ModelSpec, TaskName
-from mergenet_core.spec.task_columns import (
-    CIFAR_LABELS,
-    CIFAR_RECORD,
-    CLASSIFICATIONS,
-    CROSS_MODAL,
-    IMAGE_TASKS,
-    columns,
-    named_in,
-    own_form,
-    reads_text,
-)
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
@@ -194,7 +184,7 @@ def _facts(
         return found if tokenizer is None else replace(found, vocabulary=_vocabulary(tokenizer, field))
     config = dict(model.config or {})
     check_config(config, task, where=f"{field}.config")
-    if task in IMAGE_TASKS or task in CROSS_MODAL:
+    if TASKS[task].reads_images:
         config = with_defaults(config, {}, {"image_size": data.image_size})
         size = image_part(config)["image_size"]
         if size != data.image_size:
@@ -203,7 +193,7 @@ def _facts(
         tokenizer = roots.model(donor.tokenizer, f"{field}.tokenizer")
     elif tokenizer is None and donor is not None and (donor.path or donor.pack):
         tokenizer = _saved(donor, roots, "source.model")
-    if reads_text(task):
+    if TASKS[task].reads_text:
         if tokenizer is None or (vocabulary := _vocabulary(tokenizer, field)) is None:
             raise SpecInvalid(f"{field}.tokenizer: a text model from scratch needs a tokenizer; name a folder with one")
         config = with_defaults(config, {"vocab_size": vocabulary.size}, {})
@@ -286,16 +276,16 @@ def _with_labels(spec: JobSpec, source: ModelInfo, target: ModelInfo) -> tuple[M
 def _same_labels(spec: JobSpec, learned: DataSpec) -> bool:
     if spec.source_task != spec.target.task:
         return False
-    if spec.target.task in CLASSIFICATIONS:
-        return learned.label == spec.target.data.label
-    return spec.target.task == "question-answering"  # a span's ends are the same in every model
+    task = TASKS[spec.target.task]
+    return learned.label == spec.target.data.label if task.one_label else bool(task.fixed_labels)
 
 
 def _check_distillation(spec: JobSpec, source: ModelInfo | None) -> None:
     distilling = [arm for arm in spec.arms if "distill" in arm]
-    if distilling and spec.target.task not in CLASSIFICATIONS:
+    if distilling and not TASKS[spec.target.task].one_label:
+        able = ", ".join(name for name, task in TASKS.items() if task.one_label)
         raise SpecInvalid(
-            f"arms: {distilling[0]} needs a task with a label an example ({', '.join(CLASSIFICATIONS)}), the target "
+            f"arms: {distilling[0]} needs a task with one label per example ({able}), the target "
             f"learns {spec.target.task}; leave {' and '.join(distilling)} out",
             errors=(FieldError("/arms", f"{distilling[0]} does not go with {spec.target.task}; leave it out"),),
         )
@@ -322,15 +312,15 @@ def _check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> Non
         name = getattr(data, split)
         if name is not None:
             path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
-            if _check_split(path, columns(task, data), where, task):
+            if _check_split(path, TASKS[task].columns(data), where, task):
                 _check_beside(path, data, task, roots, where)
 
 
 def _check_beside(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
     """The other files of a data set that comes in several."""
-    if task == "visual-question-answering":
+    if TASKS[task].separate_annotations:
         annotations_beside(path, field)
-    if task in CROSS_MODAL:
+    if TASKS[task].names_image_files:
         images_beside(path, data, roots, field)
 
 
@@ -343,7 +333,7 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName
         if not any(path.iterdir()):
             raise DataRefused(f"{field}: the folder {path.name} is empty")
         return False
-    cifar = path.suffix == ".bin" and task == "image-classification"
+    cifar = path.suffix == ".bin" and TASKS[task].reads_cifar
     if path.suffix in _PICKLES:
         raise DataRefused(f"{field}: {path.name} may be a pickle and is not opened; CIFAR-100 has a binary version")
     if path.suffix not in _FILE_SUFFIXES and not cifar:
@@ -367,7 +357,7 @@ def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName
                 found = [wanted[0], *CIFAR_LABELS]
             elif path.suffix == ".json":
                 head = file.read(_JSON_HEAD)
-                found, own = named_in(head, wanted, task), own_form(head, task)
+                found, own = TASKS[task].columns_in_json(head, wanted), TASKS[task].is_dataset_json(head)
             else:
                 return False
     except (ValueError, TypeError, RecursionError, csv.Error):

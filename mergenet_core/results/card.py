@@ -10,22 +10,10 @@ import yaml
 from mergenet_core.records.job import Trial
 from mergenet_core.results.report import Report, markdown
 from mergenet_core.spec.job import JobSpec, ModelSpec
+from mergenet_core.spec.task_info import TASKS
 
-_AUTO = {
-    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
-    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
-    "question-answering": ("AutoModelForQuestionAnswering", "AutoTokenizer"),
-    "causal-language-modelling": ("AutoModelForCausalLM", "AutoTokenizer"),
-    "masked-language-modelling": ("AutoModelForMaskedLM", "AutoTokenizer"),
-    "visual-question-answering": ("AutoModelForVisualQuestionAnswering", "AutoTokenizer", "AutoImageProcessor"),
-    "image-text-retrieval": ("AutoModel", "AutoTokenizer", "AutoImageProcessor"),
-}
-_PIPELINES = {
-    "causal-language-modelling": "text-generation",
-    "masked-language-modelling": "fill-mask",
-    "image-text-retrieval": "zero-shot-image-classification",
-}
-"""What the hub calls a task, where it is not by the name it has here."""
+_PROCESSORS = {"text": "AutoTokenizer", "images": "AutoImageProcessor"}
+"""The class of transformers that loads what reads a kind of input."""
 ADAPTER = """\
 `adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
 """
@@ -34,17 +22,18 @@ ADAPTER = """\
 def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
     """README.md of the artifact, with the front matter that the hub reads."""
     assert trial.result is not None
-    result, task = trial.result, job.target.task
-    tag = _PIPELINES.get(task, task)
-    front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": tag, "tags": ["mergenet"]}).strip()
-    model, *processors = _AUTO[task]
+    result, task = trial.result, TASKS[job.target.task]
+    front = yaml.safe_dump(
+        {"library_name": "transformers", "pipeline_tag": task.pipeline_tag, "tags": ["mergenet"]}
+    ).strip()
+    processors = [_PROCESSORS[kind] for kind in task.inputs]
     names = ("processor",) if len(processors) == 1 else ("tokenizer", "image_processor")
     built_in = str((job.target.model.config or {}).get("model_type", "")).startswith("mergenet-")
     loading = [
         *(["import mergenet_core.models  # registers the built-in architectures"] if built_in else []),
-        f"from transformers import {', '.join((model, *processors))}",
+        f"from transformers import {', '.join((task.auto_class, *processors))}",
         "",
-        f'model = {model}.from_pretrained("model")',
+        f'model = {task.auto_class}.from_pretrained("model")',
         *(f'{name} = {auto}.from_pretrained("model")' for auto, name in zip(processors, names, strict=True)),
     ]
     data = result.data.get("train", {})
@@ -54,7 +43,7 @@ def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]
 ---
 # {job.name}
 
-A model for {task.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
+A model for {task.name.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
 {result.steps} steps on {data.get("examples", "?")} examples, {_moved(job, report)}
 
 These are the weights of trial `{trial.id}` after its last step; of its arm's seeds it was best on validation. On the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -78,19 +77,3 @@ class DataSpec(Strict):
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         return self
-
-
-def check_augment(data: DataSpec, task: str, learned: DataSpec | None, source_task: str, arms: Sequence[str]) -> None:
-    """Refuse augmentation of what is no image, and of the target's images beside a teacher. Raises: `ValueError`."""
-    for field, augment, name in (
-        ("target.data.augment", data.augment, task),
-        ("source.data.augment", "none" if learned is None else learned.augment, source_task),
-    ):
-        if augment != "none" and name != "image-classification":
-            raise ValueError(f"{field} {augment} is for image-classification, not for {name}; leave it out")
-    distilling = " and ".join(arm for arm in arms if "distill" in arm)
-    if distilling and data.augment != "none":
-        raise ValueError(
-            f"target.data.augment {data.augment} shows another image every step, a teacher's logits are computed once "
-            f"an example: leave {distilling} out of arms, or set augment: none"
-        )

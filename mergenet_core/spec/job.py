@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict, check_augment
+from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict
 from mergenet_core.spec.json_values import check_json
+from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
 
 __all__ = [
@@ -34,15 +35,6 @@ __all__ = [
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
 Include = Literal["all", "embeddings", "body", "no-head"]
-TaskName = Literal[
-    "text-classification",
-    "image-classification",
-    "question-answering",
-    "causal-language-modelling",
-    "masked-language-modelling",
-    "visual-question-answering",
-    "image-text-retrieval",
-]
 
 
 class ModelSpec(Strict):
@@ -309,7 +301,6 @@ class JobSpec(Strict):
     def _parts_fit(self) -> Self:
         if self.target.model.pack is not None:
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
-        check_augment(self.target.data, self.target.task, self.source.data, self.source_task, self.arms)
         if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
             raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
         spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
@@ -317,6 +308,23 @@ class JobSpec(Strict):
             raise ValueError(
                 f"lpka-raw needs whole weights, {spread} spreads them over processes: take strategy ddp, zero1 or "
                 "zero2, or method lpka, which works on factors"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits(self) -> Self:
+        for field, data, task in (
+            ("target.data.augment", self.target.data, self.target.task),
+            ("source.data.augment", self.source.data, self.source_task),
+        ):
+            if data is not None and data.augment != "none" and not TASKS[task].augments:
+                able = ", ".join(name for name, info in TASKS.items() if info.augments)
+                raise ValueError(f"{field} {data.augment} is for {able}, not for {task}; leave it out")
+        distilling = " and ".join(arm for arm in self.arms if "distill" in arm)
+        if distilling and self.target.data.augment != "none":
+            raise ValueError(
+                f"target.data.augment {self.target.data.augment} shows another image every step, a teacher's logits "
+                f"are computed once an example: leave {distilling} out of arms, or set augment: none"
             )
         return self
 
@@ -361,9 +369,9 @@ class JobSpec(Strict):
             ("train", self.target.task, self.train),
             ("source.train", self.source_task, self.source.train),
         ):
-            if task == "image-text-retrieval" and train is not None and several * train.micro_batches > 1:
+            if TASKS[task].contrastive and train is not None and several * train.micro_batches > 1:
                 raise ValueError(
-                    f"image-text-retrieval tells the examples of a batch from one another, so a batch must not be cut: "
+                    f"{task} compares the examples of a batch with one another, so a batch must not be split: "
                     f"devices × nodes × {field}.micro_batches is {several * train.micro_batches}, set each to 1"
                 )
         return self

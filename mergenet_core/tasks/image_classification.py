@@ -6,17 +6,14 @@ Legend: b examples of a batch, n examples of a split, c channels, h height, w wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.augment import crop_flip
 from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
 from mergenet_core.tasks.data.tables import Table, read_splits
-from mergenet_core.tasks.task import Classification, Task
+from mergenet_core.tasks.task import Classification, TaskInputs
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,17 @@ class PixelExamples:
         return torch.arange(len(self))
 
 
-def load_images(data: DataSpec, processor: Any, roots: Roots, *, seed: int, field: str, channels: int) -> Task:
+def load_image_classification(inputs: TaskInputs) -> Classification:
     """The task's examples for one trial, at the size that the job document asks for.
 
     Without a processor, or with one for another number of channels, one is made from the training split's statistics.
 
     Raises: `DataRefused`, `PathRefused`.
     """
-    check_channels(channels, field)
-    splits = read_splits(data, data.image, roots, seed=seed, field=field)
-    processor = fitted(processor, splits.train, torch.arange(len(splits.train_labels_n)), data, channels)
+    data, channels = inputs.data, inputs.channels
+    check_channels(channels, inputs.field)
+    splits = read_splits(data, data.image, inputs.roots, seed=inputs.seed, field=inputs.field)
+    processor = fitted(inputs.images, splits.train, torch.arange(len(splits.train_labels_n)), data, channels)
 
     def examples(table: Table, rows: Tensor, labels_n: Tensor, augment: bool = False) -> PixelExamples:
         return PixelExamples(read_pixels(table, data, rows, processor, channels), labels_n[rows], augment)

@@ -6,17 +6,45 @@ Legend: b examples of a batch, n examples of a split, l labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from mergenet_core.models.processors import ImageProcessor, Processor, Tokenizer
+from mergenet_core.spec.data import DataSpec
+from mergenet_core.storage.paths import Roots
 
 EVALUATION_BATCH = 128
 Batch: TypeAlias = Mapping[str, Tensor]
 """The tensors of some examples by name: the model's keyword arguments, and what is to be predicted."""
 Outputs: TypeAlias = Mapping[str, Tensor]
 """What a model returns, by name: `logits`, or what its task has in place of them."""
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task's loader makes its examples of."""
+
+    data: DataSpec
+    roots: Roots
+    _: KW_ONLY
+    seed: int
+    """The trial's seed: it decides which examples are drawn."""
+    field: str
+    """Where the job document names the data, such as `target.data`; errors begin with it."""
+    tokenizer: Tokenizer | None = None
+    images: ImageProcessor | None = None
+    """None where the model's folder has no image processor: the task makes one that fits the data."""
+    channels: int = 3
+    """Colour channels that the model reads."""
+
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer of a task that reads text."""
+        assert self.tokenizer is not None, "a task that reads text is loaded with a tokenizer"
+        return self.tokenizer
 
 
 class Examples(Protocol):
@@ -72,7 +100,7 @@ class Task(Protocol):
         """What the report is measured on."""
 
     @property
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         """The tokenizer or image processor that made the examples; saved beside the model."""
 
     @property
@@ -101,7 +129,7 @@ class Classification:
     train: Examples
     validation: Examples
     test: Examples
-    processor: Any
+    processor: Processor
     settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
+from mergenet_core.models.processors import Tokenizer
 from mergenet_core.tasks.data.tables import Table, read_splits, texts
-from mergenet_core.tasks.task import Classification, Task
+from mergenet_core.tasks.task import Classification, TaskInputs
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,10 @@ class TokenExamples:
         return torch.argsort(self.lengths_n, stable=True)
 
 
-def load_text(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field: str) -> Task:
+def load_text_classification(inputs: TaskInputs) -> Classification:
     """The task's examples for one trial. Raises: `DataRefused`, `PathRefused`."""
-    splits = read_splits(data, data.text, roots, seed=seed, field=field)
+    data, tokenizer = inputs.data, inputs.text_tokenizer
+    splits = read_splits(data, data.text, inputs.roots, seed=inputs.seed, field=inputs.field)
 
     def examples(table: Table, rows: Tensor, labels_n: Tensor) -> TokenExamples:
         return _tokenise(texts(table, data.text, rows), labels_n[rows], tokenizer, data.max_length)
@@ -59,6 +58,7 @@ def load_text(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field:
     )
 
 
-def _tokenise(texts: list[str], labels_n: Tensor, tokenizer: Any, max_length: int) -> TokenExamples:
+def _tokenise(texts: list[str], labels_n: Tensor, tokenizer: Tokenizer, max_length: int) -> TokenExamples:
     encoded = tokenizer(texts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
-    return TokenExamples(dict(encoded), encoded["attention_mask"].sum(dim=1).clamp(min=1), labels_n)
+    inputs_nt: dict[str, Tensor] = {name: encoded[name] for name in encoded}
+    return TokenExamples(inputs_nt, inputs_nt["attention_mask"].sum(dim=1).clamp(min=1), labels_n)

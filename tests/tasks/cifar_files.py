@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mergenet_core.spec.task_columns import CIFAR_RECORD
+from mergenet_core.planning.data_files import CIFAR_RECORD
 
 
 def write_cifar(path: Path, count: int, seed: int, labels: int = 100) -> npt.NDArray[np.uint8]:

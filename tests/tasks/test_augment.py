@@ -13,9 +13,9 @@ from mergenet_core.models.processors import plain_image_processor
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.augment import PADDING, crop_flip
-from mergenet_core.tasks.image_classification import load_images
 from mergenet_core.training.trial import Interrupted
 from tests.tasks.cifar_files import write_cifar
+from tests.tasks.examples import read_examples
 from tests.training.tiny import CNN, Recorder, image_job, run, text_job, write_world
 
 
@@ -55,7 +55,7 @@ def test_the_splits_that_are_measured_stay_as_they_are(tmp_path: Path) -> None:
     def load(**data: Any) -> Any:
         spec = DataSpec(train="train.bin", test="test.bin", **data)
         processor = plain_image_processor(32, [0.3] * 3, [0.2] * 3)
-        return load_images(spec, processor, Roots((), (tmp_path,)), seed=0, field="target.data", channels=3)
+        return read_examples("image-classification", spec, Roots((), (tmp_path,)), images=processor)
 
     plain, varied, index_b = load(), load(augment="crop-flip"), torch.arange(4)
     for split in ("train", "validation", "test"):

@@ -18,7 +18,7 @@ from mergenet_core.models.processors import plain_image_processor
 from mergenet_core.planning.plan import make_plan
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
-from mergenet_core.tasks.image_classification import load_images
+from tests.tasks.examples import read_examples
 from tests.training.tiny import image_job, run
 
 ROWS = 40
@@ -47,7 +47,7 @@ def roots(tmp_path: Path) -> Roots:
 
 def loaded(roots: Roots, **changes: object):
     data = DataSpec(train="cifar/train.bin", test="cifar/test.bin", image_size=32, **changes)
-    return load_images(data, None, roots, seed=0, field="target.data", channels=3)
+    return read_examples("image-classification", data, roots)
 
 
 def test_pixels_and_fine_labels_are_those_of_the_records(roots: Roots, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_hubs_parquet_is_read_by_its_own_columns(tmp_path: Path) -> None:
     assert str(pq.read_schema(tmp_path / "test.parquet").field("img").type).startswith("struct<bytes")
     processor = plain_image_processor(32, [0.0] * 3, [1.0] * 3)
     data = DataSpec(train="train.parquet", test="test.parquet", image="img", label="fine_label")
-    task = load_images(data, processor, Roots((), (tmp_path,)), seed=0, field="target.data", channels=3)
+    task = read_examples("image-classification", data, Roots((), (tmp_path,)), images=processor)
     batch = task.test.batch(torch.arange(4))
     assert task.labels == tuple(names)
     assert batch["labels"].tolist() == [99, 98, 97, 96]

@@ -15,7 +15,7 @@ from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import load_image_processor, plain_image_processor
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
-from mergenet_core.tasks.image_classification import load_images
+from tests.tasks.examples import read_examples
 from tests.training.tiny import write_images, write_lines
 
 
@@ -28,7 +28,7 @@ def roots(tmp_path: Path) -> Roots:
 
 def load(roots: Roots, processor: Any = None, channels: int = 1, **data: Any) -> Any:
     spec = DataSpec(**({"train": "train.parquet", "test": "test.parquet", "image_size": 6} | data))
-    return load_images(spec, processor, roots, seed=0, field="target.data", channels=channels)
+    return read_examples("image-classification", spec, roots, images=processor, channels=channels)
 
 
 def write_folder(folder: Path, mode: str = "RGB") -> list[Image.Image]:

@@ -14,7 +14,7 @@ from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.image_text_retrieval.scores import recalls
-from mergenet_core.tasks.image_text_retrieval.task import load_captions
+from tests.tasks.examples import read_examples
 from tests.tasks.pictures import RGB, SIZE, write_captions, write_image
 from tests.tasks.words import write_words
 from tests.training.tiny import write_lines
@@ -33,7 +33,7 @@ def roots(tmp_path: Path) -> Roots:
 def load(roots: Roots, **changes: Any) -> Any:
     data = DataSpec(**{"train": TRAIN, "test": TEST, "image_size": SIZE, "max_length": 16} | changes)
     tokenizer = load_tokenizer(roots.data[0] / "words")
-    return load_captions(data, tokenizer, None, roots, seed=3, field="target.data", channels=3)
+    return read_examples("image-text-retrieval", data, roots, seed=3, tokenizer=tokenizer)
 
 
 def texts(task: Any, ids: torch.Tensor) -> list[str]:

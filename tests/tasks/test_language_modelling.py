@@ -14,7 +14,8 @@ from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.language_modelling.blocks import IGNORED
-from mergenet_core.tasks.language_modelling.task import DUPLICATES, load_language
+from mergenet_core.tasks.language_modelling.task import DUPLICATES
+from tests.tasks.examples import read_examples
 from tests.tasks.words import THINGS, WORDS, write_words
 from tests.training.tiny import text_rows, write_lines
 
@@ -30,10 +31,13 @@ def roots(tmp_path: Path) -> Roots:
     return Roots((tmp_path,), (tmp_path,))
 
 
+CAUSAL, MASKED = "causal-language-modelling", "masked-language-modelling"
+
+
 def load(roots: Roots, *, masked: bool, seed: int = 0, **data: Any) -> Any:
     spec = DataSpec(**({"train": "train.jsonl", "test": "test.jsonl", "max_length": 8} | data))
     tokenizer = load_tokenizer(roots.models[0] / "words")
-    return load_language(spec, tokenizer, roots, masked=masked, seed=seed, field="target.data")
+    return read_examples(MASKED if masked else CAUSAL, spec, roots, seed=seed, tokenizer=tokenizer)
 
 
 def ids(*words: str) -> list[int]:
@@ -151,6 +155,4 @@ def test_what_cannot_be_learned_is_refused(roots: Roots) -> None:
     tokenizer = load_tokenizer(roots.models[0] / "words")
     tokenizer.mask_token = None
     with pytest.raises(DataRefused, match=r"no mask token, .* or take causal-language-modelling"):
-        load_language(
-            DataSpec(train="train.jsonl", test="test.jsonl"), tokenizer, roots, masked=True, seed=0, field="target.data"
-        )
+        read_examples(MASKED, DataSpec(train="train.jsonl", test="test.jsonl"), roots, tokenizer=tokenizer)

@@ -16,7 +16,8 @@ from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
-from mergenet_core.tasks.question_answering.task import ANSWER_TOKENS, _best_span, load_questions
+from mergenet_core.tasks.question_answering.task import ANSWER_TOKENS, _best_span
+from tests.tasks.examples import read_examples
 from tests.tasks.words import squad_rows, write_squad, write_words
 from tests.training.tiny import write_lines
 
@@ -31,7 +32,9 @@ def roots(tmp_path: Path) -> Roots:
 
 def load(roots: Roots, seed: int = 0, **data: Any) -> Any:
     spec = DataSpec(**({"train": "train-v2.0.json", "test": "dev-v2.0.json", "max_length": 24, "stride": 6} | data))
-    return load_questions(spec, load_tokenizer(roots.models[0] / "words"), roots, seed=seed, field="target.data")
+    return read_examples(
+        "question-answering", spec, roots, seed=seed, tokenizer=load_tokenizer(roots.models[0] / "words")
+    )
 
 
 def everything(windows: Any) -> list[Any]:
@@ -251,4 +254,4 @@ def test_other_json_is_told(roots: Roots) -> None:
 def test_a_tokenizer_without_offsets_is_refused(roots: Roots) -> None:
     slow = SimpleNamespace(is_fast=False)
     with pytest.raises(DataRefused, match=r"does not tell where a token stands .* tokenizer.json"):
-        load_questions(DataSpec(train="x", test="y"), slow, roots, seed=0, field="target.data")
+        read_examples("question-answering", DataSpec(train="x", test="y"), roots, tokenizer=slow)

@@ -15,7 +15,7 @@ from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
-from mergenet_core.tasks.text_classification import load_text
+from tests.tasks.examples import read_examples
 from tests.tasks.words import write_reviews
 from tests.training.tiny import text_rows, write_lines, write_tokenizer
 
@@ -30,7 +30,9 @@ def roots(tmp_path: Path) -> Roots:
 
 def load(roots: Roots, seed: int = 0, **data: Any) -> Any:
     spec = DataSpec(**({"train": "train.jsonl", "test": "test.jsonl"} | data))
-    return load_text(spec, load_tokenizer(roots.models[0] / "tokenizer"), roots, seed=seed, field="target.data")
+    return read_examples(
+        "text-classification", spec, roots, seed=seed, tokenizer=load_tokenizer(roots.models[0] / "tokenizer")
+    )
 
 
 def texts(task: Any, split: str) -> list[str]:

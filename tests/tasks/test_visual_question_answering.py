@@ -17,7 +17,7 @@ from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data import pixels
-from mergenet_core.tasks.visual_question_answering.task import load_visual_questions
+from tests.tasks.examples import read_examples
 from tests.tasks.pictures import RGB, SIZE, write_image, write_vqa
 from tests.tasks.words import write_words
 from tests.training.tiny import write_lines
@@ -36,7 +36,7 @@ def roots(tmp_path: Path) -> Roots:
 def load(roots: Roots, processor: Any = None, **changes: Any) -> Any:
     data = DataSpec(**{"train": TRAIN, "test": TEST, "image_size": SIZE, "max_length": 16} | changes)
     tokenizer = load_tokenizer(roots.data[0] / "words")
-    return load_visual_questions(data, tokenizer, processor, roots, seed=3, field="target.data", channels=3)
+    return read_examples("visual-question-answering", data, roots, seed=3, tokenizer=tokenizer, images=processor)
 
 
 def rewritten(path: Path, change: Any) -> None:

@@ -164,13 +164,13 @@ def test_distillation_is_refused_with_a_sentence(
     task: str, config: Any, data: Any, tmp_path: Path, roots: Roots
 ) -> None:
     spec = job(task, config, data, arms=["transfer", "control", "distill"])
-    with pytest.raises(SpecInvalid, match=f"distill needs a task with a label an example .* learns {task}"):
+    with pytest.raises(SpecInvalid, match=f"distill needs a task with one label per example .* learns {task}"):
         make_plan(spec, roots, tmp_path, [])
 
 
 @pytest.mark.parametrize("change", [{"resources": {"devices": 2}}, {"train": {"steps": 2, "micro_batches": 2}}])
 def test_a_batch_of_retrieval_is_not_cut(change: Any) -> None:
-    with pytest.raises(SpecInvalid, match="a batch must not be cut"):
+    with pytest.raises(SpecInvalid, match="a batch must not be split"):
         job("image-text-retrieval", DUAL, COCO, **change)
     job("visual-question-answering", VILT, VQA, **change)
 

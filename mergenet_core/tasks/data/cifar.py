@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.task_columns import CIFAR_LABELS, CIFAR_PIXELS, CIFAR_RECORD
+from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_PIXELS, CIFAR_RECORD
 
 SIDE = 32
 _HEADER = f"P6 {SIDE} {SIDE} 255\n".encode()

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.models.processors import BOX, is_plain, keeps_proportions, plain_image_processor
+from mergenet_core.models.processors import BOX, ImageProcessor, is_plain, keeps_proportions, plain_image_processor
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.tasks.data.tables import Table
 
@@ -53,21 +53,31 @@ def check_channels(channels: int, field: str) -> None:
         raise DataRefused(f"{field}: images have 1 or 3 channels; the model's config has num_channels {channels}")
 
 
-def fitted(processor: Any, train: Table, rows: Tensor, data: DataSpec, channels: int) -> Any:
+def fitted(
+    processor: ImageProcessor | None, train: Table, rows: Tensor, data: DataSpec, channels: int
+) -> ImageProcessor:
     """The processor at the document's size; without one, or with one for other channels, one made from these rows.
 
-    One that keeps each image's proportions (ViLT's) gives way to one that makes squares, with its mean and deviation.
+    One that keeps each image's proportions (ViLT's) is replaced by one that makes squares, with its mean and deviation.
     """
+    if processor is None:
+        return _measured(train, rows, data, channels)
     if not keeps_proportions(processor):
-        if processor is None or (is_plain(processor) and len(processor.image_mean) != channels):
-            return _measured(train, rows, data, channels)
         if not is_plain(processor):
             return processor
+        if len(processor.image_mean) != channels:
+            return _measured(train, rows, data, channels)
     return plain_image_processor(data.image_size, processor.image_mean, processor.image_std, processor.resample)
 
 
 def read_pixels(
-    table: Table, data: DataSpec, rows: Tensor, processor: Any, channels: int, *, held_bytes: int = HELD_BYTES
+    table: Table,
+    data: DataSpec,
+    rows: Tensor,
+    processor: ImageProcessor,
+    channels: int,
+    *,
+    held_bytes: int = HELD_BYTES,
 ) -> Pixels:
     """The images of these rows, as the processor makes them. Raises: `DataRefused`."""
     plain = is_plain(processor)
@@ -110,7 +120,7 @@ def _key(value: Any, row: int) -> str | bytes:
     return value if isinstance(value, str) else f"row {row}"
 
 
-def _measured(train: Table, rows: Tensor, data: DataSpec, channels: int) -> Any:
+def _measured(train: Table, rows: Tensor, data: DataSpec, channels: int) -> ImageProcessor:
     rows = rows[:: max(1, -(-len(rows) // STATISTICS_IMAGES))]
     plain = plain_image_processor(data.image_size, [0.0] * channels, [1.0] * channels, BOX)
     pixels = bytes_of(train, data, rows, channels, plain).double() / 255
@@ -119,7 +129,7 @@ def _measured(train: Table, rows: Tensor, data: DataSpec, channels: int) -> Any:
     return plain_image_processor(data.image_size, mean, [round(value, 6) for value in deviation_c.tolist()])
 
 
-def _processed(table: Table, data: DataSpec, rows: Tensor, channels: int, processor: Any) -> Tensor:
+def _processed(table: Table, data: DataSpec, rows: Tensor, channels: int, processor: ImageProcessor) -> Tensor:
     made = [processor(image, return_tensors="pt")["pixel_values"][0] for image in _images(table, data, rows, channels)]
     if {tuple(one.shape[1:]) for one in made} != {(data.image_size, data.image_size)}:
         raise DataRefused(
@@ -129,7 +139,7 @@ def _processed(table: Table, data: DataSpec, rows: Tensor, channels: int, proces
     return torch.stack(made)
 
 
-def bytes_of(table: Table, data: DataSpec, rows: Tensor, channels: int, processor: Any) -> Tensor:
+def bytes_of(table: Table, data: DataSpec, rows: Tensor, channels: int, processor: ImageProcessor) -> Tensor:
     """The images of these rows as bytes, resized. Shapes: (rows, c, h, w)."""
     size = data.image_size
     pixels = torch.empty((len(rows), channels, size, size), dtype=torch.uint8)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from mergenet_core.models.processors import Tokenizer
 from mergenet_core.tasks.data.ragged_tensor import Ragged, ragged
 
 READ_TEXTS = 1000
 """Texts that are held in the tokenizer's own form at a time."""
 
 
-def tokenised(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[Ragged, dict[str, int]]:
+def tokenised(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tuple[Ragged, dict[str, int]]:
     """The texts' tokens, and what stands behind an end when they are batched."""
     rows = []
     for start in range(0, len(texts), READ_TEXTS):

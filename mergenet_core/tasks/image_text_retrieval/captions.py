@@ -13,7 +13,7 @@ from torch import Tensor
 from mergenet_core.errors import DataRefused
 from mergenet_core.planning.data_files import images_beside
 from mergenet_core.spec.job import DataSpec
-from mergenet_core.spec.task_columns import columns
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.dataset_json import own_json, picture_table
 from mergenet_core.tasks.data.pixels import distinct
@@ -37,7 +37,7 @@ def read_captioned(data: DataSpec, split: str, roots: Roots, field: str) -> Capt
     where = f"{field}.{split}"
     if own := own_json(data, split, roots, where, "annotations"):
         return _from_file(*own, data, roots, where)
-    table = read(data, split, columns("image-text-retrieval", data), roots, field)
+    table = read(data, split, TASKS["image-text-retrieval"].columns(data), roots, field)
     picture_rows, image_n = distinct(table, data)
     captions: list[list[Any]] = [[] for _ in picture_rows]
     for image, told in zip(image_n.tolist(), table.rows[data.caption][:], strict=True):

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergenet_core.models.processors import TextAndImages
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
+from mergenet_core.models.processors import Processor, TextAndImages
 from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
 from mergenet_core.tasks.data.ragged_tensor import Ragged
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tokens import tokenised
 from mergenet_core.tasks.image_text_retrieval.captions import Captioned, read_captioned
 from mergenet_core.tasks.image_text_retrieval.scores import recalls
-from mergenet_core.tasks.task import Batch, Examples, Outputs, Task
+from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
 EVALUATION_IMAGES = 32
 """Images of a forward pass when nothing is learned; each comes with all of its captions."""
@@ -66,7 +64,7 @@ class Retrieval:
     train: Pictured
     validation: Pictured
     test: Pictured
-    processor: Any
+    processor: Processor
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     labels: tuple[str, ...] = ()
@@ -102,21 +100,21 @@ class Retrieval:
         return recalls(spaced[:, 0].cpu(), spaced[:, 1:].cpu()[told_nk], image_m)
 
 
-def load_captions(
-    data: DataSpec, tokenizer: Any, images: Any, roots: Roots, *, seed: int, field: str, channels: int
-) -> Task:
+def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
     """The task's examples for one trial; limits count images, each of which brings all of its captions.
 
     Raises: `DataRefused`, `PathRefused`.
     """
+    data, roots, field, channels = inputs.data, inputs.roots, inputs.field, inputs.channels
+    tokenizer = inputs.text_tokenizer
     check_channels(channels, field)
     train, test = (read_captioned(data, split, roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.captions), seed=seed, field=field)
+    train_rows, held_rows = draw(data, len(train.captions), seed=inputs.seed, field=field)
     validation = train
     if data.validation is not None:
         validation = read_captioned(data, "validation", roots, field)
         held_rows = torch.arange(len(validation.captions))
-    images = fitted(images, train.pictures, train.picture_rows, data, channels)
+    images = fitted(inputs.images, train.pictures, train.picture_rows, data, channels)
 
     def pictured(split: Captioned, rows: Tensor, *, pairs: bool) -> Pictured:
         captions = [split.captions[row] for row in rows.tolist()]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mergenet_core.models.processors import Tokenizer
 from mergenet_core.tasks.data.ragged_tensor import Ragged, ragged
 
 IGNORED = -100
@@ -87,7 +87,7 @@ class MaskedBlocks:
         return torch.argsort(self.tokens.lengths_n.repeat(self.duplicates), stable=True)
 
 
-def packed(texts: Sequence[str], tokenizer: Any, length: int) -> Ragged:
+def packed(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ragged:
     """Texts end to end, each closed by the tokenizer's own end, cut into blocks; the last one may be shorter."""
     closed = (torch.tensor(_closed(ids, tokenizer), dtype=torch.int32) for ids in _encoded(texts, tokenizer))
     ids_k = torch.cat([torch.empty(0, dtype=torch.int32), *closed])
@@ -97,18 +97,18 @@ def packed(texts: Sequence[str], tokenizer: Any, length: int) -> Ragged:
     return Ragged({"input_ids": ids_k}, bounds)
 
 
-def truncated(texts: Sequence[str], tokenizer: Any, length: int) -> Ragged:
+def truncated(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ragged:
     """A block a text, cut where it is longer; a text of less than two tokens has nothing to predict."""
     encoded = _encoded(texts, tokenizer, truncation=True, max_length=length)
     return ragged({"input_ids": torch.tensor(ids, dtype=torch.int32)} for ids in encoded if len(ids) > 1)
 
 
-def _encoded(texts: Sequence[str], tokenizer: Any, **settings: Any) -> Iterator[list[int]]:
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer, **settings: object) -> Iterator[list[int]]:
     for start in range(0, len(texts), READ_TEXTS):
         yield from tokenizer(texts[start : start + READ_TEXTS], verbose=False, **settings)["input_ids"]
 
 
-def _closed(ids: list[int], tokenizer: Any) -> list[int]:
+def _closed(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     ends = {tokenizer.sep_token_id, tokenizer.eos_token_id} - {None}
     if not ids or ids[-1] in ends or tokenizer.eos_token_id is None:
         return ids

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
+from mergenet_core.models.processors import Processor
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tables import read, texts
 from mergenet_core.tasks.language_modelling.blocks import IGNORED, Blocks, MaskedBlocks, packed, truncated
-from mergenet_core.tasks.task import Batch, Examples, Outputs, Task
+from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
 DUPLICATES = 10
 """Masks that a training block is seen under, as in BERT's own data."""
@@ -38,7 +37,7 @@ class LanguageModelling:
     train: Examples
     validation: Examples
     test: Examples
-    processor: Any
+    processor: Processor
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     labels: tuple[str, ...] = ()
@@ -78,18 +77,32 @@ class LanguageModelling:
         return (logits_btv, labels_bt) if self.masked else (logits_btv[:, :-1], labels_bt[:, 1:])
 
 
-def load_language(data: DataSpec, tokenizer: Any, roots: Roots, *, masked: bool, seed: int, field: str) -> Task:
-    """The task's examples for one trial; limits count texts, which are drawn before they are cut into blocks.
+def load_causal_language_modelling(inputs: TaskInputs) -> LanguageModelling:
+    """The examples for one trial, each token to be predicted from those before it.
 
-    Raises: `DataRefused`, `PathRefused`.
+    Limits count texts, which are drawn before they are cut into blocks. Raises: `DataRefused`, `PathRefused`.
     """
-    if masked and tokenizer.mask_token_id is None:
+    return _load(inputs, masked=False)
+
+
+def load_masked_language_modelling(inputs: TaskInputs) -> LanguageModelling:
+    """The examples for one trial, with hidden tokens to be predicted from all others.
+
+    Limits count texts, which are drawn before they are cut into blocks. Raises: `DataRefused`, `PathRefused`.
+    """
+    return _load(inputs, masked=True)
+
+
+def _load(inputs: TaskInputs, *, masked: bool) -> LanguageModelling:
+    data, roots, field, tokenizer = inputs.data, inputs.roots, inputs.field, inputs.text_tokenizer
+    mask = tokenizer.mask_token_id if masked else None
+    if masked and mask is None:
         raise DataRefused(
             f"{field}: the tokenizer has no mask token, so nothing can be hidden; set mask_token in its config, "
             "or take causal-language-modelling"
         )
     train, test = (read(data, split, (data.text,), roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.rows), seed=seed, field=field)
+    train_rows, held_rows = draw(data, len(train.rows), seed=inputs.seed, field=field)
     validation = train
     if data.validation is not None:
         validation = read(data, "validation", (data.text,), roots, field)
@@ -108,15 +121,15 @@ def load_language(data: DataSpec, tokenizer: Any, roots: Roots, *, masked: bool,
             raise DataRefused(
                 f"{table.field}: no text has two tokens, so there is nothing to predict; give longer ones"
             )
-        if masked:
+        if mask is not None:
             learns = name == "train"
             examples[name] = MaskedBlocks(
                 tokens,
                 pad=tokenizer.pad_token_id,
-                mask=tokenizer.mask_token_id,
+                mask=mask,
                 vocabulary=len(tokenizer),
                 special=torch.tensor(tokenizer.all_special_ids),
-                seed=seed if learns else EVALUATION_SEED,
+                seed=inputs.seed if learns else EVALUATION_SEED,
                 duplicates=DUPLICATES if learns else 1,
             )
         else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.spec.job import DataSpec
-from mergenet_core.spec.task_columns import columns
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
 from mergenet_core.tasks.data.dataset_json import own_json
@@ -54,7 +54,7 @@ def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Ques
             raise DataRefused(f"{where}: in {path.name} `data` is not a list of articles, as in SQuAD's files")
         found, checksum = _from_articles(file["data"], where), sha256(path)
     else:
-        table = read(data, split, columns("question-answering", data), roots, field)
+        table = read(data, split, TASKS["question-answering"].columns(data), roots, field)
         found, checksum = (
             _from_table(table.rows.select_columns([data.question, data.context, data.answers]), data),
             (table.sha256),

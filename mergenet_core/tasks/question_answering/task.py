@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
+from mergenet_core.models.processors import Processor
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
 from mergenet_core.tasks.question_answering.squad import Questions, read_questions
 from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
-from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, Task
+from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
 
 ANSWER_TOKENS = 30
 """Longer spans are no answers, as in BERT."""
@@ -37,7 +36,7 @@ class QuestionAnswering:
     train: Windows
     validation: Windows
     test: Windows
-    processor: Any
+    processor: Processor
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     labels: tuple[str, ...] = ("start", "end")
@@ -70,18 +69,19 @@ class QuestionAnswering:
         return {**squad_scores(judged[examples.calibration :], threshold), "null_threshold": threshold}
 
 
-def load_questions(data: DataSpec, tokenizer: Any, roots: Roots, *, seed: int, field: str) -> Task:
+def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
     """The task's examples for one trial; limits count questions, and one text's questions stay on one side.
 
     Raises: `DataRefused`, `PathRefused`.
     """
+    data, roots, field, tokenizer = inputs.data, inputs.roots, inputs.field, inputs.text_tokenizer
     if not tokenizer.is_fast:
         raise DataRefused(
             f"{field}: {type(tokenizer).__name__} does not tell where a token stands in the text, which an answer's "
             "span needs; give a folder with tokenizer.json"
         )
     train, test = (read_questions(data, split, roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.rows), seed=seed, field=field, groups_n=train.texts_n())
+    train_rows, held_rows = draw(data, len(train.rows), seed=inputs.seed, field=field, groups_n=train.texts_n())
     validation = train
     if data.validation is not None:
         validation = read_questions(data, "validation", roots, field)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
+from mergenet_core.models.processors import Tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.tasks.data.ragged_tensor import Ragged, ragged
 from mergenet_core.tasks.question_answering.squad import Question
@@ -78,7 +79,7 @@ class Windows:
         )
 
 
-def read_windows(questions: Sequence[Question], tokenizer: Any, data: DataSpec, field: str) -> Windows:
+def read_windows(questions: Sequence[Question], tokenizer: Tokenizer, data: DataSpec, field: str) -> Windows:
     """Tokenise questions and their texts. Raises: `DataRefused` where a window is too short for both."""
     longest = min(QUESTION_TOKENS, data.max_length // 3)
     stride = data.max_length // 3 if data.stride is None else data.stride
@@ -107,7 +108,7 @@ class _Window(NamedTuple):
 
 
 def _windows(
-    questions: Sequence[Question], tokenizer: Any, max_length: int, stride: int, longest: int
+    questions: Sequence[Question], tokenizer: Tokenizer, max_length: int, stride: int, longest: int
 ) -> Iterator[_Window]:
     for first in range(0, len(questions), READ_QUESTIONS):
         part = questions[first : first + READ_QUESTIONS]
@@ -130,7 +131,7 @@ def _windows(
             yield _Window({**columns, "context": context_t}, offsets_t2, (start, end, null), first + place)
 
 
-def _cut(questions: list[str], tokenizer: Any, longest: int) -> list[str]:
+def _cut(questions: list[str], tokenizer: Tokenizer, longest: int) -> list[str]:
     offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return [
         question[: tokens[longest - 1][1]] if len(tokens) > longest else question
@@ -138,7 +139,7 @@ def _cut(questions: list[str], tokenizer: Any, longest: int) -> list[str]:
     ]
 
 
-def _null(ids: list[int], tokenizer: Any) -> int:
+def _null(ids: list[int], tokenizer: Tokenizer) -> int:
     return ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
 
 

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.models.processors import TextAndImages
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
+from mergenet_core.models.processors import Processor, TextAndImages
 from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
 from mergenet_core.tasks.data.ragged_tensor import Ragged
 from mergenet_core.tasks.data.sampling import draw
 from mergenet_core.tasks.data.tokens import tokenised
-from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, Task
+from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
 from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy
 from mergenet_core.tasks.visual_question_answering.vqa import Question, Questions, read_questions
 
@@ -69,7 +67,7 @@ class VisualQuestionAnswering:
     train: Asked
     validation: Asked
     test: Asked
-    processor: Any
+    processor: Processor
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     metric: str = "accuracy"
@@ -99,22 +97,22 @@ class VisualQuestionAnswering:
         return {name: sum(of) / len(of) for name, of in {self.metric: [score for _, score in scored], **parts}.items()}
 
 
-def load_visual_questions(
-    data: DataSpec, tokenizer: Any, images: Any, roots: Roots, *, seed: int, field: str, channels: int
-) -> Task:
+def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswering:
     """The task's examples for one trial; limits count questions, and one image's questions stay on one side.
 
     Raises: `DataRefused`, `PathRefused`.
     """
+    data, roots, field, channels = inputs.data, inputs.roots, inputs.field, inputs.channels
+    tokenizer = inputs.text_tokenizer
     check_channels(channels, field)
     train, test = (read_questions(data, split, roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.rows), seed=seed, field=field, groups_n=train.image_n)
+    train_rows, held_rows = draw(data, len(train.rows), seed=inputs.seed, field=field, groups_n=train.image_n)
     validation = train
     if data.validation is not None:
         validation = read_questions(data, "validation", roots, field)
         held_rows = torch.arange(len(validation.rows))
     labels = frequent(train.rows, data.answer_limit, f"{field}.train")
-    images = fitted(images, train.pictures, train.picture_rows, data, channels)
+    images = fitted(inputs.images, train.pictures, train.picture_rows, data, channels)
     numbers = {answer: label for label, answer in enumerate(labels)}
 
     def asked(split: Questions, rows: Tensor) -> Asked:

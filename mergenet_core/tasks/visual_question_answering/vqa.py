@@ -16,7 +16,7 @@ from torch import Tensor
 from mergenet_core.errors import DataRefused
 from mergenet_core.planning.data_files import annotations_beside, images_beside
 from mergenet_core.spec.job import DataSpec
-from mergenet_core.spec.task_columns import columns
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.dataset_json import own_json, picture_table, read_json
 from mergenet_core.tasks.data.pixels import distinct
@@ -61,7 +61,7 @@ def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Ques
     where = f"{field}.{split}"
     if own := own_json(data, split, roots, where, "questions"):
         return _from_files(*own, data, roots, where)
-    table = read(data, split, columns("visual-question-answering", data), roots, field)
+    table = read(data, split, TASKS["visual-question-answering"].columns(data), roots, field)
     asked = table.rows.select_columns([data.question, data.answers])
     rows = tuple(
         _checked(row[data.question], _people(row[data.answers]), "", number, where) for number, row in enumerate(asked)
