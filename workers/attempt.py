@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, StaleAttempt
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import TERMINAL, Job
 from mergenet_core.settings import Settings
 from mergenet_core.store import attempt_leases, device_leases
@@ -24,9 +25,8 @@ _log = logging.getLogger("workers.attempt")
 class Attempt:
     """The attempt that this process runs: its lease, and the record it may write to."""
 
-    def __init__(self, settings: Settings, job_id: str, trial_id: str, number: int, worker: str) -> None:
-        self.settings, self.job_id, self.trial_id, self.number = settings, job_id, trial_id, number
-        self.worker = worker
+    def __init__(self, settings: Settings, ref: AttemptRef, worker: str) -> None:
+        self.settings, self.ref, self.worker = settings, ref, worker
         # a call that hangs must fail while there is lease left to do something about it
         self.store = Store(settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0))
         self._held_since = time.monotonic()
@@ -35,7 +35,7 @@ class Attempt:
     @property
     def mark(self) -> str:
         """What its processes carry in their environment."""
-        return processes.mark(self.job_id, self.trial_id, self.number, self.worker)
+        return processes.mark(self.ref, self.worker)
 
     @property
     def over(self) -> bool:
@@ -47,13 +47,13 @@ class Attempt:
         self._held_since = time.monotonic()
 
         def take(job: Job) -> Job:
-            trial = job.trial(self.trial_id)
-            if (trial.state, trial.attempt, trial.worker) == ("starting", self.number, self.worker):
+            trial = job.trial(self.ref.trial_id)
+            if (trial.state, trial.attempt, trial.worker) == ("starting", self.ref.number, self.worker):
                 return job  # taken just now, only the answer was lost
-            return state_machine.claim(job, self.trial_id, self.number, self.worker)
+            return state_machine.claim(job, self.ref, self.worker)
 
         try:
-            return self.store.update(self.job_id, take, lease_seconds=self.settings.lease_seconds)
+            return self.store.update(self.ref.job_id, take, lease_seconds=self.settings.lease_seconds)
         except (StaleAttempt, NotFound, KeyError) as refusal:
             _log.info("not claimed: %s", refusal)
             return None
@@ -62,7 +62,7 @@ class Attempt:
         """Prolong the lease, and that of its devices; false while Redis is away, and when either is gone."""
         asked_at, seconds = time.monotonic(), self.settings.lease_seconds
         try:
-            held = attempt_leases.renew(self.store.redis, self.job_id, self.trial_id, self.number, seconds)
+            held = attempt_leases.renew(self.store.redis, self.ref, seconds)
             if held and borrowed is not None:
                 held = device_leases.renew(self.store.redis, borrowed, seconds)
         except RedisError as error:
@@ -75,7 +75,7 @@ class Attempt:
     def look(self) -> Job | None:
         """The record, None while Redis is away; notes when the trial is no longer this attempt's."""
         try:
-            job = self.store.get(self.job_id)
+            job = self.store.get(self.ref.job_id)
             self._mine(job)
             return job
         except RedisError:
@@ -94,7 +94,7 @@ class Attempt:
 
         while not self.over:
             try:
-                return self.store.update(self.job_id, checked)
+                return self.store.update(self.ref.job_id, checked)
             except RedisError as error:
                 _log.warning("not written yet: %s", error)
                 time.sleep(_PAUSE_SECONDS)
@@ -106,7 +106,7 @@ class Attempt:
         return None
 
     def _mine(self, job: Job) -> None:
-        trial = job.trial(self.trial_id)
+        trial = job.trial(self.ref.trial_id)
         # the worker's name too: a Redis that lost its last seconds may give the same number out again
-        if job.state in TERMINAL or (trial.attempt, trial.worker) != (self.number, self.worker):
+        if job.state in TERMINAL or (trial.attempt, trial.worker) != (self.ref.number, self.worker):
             raise StaleAttempt(f"{self.mark} is refused: the trial is {trial.state} at attempt {trial.attempt}")

@@ -122,14 +122,12 @@ def _stuck(mark: str, alive: list[int]) -> str:
 
 
 def _note(job: Job, *, mine: Attempt, reason: str | None) -> Job:
-    return state_machine.waits(job, mine.trial_id, mine.number, reason)
+    return state_machine.waits(job, mine.ref, reason)
 
 
 def _tell(mine: Attempt, reason: str) -> None:
     with contextlib.suppress(RedisError):
-        events.add_event(
-            mine.store.redis, mine.job_id, "trial.waiting", reason, trial=mine.trial_id, attempt=mine.number
-        )
+        events.add_event(mine.store.redis, mine.ref.job_id, "trial.waiting", reason, attempt=mine.ref)
 
 
 def _reason(waiting: Waiting, count: int, known: int) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from mergenet_core.processes import die_with
+from mergenet_core.records.attempt import AttemptRef
 
 MARK = "MERGENET_ATTEMPT"
 """Environment variable of the processes of an attempt."""
@@ -26,9 +27,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mark(job_id: str, trial_id: str, attempt: int, worker: str) -> str:
+def mark(attempt: AttemptRef, worker: str) -> str:
     """The mark of an attempt."""
-    return f"{job_id}/{trial_id}/{attempt}/{worker}"
+    return f"{attempt}/{worker}"
 
 
 def marked(prefix: str) -> list[psutil.Process]:

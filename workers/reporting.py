@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound, StaleAttempt
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Metric, Progress
 from mergenet_core.records.job import Checkpoint
 from mergenet_core.records.record import now
@@ -39,9 +40,9 @@ _log = logging.getLogger(__name__)
 class RedisReporter:
     """The `Reporter` of one attempt. Call `close` at its end, so that nothing stays in the buffers."""
 
-    def __init__(self, redis: Redis, job_id: str, trial_id: str, attempt: int, folder: Path) -> None:
+    def __init__(self, redis: Redis, attempt: AttemptRef, folder: Path) -> None:
         self._store = Store(redis)
-        self._job, self._trial, self._attempt, self._folder = job_id, trial_id, attempt, folder
+        self._attempt, self._folder = attempt, folder
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics: deque[Metric] = deque(maxlen=_METRICS_HELD)
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_HELD)
@@ -60,7 +61,7 @@ class RedisReporter:
     def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
         """Something happened."""
         entry = {"type": type, "message": message, "level": level, "data": data}
-        self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt, **entry})
+        self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt.number, **entry})
         self._events.append(entry)
 
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -74,8 +75,8 @@ class RedisReporter:
                 name=name,
                 value=value,
                 split=cast("_Split", split),
-                trial=self._trial,
-                attempt=self._attempt,
+                trial=self._attempt.trial_id,
+                attempt=self._attempt.number,
             )
             self._mirror("metrics.jsonl", metric.model_dump(mode="json"))
             self._metrics.append(metric)
@@ -84,8 +85,8 @@ class RedisReporter:
         """A step was done; only the newest is sent."""
         self._begun = True
         self._progress = Progress(
-            trial=self._trial,
-            attempt=self._attempt,
+            trial=self._attempt.trial_id,
+            attempt=self._attempt.number,
             step=step,
             steps=steps,
             loss=loss,
@@ -106,7 +107,7 @@ class RedisReporter:
         if not self._redis_away:  # else every checkpoint would wait for a connection
             self._flush()
         if self.stale:
-            raise StaleAttempt(f"attempt {self._attempt} of {self._job}/{self._trial} is no longer the newest")
+            raise StaleAttempt(f"attempt {self._attempt.number} of {self._attempt.trial_path} is no longer the newest")
 
     def begin(self) -> None:
         """The work itself has begun, as the first `progress` also says: the record becomes `running`."""
@@ -138,24 +139,23 @@ class RedisReporter:
             return True
 
     def _send(self) -> None:
+        job_id = self._attempt.job_id
         if self._begun and not self._started:
-            self._store.update(self._job, lambda job: state_machine.started(job, self._trial, self._attempt))
+            self._store.update(job_id, lambda job: state_machine.started(job, self._attempt))
             self._started = True
         if (checkpoint := self._checkpoint) is not None:
-            self._store.update(
-                self._job, lambda job: state_machine.checkpointed(job, self._trial, self._attempt, checkpoint)
-            )
+            self._store.update(job_id, lambda job: state_machine.checkpointed(job, self._attempt, checkpoint))
             self._checkpoint = None
         while self._events:
             entry = self._events[0]
-            events.add_event(self._store.redis, self._job, **entry, trial=self._trial, attempt=self._attempt)
+            events.add_event(self._store.redis, job_id, **entry, attempt=self._attempt)
             self._events.popleft()
         if metrics := list(self._metrics):
-            events.add_metrics(self._store.redis, self._job, metrics)
+            events.add_metrics(self._store.redis, job_id, metrics)
             for _ in metrics:
                 self._metrics.popleft()
         if (progress := self._progress) is not None:
-            events.set_progress(self._store.redis, self._job, progress)
+            events.set_progress(self._store.redis, job_id, progress)
 
     def _mirror(self, name: str, entry: Mapping[str, Any]) -> None:
         # a full disk is told by the next checkpoint, in words; a lost line of the mirror must not end a training

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from mergenet_core.storage import published_folder
@@ -47,11 +48,11 @@ _REAP_SECONDS = 10.0
 _log = logging.getLogger("workers.supervisor")
 
 
-def run(job_id: str, trial_id: str, attempt: int) -> None:
-    """RQ's entry point: run one attempt at a trial, if it is still to be had."""
+def run(attempt: str) -> None:
+    """RQ's entry point: run one attempt at a trial (`JOB/TRIAL/NUMBER`), if it is still to be had."""
     drain = _Flag(signal.SIGTERM)
     settings = Settings()
-    mine = Attempt(settings, job_id, trial_id, attempt, os.environ["RQ_WORKER_ID"])
+    mine = Attempt(settings, AttemptRef.parse(attempt), os.environ["RQ_WORKER_ID"])
     job = mine.claim()
     if job is None:
         return
@@ -63,7 +64,7 @@ def run(job_id: str, trial_id: str, attempt: int) -> None:
 
 def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
     """Train, and write down how it ended where it is still this attempt's to say."""
-    settings, trial, attempt = mine.settings, job.trial(mine.trial_id), mine.number
+    settings, trial = mine.settings, job.trial(mine.ref.trial_id)
     try:
         outcome = _train(mine, job, trial, drain)
     except RedisError as error:
@@ -75,32 +76,32 @@ def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
     if mine.over:
         _log.warning("%s lost its lease: its processes are ended and nothing is written", mine.mark)
         return
-    after = mine.write(lambda job: _conclude(job, trial, attempt, outcome))
+    after = mine.write(lambda job: _conclude(job, mine.ref, outcome))
     if after is None:
         return
     # the record stands; the reconciler sends what could not be sent now, and a job may be deleted as soon as it is done
     with contextlib.suppress(RedisError, NotFound):
         rq_queue.enqueue(settings.redis(decode=False), after)
         if after.state == "succeeded":
-            drop_trials(mine.store.spec(mine.job_id), settings.job_folder(mine.job_id), after)
+            drop_trials(mine.store.spec(mine.ref.job_id), settings.job_folder(mine.ref.job_id), after)
 
 
 def _bury(mine: Attempt) -> None:
     """Remove what was written after the job was deleted: a failed job can be, while its other trials still end."""
     with contextlib.suppress(RedisError):
-        if mine.store.deleted(mine.job_id):
-            shutil.rmtree(mine.settings.job_folder(mine.job_id).path, ignore_errors=True)
+        if mine.store.deleted(mine.ref.job_id):
+            shutil.rmtree(mine.settings.job_folder(mine.ref.job_id).path, ignore_errors=True)
 
 
 def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     """Run the training process to its end, or end it with everything it started."""
     settings = mine.settings
-    processes.kill(processes.marked(f"{job.id}/{trial.id}/"))
+    processes.kill(processes.marked(f"{mine.ref.trial_path}/"))
     _sweep(settings, job, trial)
     several = job.nodes > 1 and trial.kind != "finalize"
     if several:
         # before the driver has started, so that the order of jobs does not depend on which starts faster
-        Place(job, trial.id, mine.number).ahead(mine.store.redis)
+        Place(job, mine.ref).ahead(mine.store.redis)
     count = 0 if several or trial.kind == "finalize" else job.devices
     lease = borrow(mine, count, lambda: drain.up) if count else None
     if count and lease is None:
@@ -123,7 +124,6 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     module, *options = program
     reader, writer = os.pipe()
     kills_before = processes.memory_kills()
-    arguments = (mine.job_id, mine.trial_id, mine.number)
     taken = len(lease.devices) if lease else 1
     threads = taken * capacity.threads(
         mine.settings, capacity.devices(mine.settings), taken
@@ -131,10 +131,10 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
     try:
         child = processes.start(
-            functools.partial(report, writer, *arguments) if prewarm.is_warm() and module == _TRIAL else None,
-            [sys.executable, "-m", module, *map(str, arguments), *options],
+            functools.partial(report, writer, mine.ref) if prewarm.is_warm() and module == _TRIAL else None,
+            [sys.executable, "-m", module, str(mine.ref), *options],
             environment=environment | visible(lease),
-            log=mine.settings.job_folder(mine.job_id).log(mine.trial_id, mine.number),
+            log=mine.settings.job_folder(mine.ref.job_id).log(mine.ref.trial_id, mine.ref.number),
             fd=writer,
         )
     finally:
@@ -165,7 +165,7 @@ def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | N
             if job is not None:
                 request = job.request
                 # a checkpoint asked for again within a beat, after the first one came, is a wish of its own
-                wish = (job.trial(mine.trial_id).checkpoint,) if request == "checkpoint" else None
+                wish = (job.trial(mine.ref.trial_id).checkpoint,) if request == "checkpoint" else None
                 if wish is not None and wish != wished:
                     child.send(signal.SIGUSR1)
                 wished = wish
@@ -178,14 +178,12 @@ def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | N
     return stop_at is not None
 
 
-def _conclude(job: Job, trial: Trial, attempt: int, outcome: Outcome) -> Job:
+def _conclude(job: Job, attempt: AttemptRef, outcome: Outcome) -> Job:
     if outcome.ended == "finished":
-        return state_machine.commit(job, trial.id, attempt, result=outcome.result, artifact=outcome.artifact)
+        return state_machine.commit(job, attempt, result=outcome.result, artifact=outcome.artifact)
     if outcome.ended == "interrupted":
-        return state_machine.hand_back(job, trial.id, attempt, outcome.message)
-    return state_machine.fail(
-        job, trial.id, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable
-    )
+        return state_machine.hand_back(job, attempt, outcome.message)
+    return state_machine.fail(job, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
 
 
 def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outcome:

@@ -1,4 +1,4 @@
-"""The training process of one attempt: forked by the supervisor, or `python -m workers.trial JOB TRIAL ATTEMPT`."""
+"""The training process of one attempt: forked by the supervisor, or `python -m workers.trial JOB/TRIAL/NUMBER`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from mergenet_core.errors import MergeNetError, RankLost, StaleAttempt
 from mergenet_core.planning.auto_methods import on_its_way
 from mergenet_core.planning.estimate import settled
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.settings import Settings
 from mergenet_core.spec.job import JobSpec
@@ -29,7 +30,7 @@ OUTCOME_FD = "MERGENET_OUTCOME_FD"
 _HARDWARE = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT})
 
 
-def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None) -> Outcome:
+def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
     """Run the attempt; whatever goes wrong becomes an outcome with a code and a sentence.
 
     With `member`, this process is one of several that train together: the first reports for all.
@@ -39,13 +40,14 @@ def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None)
     reporter = None
     try:
         store = Store(settings.redis())
-        job = store.get(job_id)
-        spec = on_its_way(settled(store.spec(job_id), job.strategy), job, job.trial(trial_id))
+        job = store.get(attempt.job_id)
+        trial = job.trial(attempt.trial_id)
+        spec = on_its_way(settled(store.spec(job.id), job.strategy), job, trial)
         if member is None or member.world_rank == 0:
             quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
-            folder = settings.job_folder(job_id).trial(trial_id)
-            reporter = RedisReporter(quick, job_id, trial_id, attempt, folder)
-        return _run(settings, job, spec, job.trial(trial_id), attempt, reporter, control, member)
+            folder = settings.job_folder(job.id).trial(trial.id)
+            reporter = RedisReporter(quick, attempt, folder)
+        return _run(settings, job, spec, trial, attempt.number, reporter, control, member)
     except MergeNetError as error:
         logging.error("%s: %s", error.code, error.message)
         return failed(error.code, error.message, retryable=error.retryable)
@@ -54,7 +56,7 @@ def main(job_id: str, trial_id: str, attempt: int, member: Member | None = None)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
             traceback.print_exc()
-        return failure(error, member, f"see the log of attempt {attempt}")
+        return failure(error, member, f"see the log of attempt {attempt.number}")
     finally:
         if reporter is not None:
             reporter.close(settings.lease_seconds)
@@ -119,10 +121,10 @@ def failure(error: Exception, member: Member | None, where: str) -> Outcome:
     return failed("internal", f"{last} ({where})", retryable=hardware)
 
 
-def report(descriptor: int, job_id: str, trial_id: str, attempt: int) -> None:
+def report(descriptor: int, attempt: AttemptRef) -> None:
     """Run the attempt and send its outcome: all that the training process does."""
     log_by_lines()
-    send(descriptor, main(job_id, trial_id, attempt))
+    send(descriptor, main(attempt))
 
 
 def log_by_lines() -> None:
@@ -132,4 +134,4 @@ def log_by_lines() -> None:
 
 
 if __name__ == "__main__":
-    report(int(os.environ[OUTCOME_FD]), sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    report(int(os.environ[OUTCOME_FD]), AttemptRef.parse(sys.argv[1]))

@@ -26,6 +26,7 @@ from rq.serializers import JSONSerializer
 from mergenet_core.errors import MergeNetError
 from mergenet_core.processes import die_with
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import WorkerInfo
@@ -42,7 +43,7 @@ _log = logging.getLogger("workers.worker")
 
 
 class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
-    """A message that can name one function with a job, a trial and an attempt; all else in it is void."""
+    """A message that can name one function and an attempt; all else in it is void."""
 
     def restore(self, raw_data: Any) -> None:
         """Read the message; one that cannot be read is treated as one that is not there."""
@@ -54,12 +55,19 @@ class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
         self.webhooks: list[Any] = []
 
     @property
-    def func(self) -> Callable[[str, str, int], None]:
-        """The entry point. Raises: `PermissionError` for any other function, whatever the message says."""
-        types = [type(argument) for argument in self.args]
-        if self.func_name != rq_queue.ENTRY_POINT or self.instance or self.kwargs or types != [str, str, int]:
-            raise PermissionError(f"refused: a message may only call {rq_queue.ENTRY_POINT}(job, trial, attempt)")
+    def func(self) -> Callable[[str], None]:
+        """The entry point. Raises: `PermissionError` for any other function, and for arguments that name no attempt."""
+        _ = self.attempt
         return supervisor.run
+
+    @property
+    def attempt(self) -> AttemptRef:
+        """Which attempt to run. Raises: `PermissionError` if the message is anything but the call of `func` with it."""
+        types = [type(argument) for argument in self.args]
+        with contextlib.suppress(ValueError):
+            if self.func_name == rq_queue.ENTRY_POINT and types == [str] and not (self.instance or self.kwargs):
+                return AttemptRef.parse(self.args[0])
+        raise PermissionError(f"refused: a message may only call {rq_queue.ENTRY_POINT} with JOB/TRIAL/NUMBER")
 
 
 class TrialWorker(Worker):  # type: ignore[misc]
@@ -206,8 +214,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
 
     def _set_work(self, job: Message) -> None:
         with contextlib.suppress(Exception):  # a message that is none is refused by the work-horse, with a log line
-            job_id, trial_id, _ = job.args
-            self._me = self._me.model_copy(update={"state": "busy", "job": str(job_id), "trial": str(trial_id)})
+            attempt = job.attempt
+            self._me = self._me.model_copy(update={"state": "busy", "job": attempt.job_id, "trial": attempt.trial_id})
 
     def _clear_up(self, job: Message) -> None:
         """After the work-horse: end what is left of the attempt, which need not wait for its lease to run out."""
@@ -215,25 +223,24 @@ class TrialWorker(Worker):  # type: ignore[misc]
             self._me = self._me.model_copy(update={"state": "idle"})
         self._me = self._me.model_copy(update={"job": None, "trial": None})
         try:
-            job.func  # noqa: B018  # refuses a message that is none of ours
-        except Exception:
+            attempt = job.attempt
+        except Exception:  # a message that is none of ours
             return
-        job_id, trial_id, attempt = job.args
-        mark = processes.mark(job_id, trial_id, attempt, self.name)
+        mark = processes.mark(attempt, self.name)
         ended = not processes.end(processes.marked(mark), _LAST_WORDS_SECONDS)
         reason = "the supervising process on the worker was killed"
 
         def lose(record: Job) -> Job:
-            if record.trial(trial_id).worker != self.name:
+            if record.trial(attempt.trial_id).worker != self.name:
                 return record
-            return state_machine.fail(record, trial_id, attempt, code="worker-lost", reason=reason, retryable=True)
+            return state_machine.fail(record, attempt, code="worker-lost", reason=reason, retryable=True)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
             if ended and self._me.ledger is not None:
                 device_leases.leave(
                     self._records, self._me.ledger, mark
                 )  # else they come back with the end of their lease
-            rq_queue.enqueue(self.connection, Store(self._records).update(job_id, lose))
+            rq_queue.enqueue(self.connection, Store(self._records).update(attempt.job_id, lose))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.record import Record
 
 JobState = Literal[
@@ -162,3 +163,11 @@ class Job(Record):
             if trial.id == trial_id:
                 return trial
         raise KeyError(trial_id)
+
+    def attempt(self, trial: Trial) -> AttemptRef:
+        """The newest attempt at one of the job's trials."""
+        return AttemptRef(self.id, trial.id, trial.attempt)
+
+    def next_attempt(self, trial: Trial) -> AttemptRef:
+        """The attempt that a worker makes next at one of the job's trials."""
+        return AttemptRef(self.id, trial.id, trial.attempt + 1)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from mergenet_core.errors import StaleAttempt, StateConflict
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import TERMINAL, Checkpoint, Job, Request, Trial, TrialResult, TrialState
 from mergenet_core.records.record import now
 
@@ -28,40 +29,41 @@ def submit(job: Job) -> Job:
     return _settled(job)
 
 
-def claim(job: Job, trial_id: str, attempt: int, worker: str) -> Job:
-    """A worker takes a queued trial as its attempt number `attempt`.
+def claim(job: Job, attempt: AttemptRef, worker: str) -> Job:
+    """A worker takes a queued trial.
 
     Raises: `StaleAttempt` when the trial is not waiting for exactly that attempt, as after a second delivery.
     """
-    trial = job.trial(trial_id)
-    if trial.state != "queued" or trial.attempt + 1 != attempt or job.state in TERMINAL:
-        raise StaleAttempt(f"{job.id}/{trial_id} is {trial.state} at attempt {trial.attempt}, not queued for {attempt}")
+    trial = job.trial(attempt.trial_id)
+    if trial.state != "queued" or trial.attempt + 1 != attempt.number or job.state in TERMINAL:
+        raise StaleAttempt(
+            f"{attempt.trial_path} is {trial.state} at attempt {trial.attempt}, not queued for {attempt.number}"
+        )
     job = job.model_copy(update={"started_at": job.started_at or now()})
-    return _settled(_with(job, trial, state="starting", attempt=attempt, worker=worker, reason=None, not_before=None))
+    taken = _with(job, trial, state="starting", attempt=attempt.number, worker=worker, reason=None, not_before=None)
+    return _settled(taken)
 
 
-def waits(job: Job, trial_id: str, attempt: int, why: str | None) -> Job:
+def waits(job: Job, attempt: AttemptRef, why: str | None) -> Job:
     """The attempt cannot begin yet, and `why` says what it waits for; None when it does so no more."""
-    return _settled(_with(job, _owned(job, trial_id, attempt), reason=why))
+    return _settled(_with(job, _owned(job, attempt), reason=why))
 
 
-def started(job: Job, trial_id: str, attempt: int) -> Job:
+def started(job: Job, attempt: AttemptRef) -> Job:
     """The attempt's training has begun."""
-    return _settled(_with(job, _owned(job, trial_id, attempt), state="running", reason=None))
+    return _settled(_with(job, _owned(job, attempt), state="running", reason=None))
 
 
-def checkpointed(job: Job, trial_id: str, attempt: int, checkpoint: Checkpoint) -> Job:
+def checkpointed(job: Job, attempt: AttemptRef, checkpoint: Checkpoint) -> Job:
     """Point the trial at a published checkpoint; a user's request for one is thereby met."""
-    trial = _owned(job, trial_id, attempt)
+    trial = _owned(job, attempt)
     request = None if job.request == "checkpoint" else job.request
     return _settled(_with(job.model_copy(update={"request": request}), trial, checkpoint=checkpoint))
 
 
-def commit(
-    job: Job, trial_id: str, attempt: int, *, result: TrialResult | None = None, artifact: str | None = None
-) -> Job:
+def commit(job: Job, attempt: AttemptRef, *, result: TrialResult | None = None, artifact: str | None = None) -> Job:
     """The trial's one committed result; for `finalize`, the job's artifact."""
-    trial = _owned(job, trial_id, attempt)
+    trial = _owned(job, attempt)
     if job.request == "checkpoint":  # a finished trial has written more than what was asked for
         job = job.model_copy(update={"request": None})
     job = _with(job, trial, state="succeeded", result=result, worker=None, reason=None)
@@ -70,9 +72,9 @@ def commit(
     return _settled(job)
 
 
-def fail(job: Job, trial_id: str, attempt: int, *, code: str, reason: str, retryable: bool) -> Job:
+def fail(job: Job, attempt: AttemptRef, *, code: str, reason: str, retryable: bool) -> Job:
     """The attempt ended in an error: queue the trial again where that can help, else the job has failed."""
-    trial = _owned(job, trial_id, attempt)
+    trial = _owned(job, attempt)
     stopped = _stopped_state(job)
     if stopped is not None:
         return _settled(_with(job, trial, state=stopped, worker=None, reason=reason))
@@ -91,9 +93,9 @@ def fail(job: Job, trial_id: str, attempt: int, *, code: str, reason: str, retry
     return _settled(job.model_copy(update={"retryable": resumable}), code=code, reason=f"{trial.id}: {reason}")
 
 
-def hand_back(job: Job, trial_id: str, attempt: int, reason: str) -> Job:
+def hand_back(job: Job, attempt: AttemptRef, reason: str) -> Job:
     """The worker stops and gives the trial back, its checkpoint published; that is no failure."""
-    trial = _owned(job, trial_id, attempt)
+    trial = _owned(job, attempt)
     stopped = _stopped_state(job)
     if stopped is not None:
         return _settled(_with(job, trial, state=stopped, worker=None, reason=None))
@@ -138,11 +140,12 @@ def resume(job: Job) -> Job:
     )
 
 
-def _owned(job: Job, trial_id: str, attempt: int) -> Trial:
-    trial = job.trial(trial_id)
-    if trial.attempt != attempt or trial.state not in ACTIVE or job.state in TERMINAL:
+def _owned(job: Job, attempt: AttemptRef) -> Trial:
+    trial = job.trial(attempt.trial_id)
+    if trial.attempt != attempt.number or trial.state not in ACTIVE or job.state in TERMINAL:
         raise StaleAttempt(
-            f"attempt {attempt} of {job.id}/{trial_id} is refused: it is {trial.state} at attempt {trial.attempt}"
+            f"attempt {attempt.number} of {attempt.trial_path} is refused: "
+            f"the trial is {trial.state} at attempt {trial.attempt}"
         )
     return trial
 

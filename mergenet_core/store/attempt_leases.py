@@ -10,6 +10,7 @@ from typing import cast
 from redis import Redis
 from redis.client import Pipeline
 
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.records.state_machine import ACTIVE
 
@@ -26,40 +27,35 @@ def deadline(redis: Redis, seconds: float) -> float:
 
 def follow(pipe: Pipeline, old: Job, new: Job, until: float) -> None:
     """Take a lease for each attempt that became active, give back that of each that no longer is."""
-    before = {(trial.id, trial.attempt) for trial in old.trials if trial.state in ACTIVE}
-    after = {(trial.id, trial.attempt) for trial in new.trials if trial.state in ACTIVE}
-    for trial_id, attempt in after - before:
-        pipe.zadd(_LEASES, {_member(new.id, trial_id, attempt): until})
-    for trial_id, attempt in before - after:
-        pipe.zrem(_LEASES, _member(new.id, trial_id, attempt))
+    before, after = _active(old), _active(new)
+    for attempt in after - before:
+        pipe.zadd(_LEASES, {str(attempt): until})
+    for attempt in before - after:
+        pipe.zrem(_LEASES, str(attempt))
 
 
-def renew(redis: Redis, job_id: str, trial_id: str, attempt: int, seconds: float = SECONDS) -> bool:
+def renew(redis: Redis, attempt: AttemptRef, seconds: float = SECONDS) -> bool:
     """Prolong a lease; false when it is no longer held, and then the attempt has to end."""
-    changed = redis.zadd(_LEASES, {_member(job_id, trial_id, attempt): deadline(redis, seconds)}, xx=True, ch=True)
+    changed = redis.zadd(_LEASES, {str(attempt): deadline(redis, seconds)}, xx=True, ch=True)
     return bool(changed)
 
 
-def held(redis: Redis, job_id: str, trial_id: str, attempt: int) -> bool:
+def held(redis: Redis, attempt: AttemptRef) -> bool:
     """Whether somebody works on that attempt just now."""
-    until = redis.zscore(_LEASES, _member(job_id, trial_id, attempt))
+    until = redis.zscore(_LEASES, str(attempt))
     return until is not None and until > deadline(redis, 0)
 
 
-def expired(redis: Redis) -> list[tuple[str, str, int]]:
-    """Job, trial and attempt of every lease that has run out."""
+def expired(redis: Redis) -> list[AttemptRef]:
+    """The attempts whose lease has run out."""
     members = cast("list[str]", redis.zrangebyscore(_LEASES, "-inf", deadline(redis, 0)))
-    found = []
-    for member in members:
-        job_id, trial_id, attempt = member.split("/")
-        found.append((job_id, trial_id, int(attempt)))
-    return found
+    return [AttemptRef.parse(member) for member in members]
 
 
-def drop(redis: Redis, job_id: str, trial_id: str, attempt: int) -> None:
+def drop(redis: Redis, attempt: AttemptRef) -> None:
     """Remove a lease that no record stands behind any more."""
-    redis.zrem(_LEASES, _member(job_id, trial_id, attempt))
+    redis.zrem(_LEASES, str(attempt))
 
 
-def _member(job_id: str, trial_id: str, attempt: int) -> str:
-    return f"{job_id}/{trial_id}/{attempt}"
+def _active(job: Job) -> set[AttemptRef]:
+    return {job.attempt(trial) for trial in job.trials if trial.state in ACTIVE}

@@ -9,6 +9,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.client import Pipeline
 
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Event, Metric, Progress
 from mergenet_core.records.job import Job
 from mergenet_core.records.record import now
@@ -37,8 +38,7 @@ def add_changes(pipe: Pipeline, old: Job | None, new: Job) -> None:
             "trial.state",
             f"{trial.id} is {trial.state}" + (f": {reason}" if reason else ""),
             level="error" if trial.state == "failed" else "info",
-            trial=trial.id,
-            attempt=trial.attempt,
+            attempt=new.attempt(trial),
             data={"state": trial.state, "worker": trial.worker},
         )
     if old is None or (old.state, old.reason) != (new.state, new.reason):
@@ -59,14 +59,13 @@ def add_event(
     message: str,
     *,
     level: str = "info",
-    trial: str | None = None,
-    attempt: int | None = None,
+    attempt: AttemptRef | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append an event to a job's stream."""
+    """Append an event to a job's stream; with `attempt`, one of that attempt."""
     entry = {"ts": now().isoformat(), "type": type, "level": level, "message": message, "data": json.dumps(data or {})}
-    if trial is not None:
-        entry |= {"trial": trial, "attempt": str(attempt)}
+    if attempt is not None:
+        entry |= {"trial": attempt.trial_id, "attempt": str(attempt.number)}
     redis.xadd(_events(job_id), cast("Any", entry), maxlen=EVENTS_KEPT, approximate=True)
 
 

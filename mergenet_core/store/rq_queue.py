@@ -1,4 +1,4 @@
-"""RQ as the carrier: one allow-listed entry point, ids and nothing else in a message.
+"""RQ as the carrier: one allow-listed entry point, and in a message only which attempt to run.
 
 Trials on several hosts have a queue, and trials on one have a queue for every number of devices that they need. A
 worker listens to the former, or to those of the latter that its host is large enough for.
@@ -21,6 +21,7 @@ from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import NotFound, StaleAttempt
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.records.record import now
 from mergenet_core.store import attempt_leases
@@ -45,7 +46,7 @@ def enqueue(redis: Redis, job: Job) -> None:
     queue = _queue(redis, name(job))
     for trial in job.trials:
         if _due(trial):
-            _send(queue, job.id, trial.id, trial.attempt + 1)
+            _send(queue, job.next_attempt(trial))
 
 
 def reconcile(
@@ -59,8 +60,8 @@ def reconcile(
     """
     if not store.redis.set(_SWEEP_LOCK, "1", nx=True, px=int(every_seconds * 1000)):
         return False
-    for job_id, trial_id, attempt in attempt_leases.expired(store.redis):
-        _lose(store, redis, job_id, trial_id, attempt)
+    for attempt in attempt_leases.expired(store.redis):
+        _lose(store, redis, attempt)
     queues = Queue.all(connection=redis, serializer=JSONSerializer)
     sent = {str(message).rpartition("_")[0] for queue in queues for message in queue.get_job_ids()}
     for job_id, trial_id in store.queued():
@@ -71,10 +72,11 @@ def reconcile(
         except NotFound:
             continue
         trial, queue = job.trial(trial_id), _queue(redis, name(job))
-        message = message_id(job_id, trial_id, trial.attempt + 1)
+        attempt = job.next_attempt(trial)
+        message = message_id(attempt)
         if _due(trial) and not _taken_lately(redis, message, patience_seconds):
             _forget(queue, message)
-            _send(queue, job_id, trial_id, trial.attempt + 1)
+            _send(queue, attempt)
     return True
 
 
@@ -93,9 +95,9 @@ def waiting(redis: Redis, queue: str) -> int:
     return int(_queue(redis, queue).count)
 
 
-def message_id(job_id: str, trial_id: str, attempt: int) -> str:
+def message_id(attempt: AttemptRef) -> str:
     """RQ's id of the message that carries one attempt."""
-    return f"{_stem(job_id, trial_id)}_{attempt}"
+    return f"{_stem(attempt.job_id, attempt.trial_id)}_{attempt.number}"
 
 
 def _stem(job_id: str, trial_id: str) -> str:
@@ -110,12 +112,12 @@ def _queue(redis: Redis, name: str = QUEUE) -> Queue:
     return Queue(name, connection=redis, serializer=JSONSerializer)
 
 
-def _send(queue: Queue, job_id: str, trial_id: str, attempt: int) -> None:
+def _send(queue: Queue, attempt: AttemptRef) -> None:
     with contextlib.suppress(DuplicateJobError):
         queue.enqueue_call(
             ENTRY_POINT,
-            args=[job_id, trial_id, attempt],
-            job_id=message_id(job_id, trial_id, attempt),
+            args=[str(attempt)],
+            job_id=message_id(attempt),
             unique=True,
             timeout=_NO_TIMEOUT,
             result_ttl=0,
@@ -145,14 +147,14 @@ def _forget(queue: Queue, message: str) -> None:
     queue.connection.delete(_taken(message))
 
 
-def _lose(store: Store, redis: Redis, job_id: str, trial_id: str, attempt: int) -> None:
+def _lose(store: Store, redis: Redis, attempt: AttemptRef) -> None:
     reason = "its worker has not been heard of within the lease"
     try:
         job = store.update(
-            job_id,
-            lambda job: state_machine.fail(job, trial_id, attempt, code="worker-lost", reason=reason, retryable=True),
+            attempt.job_id,
+            lambda job: state_machine.fail(job, attempt, code="worker-lost", reason=reason, retryable=True),
         )
     except (StaleAttempt, NotFound, KeyError):
-        attempt_leases.drop(store.redis, job_id, trial_id, attempt)
+        attempt_leases.drop(store.redis, attempt)
         return
     enqueue(redis, job)

@@ -9,6 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from mergenet_core.errors import StaleAttempt, StateConflict
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import TERMINAL, ArmCost, Checkpoint, Job, Trial, TrialResult
 from tests.harness import new_job
 
@@ -29,14 +30,19 @@ def submitted(max_attempts: int = 4) -> Job:
 
 
 def running(trial_id: str = "control-0") -> Job:
-    return state_machine.started(state_machine.claim(submitted(), trial_id, 1, "w"), trial_id, 1)
+    job = submitted()
+    return state_machine.started(state_machine.claim(job, at(job, trial_id), "w"), at(job, trial_id))
+
+
+def at(job: Job, trial_id: str, number: int = 1) -> AttemptRef:
+    return AttemptRef(job.id, trial_id, number)
 
 
 def done(job: Job, *trial_ids: str) -> Job:
     for trial_id in trial_ids:
-        attempt = job.trial(trial_id).attempt + 1
-        job = state_machine.claim(job, trial_id, attempt, "w")
-        job = state_machine.commit(job, trial_id, attempt, result=RESULT, artifact="artifact")
+        attempt = job.next_attempt(job.trial(trial_id))
+        job = state_machine.claim(job, attempt, "w")
+        job = state_machine.commit(job, attempt, result=RESULT, artifact="artifact")
     return job
 
 
@@ -51,50 +57,50 @@ class Histories(RuleBasedStateMachine):
         self.commits: dict[str, int] = {trial.id: 0 for trial in TRIALS}
         self.ended_as: str | None = None
 
-    def write(self, change: state_machine.Callable[[Job], Job], owner: tuple[str, int] | None = None) -> bool:
+    def write(self, change: state_machine.Callable[[Job], Job], owner: AttemptRef | None = None) -> bool:
         """Apply a transition; whether it was accepted must be what ownership says."""
         before = self.job
         try:
             after = change(before)
         except (StaleAttempt, StateConflict):
             if owner is not None:
-                trial = before.trial(owner[0])
-                assert trial.attempt != owner[1] or trial.state not in state_machine.ACTIVE
+                trial = before.trial(owner.trial_id)
+                assert trial.attempt != owner.number or trial.state not in state_machine.ACTIVE
             return False
         if owner is not None:
-            assert before.trial(owner[0]).attempt == owner[1], "a stale attempt wrote"
+            assert before.trial(owner.trial_id).attempt == owner.number, "a stale attempt wrote"
         self.job = after
         return True
 
     @rule(target=attempts, index=st.integers(0, len(TRIALS) - 1), early=st.integers(0, 2))
     def claim(self, index: int, early: int) -> object:
         trial = self.job.trials[index]
-        attempt = trial.attempt + early
-        if self.write(lambda job: state_machine.claim(job, trial.id, attempt, "w")):
+        attempt = AttemptRef(self.job.id, trial.id, trial.attempt + early)
+        if self.write(lambda job: state_machine.claim(job, attempt, "w")):
             assert early == 1
-            return (trial.id, attempt)
+            return attempt
         return multiple()
 
     @rule(owner=attempts)
-    def start(self, owner: tuple[str, int]) -> None:
-        self.write(lambda job: state_machine.started(job, *owner), owner)
+    def start(self, owner: AttemptRef) -> None:
+        self.write(lambda job: state_machine.started(job, owner), owner)
 
     @rule(owner=attempts)
-    def checkpoint(self, owner: tuple[str, int]) -> None:
-        self.write(lambda job: state_machine.checkpointed(job, *owner, CHECKPOINT), owner)
+    def checkpoint(self, owner: AttemptRef) -> None:
+        self.write(lambda job: state_machine.checkpointed(job, owner, CHECKPOINT), owner)
 
     @rule(owner=attempts)
-    def commit(self, owner: tuple[str, int]) -> None:
-        if self.write(lambda job: state_machine.commit(job, *owner, result=RESULT, artifact="artifact"), owner):
-            self.commits[owner[0]] += 1
+    def commit(self, owner: AttemptRef) -> None:
+        if self.write(lambda job: state_machine.commit(job, owner, result=RESULT, artifact="artifact"), owner):
+            self.commits[owner.trial_id] += 1
 
     @rule(owner=consumes(attempts), retryable=st.booleans())
-    def fail(self, owner: tuple[str, int], retryable: bool) -> None:
-        self.write(lambda job: state_machine.fail(job, *owner, code="x", reason="x", retryable=retryable), owner)
+    def fail(self, owner: AttemptRef, retryable: bool) -> None:
+        self.write(lambda job: state_machine.fail(job, owner, code="x", reason="x", retryable=retryable), owner)
 
     @rule(owner=attempts)
-    def hand_back(self, owner: tuple[str, int]) -> None:
-        self.write(lambda job: state_machine.hand_back(job, *owner, "drained"), owner)
+    def hand_back(self, owner: AttemptRef) -> None:
+        self.write(lambda job: state_machine.hand_back(job, owner, "drained"), owner)
 
     @rule(what=st.sampled_from(["pause", "cancel", "checkpoint"]))
     def ask(self, what: str) -> None:
@@ -157,25 +163,28 @@ def test_trials_are_queued_as_soon_as_what_they_need_is_done() -> None:
 
 
 def test_a_second_delivery_is_refused() -> None:
-    job = state_machine.claim(submitted(), "control-0", 1, "first")
+    job = submitted()
+    job = state_machine.claim(job, at(job, "control-0"), "first")
     with pytest.raises(StaleAttempt, match="not queued for 1"):
-        state_machine.claim(job, "control-0", 1, "second")
+        state_machine.claim(job, at(job, "control-0"), "second")
 
 
 def test_an_attempt_that_was_overtaken_commits_nothing() -> None:
-    job = state_machine.fail(running(), "control-0", 1, code="worker-lost", reason="gone", retryable=True)
-    job = state_machine.claim(job, "control-0", 2, "other")
+    job = running()
+    job = state_machine.fail(job, at(job, "control-0"), code="worker-lost", reason="gone", retryable=True)
+    job = state_machine.claim(job, at(job, "control-0", 2), "other")
     with pytest.raises(StaleAttempt, match="attempt 1 of"):
-        state_machine.commit(job, "control-0", 1, result=RESULT)
-    assert state_machine.commit(job, "control-0", 2, result=RESULT).trial("control-0").result == RESULT
+        state_machine.commit(job, at(job, "control-0"), result=RESULT)
+    assert state_machine.commit(job, at(job, "control-0", 2), result=RESULT).trial("control-0").result == RESULT
 
 
 def test_retries_are_bounded_and_pause_longer_each_time() -> None:
     job = submitted(max_attempts=3)
     pauses = []
-    for attempt in (1, 2, 3):
-        job = state_machine.claim(job, "control-0", attempt, "w")
-        job = state_machine.fail(job, "control-0", attempt, code="worker-lost", reason="gone", retryable=True)
+    for number in (1, 2, 3):
+        attempt = at(job, "control-0", number)
+        job = state_machine.claim(job, attempt, "w")
+        job = state_machine.fail(job, attempt, code="worker-lost", reason="gone", retryable=True)
         not_before = job.trial("control-0").not_before
         if not_before is not None:
             pauses.append((not_before - job.updated_at).total_seconds())
@@ -185,8 +194,9 @@ def test_retries_are_bounded_and_pause_longer_each_time() -> None:
 
 
 def test_an_error_that_comes_again_is_not_tried_again() -> None:
+    job = running()
     job = state_machine.fail(
-        running(), "control-0", 1, code="training-diverged", reason="NaN at step 3", retryable=False
+        job, at(job, "control-0"), code="training-diverged", reason="NaN at step 3", retryable=False
     )
     assert (job.state, job.retryable, job.reason) == ("failed", False, "control-0: NaN at step 3")
     with pytest.raises(StateConflict, match="only a paused job"):
@@ -194,7 +204,8 @@ def test_an_error_that_comes_again_is_not_tried_again() -> None:
 
 
 def test_a_full_disk_is_not_tried_again_but_can_be_resumed() -> None:
-    job = state_machine.fail(running(), "control-0", 1, code="storage-full", reason="no space", retryable=False)
+    job = running()
+    job = state_machine.fail(job, at(job, "control-0"), code="storage-full", reason="no space", retryable=False)
     assert job.state == "failed"
     assert state_machine.resume(job).trial("control-0").state == "queued"
 
@@ -202,7 +213,7 @@ def test_a_full_disk_is_not_tried_again_but_can_be_resumed() -> None:
 def test_pause_takes_back_what_waits_and_resume_gives_it_again() -> None:
     job = state_machine.request(running(), "pause")
     assert (job.state, job.trial("source").state) == ("pausing", "paused")
-    job = state_machine.hand_back(job, "control-0", 1, "stopped")
+    job = state_machine.hand_back(job, at(job, "control-0"), "stopped")
     assert job.state == "paused"
     job = state_machine.resume(job)
     assert (job.trial("source").state, job.trial("control-0").state, job.request) == ("queued", "queued", None)
@@ -210,7 +221,7 @@ def test_pause_takes_back_what_waits_and_resume_gives_it_again() -> None:
 
 def test_a_trial_that_finishes_while_the_job_is_cancelled_keeps_its_result() -> None:
     job = state_machine.request(running(), "cancel")
-    job = state_machine.commit(job, "control-0", 1, result=RESULT)
+    job = state_machine.commit(job, at(job, "control-0"), result=RESULT)
     assert (job.state, job.trial("control-0").state) == ("cancelled", "succeeded")
 
 
@@ -228,7 +239,7 @@ def test_a_cancel_said_again_after_its_answer_was_lost_is_no_conflict() -> None:
 
 def test_a_checkpoint_that_was_asked_for_is_met_by_the_next_one() -> None:
     job = state_machine.request(running(), "checkpoint")
-    job = state_machine.checkpointed(job, "control-0", 1, CHECKPOINT)
+    job = state_machine.checkpointed(job, at(job, "control-0"), CHECKPOINT)
     assert (job.request, job.trial("control-0").checkpoint) == (None, CHECKPOINT)
 
 

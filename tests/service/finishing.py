@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import ArmCost, Checkpoint, Job, TrialResult
 from mergenet_core.results.report import ArmReport, Report
 from mergenet_core.storage.paths import JobFolder
@@ -16,13 +17,19 @@ WEIGHTS = bytes(range(256)) * 40
 
 
 def start(store: Store, job_id: str, trial_id: str) -> Job:
-    attempt = store.get(job_id).trial(trial_id).attempt + 1
-    store.update(job_id, lambda job: state_machine.claim(job, trial_id, attempt, "worker-of-test"))
-    return store.update(job_id, lambda job: state_machine.started(job, trial_id, attempt))
+    before = store.get(job_id)
+    attempt = before.next_attempt(before.trial(trial_id))
+    store.update(job_id, lambda job: state_machine.claim(job, attempt, "worker-of-test"))
+    return store.update(job_id, lambda job: state_machine.started(job, attempt))
+
+
+def newest_attempt(store: Store, job_id: str, trial_id: str) -> AttemptRef:
+    job = store.get(job_id)
+    return job.attempt(job.trial(trial_id))
 
 
 def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None) -> Job:
-    attempt = store.get(job_id).trial(trial_id).attempt
+    attempt = newest_attempt(store, job_id, trial_id)
     result = None
     if artifact is None:
         cost = ArmCost(step_seconds=0.01, train_seconds=0.04)
@@ -34,25 +41,23 @@ def commit(store: Store, job_id: str, trial_id: str, artifact: str | None = None
             cost=cost,
             parameters=2354,
         )
-    return store.update(
-        job_id, lambda job: state_machine.commit(job, trial_id, attempt, result=result, artifact=artifact)
-    )
+    return store.update(job_id, lambda job: state_machine.commit(job, attempt, result=result, artifact=artifact))
 
 
 def fail(store: Store, job_id: str, trial_id: str, *, retryable: bool = False) -> Job:
-    attempt = store.get(job_id).trial(trial_id).attempt
+    attempt = newest_attempt(store, job_id, trial_id)
     return store.update(
         job_id,
-        lambda job: state_machine.fail(job, trial_id, attempt, code="internal", reason="it broke", retryable=retryable),
+        lambda job: state_machine.fail(job, attempt, code="internal", reason="it broke", retryable=retryable),
     )
 
 
 def checkpoint(store: Store, job_id: str, trial_id: str, folder: JobFolder) -> None:
-    attempt = store.get(job_id).trial(trial_id).attempt
+    attempt = newest_attempt(store, job_id, trial_id)
     path = folder.trial(trial_id) / "checkpoints" / "2"
     path.mkdir(parents=True)
-    made = Checkpoint(step=2, path=str(path.relative_to(folder.path)), manifest_sha256="0" * 64, attempt=attempt)
-    store.update(job_id, lambda job: state_machine.checkpointed(job, trial_id, attempt, made))
+    made = Checkpoint(step=2, path=str(path.relative_to(folder.path)), manifest_sha256="0" * 64, attempt=attempt.number)
+    store.update(job_id, lambda job: state_machine.checkpointed(job, attempt, made))
 
 
 def finish(store: Store, job_id: str, folder: JobFolder) -> Path:

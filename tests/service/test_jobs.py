@@ -11,6 +11,7 @@ import yaml
 from fastapi.testclient import TestClient
 
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Progress
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
@@ -177,11 +178,11 @@ def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(
     assert waiting.startswith("number 1 in line; needs a fleet worker, none is up")
     say_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
     assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 fleet worker, 1 busy"
-    store.update(job, lambda record: state_machine.claim(record, "control-0", 1, "f"))
+    store.update(job, lambda record: state_machine.claim(record, AttemptRef(record.id, "control-0", 1), "f"))
     why = "needs 2 hosts with 4 GPUs each, 1 is free; first in line"
-    store.update(job, lambda record: state_machine.waits(record, "control-0", 1, why))
+    store.update(job, lambda record: state_machine.waits(record, record.attempt(record.trial("control-0")), why))
     assert client.get(f"/jobs/{job}").json()["waiting"] == why
-    store.update(job, lambda record: state_machine.started(record, "control-0", 1))
+    store.update(job, lambda record: state_machine.started(record, record.attempt(record.trial("control-0"))))
     assert client.get(f"/jobs/{job}").json()["waiting"] is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Metric, Progress
 from mergenet_core.records.record import now
 from mergenet_core.store import events
@@ -15,8 +16,9 @@ def metric(step: int, value: float, *, trial: str = "control-0", name: str = "lo
 
 
 def test_events_come_in_order_and_in_pages(redis: Redis) -> None:
+    attempt = AttemptRef("j", "control-0", 1)
     for index in range(5):
-        events.add_event(redis, "j", "note", f"number {index}", trial="control-0", attempt=1, data={"index": index})
+        events.add_event(redis, "j", "note", f"number {index}", attempt=attempt, data={"index": index})
     first = events.events(redis, "j", limit=2)
     rest = events.events(redis, "j", after=first[-1].id)
     assert [event.data["index"] for event in [*first, *rest]] == [0, 1, 2, 3, 4]

@@ -7,6 +7,7 @@ from datetime import timedelta
 from redis import Redis
 
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.store.fleet_queue import Place
 from mergenet_core.store.jobs import Store
@@ -19,8 +20,8 @@ def claimed(redis: Redis, *, older_by_seconds: float = 0) -> tuple[Job, Place]:
     job = create(store)
     age = timedelta(seconds=older_by_seconds)
     job = store.update(job.id, lambda job: job.model_copy(update={"created_at": job.created_at - age}))
-    job = store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "worker"))
-    return job, Place(job, "control-0", 1)
+    job = store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "worker"))
+    return job, Place(job, AttemptRef(job.id, "control-0", 1))
 
 
 def test_the_older_job_is_first_whoever_asked_first(redis: Redis) -> None:
@@ -41,8 +42,9 @@ def test_nobody_waits_for_an_attempt_that_lost_its_lease(redis: Redis) -> None:
     (job, dead), (_, living) = claimed(redis, older_by_seconds=5), claimed(redis)
     dead.ahead(redis)
     assert living.ahead(redis) == 1
+    attempt = AttemptRef(job.id, "control-0", 1)
     Store(redis).update(
-        job.id, lambda job: state_machine.fail(job, "control-0", 1, code="node-lost", reason="gone", retryable=True)
+        job.id, lambda job: state_machine.fail(job, attempt, code="node-lost", reason="gone", retryable=True)
     )
     assert living.ahead(redis) == 0
     assert dead.ahead(redis) == 0, "it may join again"

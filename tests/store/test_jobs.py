@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from mergenet_core.errors import IdempotencyConflict, NotFound, StaleAttempt, StateConflict
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
@@ -43,7 +44,7 @@ def test_of_many_workers_that_claim_at_once_one_gets_the_trial(redis: Redis, red
     def claim(worker: int) -> bool:
         try:
             Store(redis_server.client()).update(
-                job.id, lambda job: state_machine.claim(job, "control-0", 1, f"w{worker}")
+                job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), f"w{worker}")
             )
             return True
         except StaleAttempt:
@@ -72,7 +73,7 @@ def test_a_refused_change_leaves_everything_as_it_was(redis: Redis) -> None:
     job = create(store)
     before = events.events(redis, job.id)
     with pytest.raises(StaleAttempt):
-        store.update(job.id, lambda job: state_machine.claim(job, "control-0", 7, "w"))
+        store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 7), "w"))
     assert store.get(job.id) == job
     assert events.events(redis, job.id) == before
 
@@ -80,14 +81,16 @@ def test_a_refused_change_leaves_everything_as_it_was(redis: Redis) -> None:
 def test_the_lease_comes_and_goes_with_the_active_attempt(redis: Redis) -> None:
     store = Store(redis)
     job = create(store)
-    store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "w"), lease_seconds=0.5)
-    assert attempt_leases.renew(redis, job.id, "control-0", 1, 30)
+    store.update(
+        job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"), lease_seconds=0.5
+    )
+    assert attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 1), 30)
     assert attempt_leases.expired(redis) == []
-    assert not attempt_leases.renew(redis, job.id, "control-0", 2, 30)
-    attempt_leases.renew(redis, job.id, "control-0", 1, -1)
-    assert attempt_leases.expired(redis) == [(job.id, "control-0", 1)]
-    store.update(job.id, lambda job: state_machine.hand_back(job, "control-0", 1, "drained"))
-    assert not attempt_leases.renew(redis, job.id, "control-0", 1, 30)
+    assert not attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 2), 30)
+    attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 1), -1)
+    assert attempt_leases.expired(redis) == [AttemptRef(job.id, "control-0", 1)]
+    store.update(job.id, lambda job: state_machine.hand_back(job, AttemptRef(job.id, "control-0", 1), "drained"))
+    assert not attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 1), 30)
     assert attempt_leases.expired(redis) == []
 
 
@@ -189,7 +192,7 @@ def test_a_full_redis_refuses_a_change_whole(redis: Redis) -> None:
     redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(ResponseError, match="maxmemory"):
-            store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "w"))
+            store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
     finally:
         redis.config_set("maxmemory", 0)
     assert store.get(job.id) == job

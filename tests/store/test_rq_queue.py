@@ -12,6 +12,7 @@ from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import StaleAttempt
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.store import attempt_leases, rq_queue
 from mergenet_core.store.jobs import Store
@@ -48,11 +49,11 @@ def test_a_queued_trial_gets_one_message_however_often_it_is_sent(redis: Redis, 
     assert waiting(raw) == [f"{job.id}_control-0_1"]
 
 
-def test_a_message_holds_the_entry_point_and_three_words(redis: Redis, raw: Redis) -> None:
+def test_a_message_holds_the_entry_point_and_the_attempt(redis: Redis, raw: Redis) -> None:
     job = create(Store(redis))
     rq_queue.enqueue(raw, job)
     message = Message.fetch(f"{job.id}_control-0_1", connection=raw, serializer=JSONSerializer)
-    assert message.data == f'["workers.supervisor.run", null, ["{job.id}", "control-0", 1], {{}}]'.encode()
+    assert message.data == f'["workers.supervisor.run", null, ["{job.id}/control-0/1"], {{}}]'.encode()
     assert message.timeout == -1
 
 
@@ -90,7 +91,7 @@ def test_a_message_lost_between_taking_and_claiming_comes_back_after_a_while(red
     sweep(store, raw, patience_seconds=0)
     assert waiting(raw) == [taken]
     assert raw.lrange(f"rq:queue:{rq_queue.QUEUE}:intermediate", 0, -1) == []
-    store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "w"))
+    store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
 
 
 def test_a_claimed_trial_is_not_sent_again(redis: Redis, raw: Redis) -> None:
@@ -98,7 +99,7 @@ def test_a_claimed_trial_is_not_sent_again(redis: Redis, raw: Redis) -> None:
     job = create(store)
     rq_queue.enqueue(raw, job)
     take(raw)
-    store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "w"))
+    store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
     sweep(store, raw, patience_seconds=0)
     sweep(store, raw, patience_seconds=0)
     assert waiting(raw) == []
@@ -109,8 +110,8 @@ def test_an_attempt_whose_lease_ran_out_is_ended_and_tried_again_when_its_pause_
 ) -> None:
     store = Store(redis)
     job = create(store)
-    store.update(job.id, lambda job: state_machine.claim(job, "control-0", 1, "w"))
-    attempt_leases.renew(redis, job.id, "control-0", 1, -1)
+    store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
+    attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 1), -1)
     sweep(store, raw)
     record = store.get(job.id)
     assert (record.state, record.code, record.trial("control-0").failures) == ("recovering", "worker-lost", 1)
@@ -121,7 +122,7 @@ def test_an_attempt_whose_lease_ran_out_is_ended_and_tried_again_when_its_pause_
     sweep(store, raw)
     assert waiting(raw) == [f"{job.id}_control-0_2"]
     with pytest.raises(StaleAttempt):
-        store.update(job.id, lambda job: state_machine.commit(job, "control-0", 1))
+        store.update(job.id, lambda job: state_machine.commit(job, AttemptRef(job.id, "control-0", 1)))
 
 
 def test_a_lease_that_no_record_stands_behind_is_dropped(redis: Redis, raw: Redis) -> None:
@@ -146,7 +147,7 @@ def test_a_paused_job_gets_its_message_again_on_resume(redis: Redis, raw: Redis)
 
 
 def test_arm_names_make_valid_message_names() -> None:
-    assert rq_queue.message_id("j", "transfer+distill-0", 2) == "j_transfer-and-distill-0_2"
+    assert rq_queue.message_id(AttemptRef("j", "transfer+distill-0", 2)) == "j_transfer-and-distill-0_2"
 
 
 def test_two_arms_whose_names_begin_alike_are_told_apart(redis: Redis, raw: Redis) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from mergenet_core.processes import die_with
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import ArmCost, TrialResult
 from mergenet_core.settings import Settings
 from workers.outcome import Outcome, send
@@ -24,15 +25,21 @@ RESULT = TrialResult(
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     die_with(os.getppid())
-    job, trial, attempt = sys.argv[1:4]
-    options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))
-    folder = Settings().job_folder(job)
+    attempt = AttemptRef.parse(sys.argv[1])
+    options = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    folder = Settings().job_folder(attempt.job_id)
     begun = time.time()
-    note(folder.path / f"{trial}-{attempt}-{options['--address']}", begun=begun, options=options)
+    name = f"{attempt.trial_id}-{attempt.number}-{options['--address']}"
+    note(folder.path / name, begun=begun, options=options)
     print(f"here is {options['--address']}", flush=True)
     endless = "endless" in json.loads(folder.spec.read_text())["labels"]
     stopped = signal.sigtimedwait({signal.SIGTERM}, 600 if endless else SECONDS)
-    note(folder.path / f"{trial}-{attempt}-{options['--address']}", begun=begun, ended=time.time(), options=options)
+    note(
+        folder.path / name,
+        begun=begun,
+        ended=time.time(),
+        options=options,
+    )
     outcome = Outcome(ended="interrupted", message="stopped") if stopped else Outcome(ended="finished", result=RESULT)
     send(int(os.environ[OUTCOME_FD]), outcome)
 

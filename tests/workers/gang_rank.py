@@ -1,7 +1,7 @@
 """A tiny training of several processes: a counter that every step adds up between them, checkpointed and resumed.
 
-`python -m tests.workers.gang_rank FOLDER HOW ATTEMPT` takes the place of `workers.gang.rank`; HOW is what goes wrong
-in the process of rank 1, at step 5 of attempt 1.
+`python -m tests.workers.gang_rank JOB/TRIAL/NUMBER` takes the place of `workers.gang.rank`. The environment variable
+GANG_FAULT names what goes wrong in the process of rank 1, at step 5 of attempt 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from mergenet_core.records.attempt import AttemptRef
+from tests.workers.gangs import FAULT, FOLDER
 from workers.gang.member import Member
 from workers.gang.rank import serve
 from workers.outcome import Outcome
@@ -29,7 +31,7 @@ def train(member: Member) -> Outcome:
     import torch
     import torch.distributed as dist
 
-    folder, how, attempt = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, how, attempt = Path(os.environ[FOLDER]), os.environ[FAULT], AttemptRef.parse(sys.argv[1]).number
     reporter, control = member.watch(None, SignalControl())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     print(f"threads: {os.environ['OMP_NUM_THREADS']}, mark: {os.environ.get('MERGENET_ATTEMPT')}", flush=True)

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import psutil
 
+from mergenet_core.records.attempt import AttemptRef
 from tests.harness import ended, wait
 from workers import processes
 from workers.outcome import Outcome, receive
 from workers.trial import OUTCOME_FD
 
 SILENCE_SECONDS = 5
+FOLDER, FAULT = "GANG_FOLDER", "GANG_FAULT"
+"""Environment variables of `gang_rank`: where it writes, and what goes wrong."""
 LIMITS = {
     "MERGENET_SILENCE_SECONDS": str(SILENCE_SECONDS),
     "MERGENET_STALL_SECONDS": "60",
@@ -74,12 +77,14 @@ def start(
     **environment: str,
 ) -> Running:
     """A gang of two whose rank 1 goes wrong in the way `how` names."""
-    mark = processes.mark(secrets.token_hex(4), "control-0", attempt, "worker")
+    ref = AttemptRef(secrets.token_hex(4), "control-0", attempt)
+    mark = processes.mark(ref, "worker")
     reader, writer = os.pipe()
+    own = {processes.MARK: mark, OUTCOME_FD: str(writer), FOLDER: str(folder), FAULT: how}
     child = processes.start(
         None,
-        [sys.executable, "-m", "tests.workers.gang_launcher", str(folder), how, str(attempt), *words],
-        environment=LIMITS | {processes.MARK: mark, OUTCOME_FD: str(writer)} | environment,
+        [sys.executable, "-m", "tests.workers.gang_launcher", str(ref), *words],
+        environment=LIMITS | own | environment,
         log=folder / log,
         fd=writer,
     )

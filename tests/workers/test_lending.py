@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.records.workers import DeviceState
 from mergenet_core.store import device_leases, rq_queue, worker_registry
@@ -96,7 +97,7 @@ def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
 
 
 def test_what_an_earlier_holder_left_is_ended_before_its_devices_are_used(narrow: Lab) -> None:
-    mark = processes.mark("job-gone", SOLO, 1, "worker-gone")
+    mark = processes.mark(AttemptRef("job-gone", SOLO, 1), "worker-gone")
     left = occupant(mark)
     # as after a supervisor that was killed: its lease has run out, its process lives on
     lease = device_leases.acquire(narrow.store.redis, LEDGER, ["0", "1"], mark, 2, lease_seconds=30)
@@ -217,7 +218,7 @@ def test_a_device_on_which_something_cannot_be_ended_is_lent_to_nobody(
     monkeypatch.setattr(processes, "kill", lambda found: None)
     for name, value in lab.environment.items():
         monkeypatch.setenv(name, value)
-    mine = Attempt(lab.settings, "job", SOLO, 1, "worker")
+    mine = Attempt(lab.settings, AttemptRef("job", SOLO, 1), "worker")
     lease = device_leases.acquire(lab.store.redis, LEDGER, ["0", "1"], mine.mark, 2, lease_seconds=30)
     assert isinstance(lease, device_leases.Lease)
     left = occupant(mine.mark)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mergenet_core.records.attempt import AttemptRef
 from tests.harness import wait
 from workers import processes
 from workers.outcome import Outcome, receive, send
@@ -22,7 +23,7 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 @pytest.fixture
 def mark() -> str:
-    return processes.mark(secrets.token_hex(4), "control-0", 1, "worker")
+    return processes.mark(AttemptRef(secrets.token_hex(4), "control-0", 1), "worker")
 
 
 def start(run: object, mark: str, log: Path, command: list[str] = SLEEP) -> processes.Child:

@@ -14,6 +14,7 @@ from redis import Redis
 
 from mergenet_core.errors import StaleAttempt
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from mergenet_core.spec.parse import parse
@@ -32,14 +33,14 @@ def job(redis: Redis) -> Job:
     job, _ = store.create(
         state_machine.submit(new_job((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {}
     )
-    return store.update(job.id, lambda record: state_machine.claim(record, "t", 1, "w"))
+    return store.update(job.id, lambda record: state_machine.claim(record, AttemptRef(record.id, "t", 1), "w"))
 
 
 @pytest.fixture
 def reporter(redis_server: RedisServer, job: Job, tmp_path: Path) -> Iterator[RedisReporter]:
     settings = Settings.model_validate({"redis_url": redis_server.url})
     quick = settings.redis(timeout_seconds=0.3, retries=0)
-    reporter = RedisReporter(quick, job.id, "t", 1, tmp_path)
+    reporter = RedisReporter(quick, AttemptRef(job.id, "t", 1), tmp_path)
     yield reporter
     reporter.close(5)
 
@@ -87,8 +88,10 @@ def test_a_redis_that_is_silent_costs_a_training_next_to_nothing_and_gets_everyt
 def test_a_newer_attempt_stops_the_older_one_at_its_next_checkpoint(
     redis: Redis, job: Job, reporter: RedisReporter
 ) -> None:
-    Store(redis).update(job.id, lambda record: state_machine.hand_back(record, "t", 1, "drained"))
-    Store(redis).update(job.id, lambda record: state_machine.claim(record, "t", 2, "other"))
+    Store(redis).update(
+        job.id, lambda record: state_machine.hand_back(record, record.attempt(record.trial("t")), "drained")
+    )
+    Store(redis).update(job.id, lambda record: state_machine.claim(record, AttemptRef(record.id, "t", 2), "other"))
     with pytest.raises(StaleAttempt, match="no longer the newest"):
         reporter.checkpoint(CHECKPOINT)
     assert Store(redis).get(job.id).trial("t").checkpoint is None

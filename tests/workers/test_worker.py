@@ -15,6 +15,7 @@ from rq.serializers import JSONSerializer, PickleSerializer
 
 from mergenet_core.planning.auto_methods import preferred
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.storage import published_folder
 from mergenet_core.store import rq_queue, worker_registry
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
@@ -69,7 +70,8 @@ def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
         ("os.system", ["touch {witness}"], {}),
         ("subprocess.getoutput", ["touch {witness}"], {}),
         (rq_queue.ENTRY_POINT, ["touch {witness}"], {}),
-        (rq_queue.ENTRY_POINT, [["touch {witness}"], "b", 1], {}),
+        (rq_queue.ENTRY_POINT, ["a/b/1", "touch {witness}"], {}),
+        (rq_queue.ENTRY_POINT, [["touch {witness}"]], {}),
         ("os.system", ["touch {witness}"], {"serializer": PickleSerializer}),
     ],
 )
@@ -91,7 +93,7 @@ def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
     raw = lab.redis_server.client(decode=False)
     calls = {"on_success": Callback("builtins.print"), "on_failure": Callback("builtins.print")}
     hostile = Queue(rq_queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(
-        rq_queue.ENTRY_POINT, "a", "b", 1, **calls
+        rq_queue.ENTRY_POINT, "a/b/1", **calls
     )
     lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     printed = "".join(log.read_text() for log in lab.folder.glob("worker-*.log"))  # whichever took it
@@ -110,7 +112,9 @@ def test_a_second_delivery_of_a_claimed_trial_changes_nothing(lab: Lab) -> None:
     job = lab.submit(document())
     lab.wait_for_checkpoint(job)
     raw = lab.redis_server.client(decode=False)
-    Queue(rq_queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(rq_queue.ENTRY_POINT, job.id, SOLO, 1)
+    Queue(rq_queue.QUEUE, connection=raw, serializer=JSONSerializer).enqueue(
+        rq_queue.ENTRY_POINT, str(AttemptRef(job.id, SOLO, 1))
+    )
     lab.wait_for_state(job, "succeeded")
     other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert lab.store.get(job.id).trial(SOLO).attempt == 1
@@ -161,7 +165,8 @@ def test_nothing_stays_of_a_job_that_is_deleted_while_a_trial_of_it_still_ends(l
     job = lab.submit(document(checkpoint_every=5))
     lab.wait_for_checkpoint(job)
     # as when another trial of it has failed: from then on it can be deleted
-    lab.store.update(job.id, lambda job: state_machine.fail(job, SOLO, 1, code="x", reason="x", retryable=False))
+    attempt = AttemptRef(job.id, SOLO, 1)
+    lab.store.update(job.id, lambda job: state_machine.fail(job, attempt, code="x", reason="x", retryable=False))
     lab.store.delete(job.id)
     folder = lab.settings.job_folder(job.id).path
     wait(lambda: not folder.exists(), "the folder of a deleted job to be removed", lab.explain)

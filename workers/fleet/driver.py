@@ -1,4 +1,4 @@
-"""Drives a trial on several hosts: `python -m workers.fleet.driver JOB TRIAL ATTEMPT`, in place of a training process.
+"""Drives a trial on several hosts: `python -m workers.fleet.driver JOB/TRIAL/NUMBER`, in place of a training process.
 
 It waits in line, asks Ray for devices of all hosts or none, starts the launcher on each, and hears them out. When this
 process ends, however it does, Ray ends what it started and frees the devices.
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from mergenet_core.errors import MergeNetError, NotFound, StaleAttempt
 from mergenet_core.processes import die_with
 from mergenet_core.records import state_machine
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.settings import Settings
 from mergenet_core.spec.job import ResourcesSpec
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str], module: str = "workers.gang.launcher") -> NoR
     die_with(os.getppid())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ["RAY_AUTH_MODE"] = "token"  # read by Ray when it is imported
-    job_id, trial_id, attempt = arguments
-    driver = _Driver(Settings(), job_id, trial_id, int(attempt))
+    driver = _Driver(Settings(), AttemptRef.parse(arguments[0]))
     try:
         outcome = driver.run(module)
     except MergeNetError as error:
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str], module: str = "workers.gang.launcher") -> NoR
 
 
 class _Driver:
-    def __init__(self, settings: Settings, job_id: str, trial_id: str, attempt: int) -> None:
-        self._settings, self._trial_id, self._attempt = settings, trial_id, attempt
+    def __init__(self, settings: Settings, attempt: AttemptRef) -> None:
+        self._settings, self._attempt = settings, attempt
         self._store = Store(settings.redis())
-        self._job: Job = self._store.get(job_id)
+        self._job: Job = self._store.get(attempt.job_id)
         self._said: str | None = None
         self._stopped = False
         self._group: PlacementGroup | None = None
@@ -85,7 +85,7 @@ class _Driver:
         resources = self._store.spec(self._job.id).resources
         from workers.fleet import host_launchers, ray_cluster
 
-        place = Place(self._job, self._trial_id, self._attempt)
+        place = Place(self._job, self._attempt)
         try:
             want = self._place(place, resources)
         finally:
@@ -94,8 +94,8 @@ class _Driver:
         if want is None or self._group is None:
             return Outcome(ended="interrupted", message=self._said or "stopped on request before the training began")
         self._say(None)
-        words = (self._job.id, self._trial_id, self._attempt, os.environ[processes.MARK])
-        launchers = host_launchers.Launchers(ray_cluster.hosts(self._group, want, words), self._stop)
+        hosts = ray_cluster.hosts(self._group, want, self._attempt, os.environ[processes.MARK])
+        launchers = host_launchers.Launchers(hosts, self._stop)
         try:
             _log.info("training on %s", launchers.start(module, want.devices))
             return self._attend(launchers)
@@ -186,11 +186,9 @@ class _Driver:
         if why == self._said:
             return
         try:
-            self._store.update(self._job.id, lambda job: state_machine.waits(job, self._trial_id, self._attempt, why))
+            self._store.update(self._job.id, lambda job: state_machine.waits(job, self._attempt, why))
             if why is not None:
-                events.add_event(
-                    self._store.redis, self._job.id, "trial.waiting", why, trial=self._trial_id, attempt=self._attempt
-                )
+                events.add_event(self._store.redis, self._job.id, "trial.waiting", why, attempt=self._attempt)
                 _log.info("waits: %s", why)
         except NotFound as error:
             raise StaleAttempt(error.message) from None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from mergenet_core.errors import PathRefused
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.settings import Settings
 from workers import processes
 from workers.host import capacity
@@ -51,8 +52,8 @@ class Heard:
 class FleetHost:
     """The part of one attempt that runs on this host; the host's own environment holds its MERGENET_ settings."""
 
-    def __init__(self, job_id: str, trial_id: str, attempt: int, mark: str, place: int) -> None:
-        self._words = (job_id, trial_id, str(attempt))
+    def __init__(self, attempt: AttemptRef, mark: str, place: int) -> None:
+        self._attempt = attempt
         self._attempt_mark = mark
         # hosts of a fleet may be one machine, and each is to find its own processes alone
         self._mark = f"{mark}/host-{place}/"
@@ -61,11 +62,10 @@ class FleetHost:
 
     def prepare(self, address: str) -> Facts:
         """End what an earlier attempt left here, and see whether the job's folder is. Raises: `PathRefused`."""
-        job_id, trial_id, _ = self._words
-        earlier = processes.marked(f"{job_id}/{trial_id}/")
+        earlier = processes.marked(f"{self._attempt.trial_path}/")
         own = {process.pid for process in processes.marked(self._attempt_mark)}
         processes.kill(process for process in earlier if process.pid not in own)
-        folder = Settings().job_folder(job_id)
+        folder = Settings().job_folder(self._attempt.job_id)
         if not folder.spec.exists():
             raise PathRefused(
                 f"host {socket.gethostname()} does not see {folder.path.absolute()}; "
@@ -90,7 +90,7 @@ class FleetHost:
         }
         words = [word for option in options.items() for word in option]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", module, *self._words, *words],
+            [sys.executable, "-m", module, str(self._attempt), *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

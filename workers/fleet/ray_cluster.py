@@ -15,6 +15,7 @@ from ray.util import get_node_ip_address, placement_group, remove_placement_grou
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from mergenet_core.records.attempt import AttemptRef
 from workers.fleet.host_actor import FleetHost
 
 Kind = Literal["GPU", "CPU"]
@@ -77,13 +78,13 @@ def ask(want: Want) -> PlacementGroup:
     return placement_group([{want.kind: want.devices}] * want.nodes, strategy="STRICT_SPREAD")
 
 
-def hosts(group: PlacementGroup, want: Want, words: tuple[str, str, int, str]) -> list[Any]:
+def hosts(group: PlacementGroup, want: Want, attempt: AttemptRef, mark: str) -> list[Any]:
     """An actor on each host of a placed group, holding its devices."""
     lent = {"num_gpus": want.devices, "num_cpus": 0} if want.kind == "GPU" else {"num_cpus": want.devices}
     return [
         ray.remote(_Host)
         .options(**lent, scheduling_strategy=PlacementGroupSchedulingStrategy(group, place))
-        .remote(*words, place)
+        .remote(attempt, mark, place)
         for place in range(want.nodes)
     ]
 

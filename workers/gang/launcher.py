@@ -1,6 +1,6 @@
 """Starts the processes of a trial on this host, a process a device, and ends them all when one is dead or hangs.
 
-`python -m workers.gang.launcher JOB TRIAL ATTEMPT --devices 0,1`, started by the supervisor in place of a training
+`python -m workers.gang.launcher JOB/TRIAL/NUMBER --devices 0,1`, started by the supervisor in place of a training
 process;
 with `--nodes`, `--rendezvous` and `--address`, one launcher a host. torchelastic's agent starts the processes and never
 starts them again: the attempt fails, and the record's own retry goes on from the newest checkpoint.
@@ -23,6 +23,7 @@ import psutil
 
 from mergenet_core.errors import RankLost
 from mergenet_core.processes import die_with
+from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.settings import Settings
 from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 from workers import processes
@@ -62,15 +63,14 @@ def main(arguments: Sequence[str], module: str = "workers.gang.rank") -> NoRetur
     die_with(os.getppid())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m workers.gang.launcher")
-    for name in ("job", "trial", "attempt"):
-        parser.add_argument(name)
+    parser.add_argument("attempt", type=AttemptRef.parse, help="JOB/TRIAL/NUMBER")
     parser.add_argument("--devices", required=True, help="ids of this host's devices, separated by commas")
     parser.add_argument("--nodes", type=int, default=Place.nodes)
     parser.add_argument("--rendezvous", default=Place.rendezvous)
     parser.add_argument("--address", default=Place.address)
     given = parser.parse_args(arguments)
     place = Place(tuple(given.devices.split(",")), given.nodes, given.rendezvous, given.address)
-    outcome = launch(place, (given.job, given.trial, given.attempt), Settings(), module)
+    outcome = launch(place, given.attempt, Settings(), module)
     if outcome.ended == "failed":
         _log.error("%s: %s", outcome.code, outcome.message)
     send(int(os.environ[OUTCOME_FD]), outcome)
@@ -78,15 +78,15 @@ def main(arguments: Sequence[str], module: str = "workers.gang.rank") -> NoRetur
     os._exit(0)
 
 
-def launch(place: Place, trial: tuple[str, str, str], settings: Settings, module: str) -> Outcome:
-    """Start `python -m module JOB TRIAL ATTEMPT` once a device, and stay until all have ended.
+def launch(place: Place, attempt: AttemptRef, settings: Settings, module: str) -> Outcome:
+    """Start `python -m module JOB/TRIAL/NUMBER` once a device, and stay until all have ended.
 
     SIGTERM and SIGUSR1, which must be blocked, are passed on. Nothing is left running.
     """
     gang = Gang(len(place.devices), silence_seconds=settings.silence_seconds, stall_seconds=settings.stall_seconds)
     os.environ.update(_environment(len(place.devices), gang.address, settings))
     kills_before = processes.memory_kills()
-    agent = _Agent(place, "-".join(trial), [module, *trial], settings.stall_seconds)
+    agent = _Agent(place, str(attempt).replace("/", "-"), [module, str(attempt)], settings.stall_seconds)
     agent.start()
     try:
         stopped = _watch(gang, agent, place, settings)

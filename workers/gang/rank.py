@@ -1,4 +1,4 @@
-"""One process of a gang, `python -m workers.gang.rank JOB TRIAL ATTEMPT`, started by the launcher as torchrun would."""
+"""One process of a gang, `python -m workers.gang.rank JOB/TRIAL/NUMBER`, started by the launcher as torchrun would."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from mergenet_core.records.attempt import AttemptRef
 from workers.gang.member import Member
 from workers.outcome import Outcome
 from workers.trial import log_by_lines, main
@@ -29,5 +30,4 @@ def serve(train: Callable[[Member], Outcome]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    job_id, trial_id, attempt = sys.argv[1:]
-    serve(lambda member: main(job_id, trial_id, int(attempt), member))
+    serve(lambda member: main(AttemptRef.parse(sys.argv[1]), member))
