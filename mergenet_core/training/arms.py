@@ -27,6 +27,7 @@ from mergenet_core.spec.job import DataSpec, JobSpec, ModelSpec, TaskName, Train
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
+from mergenet_core.training.checkpoint import verify_together
 from mergenet_core.training.distributed.engines import Engine, building, open_engine
 from mergenet_core.training.distributed.world import World, open_world
 from mergenet_core.training.loop import Training
@@ -89,7 +90,7 @@ def _learning_source(job: JobSpec, world: World, roots: Roots, seed: int) -> tup
 def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> Arm:
     """The target in training, with the arm's transfer.
 
-    Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`.
+    Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`, `CheckpointInvalid`.
     """
     world = open_world(job.resources, job.train.precision)
     heir = _shared_processor(job, folder, roots)
@@ -110,10 +111,12 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
         pairing = pair(target, target, job.transfer)
         transfer = _between(training, training, pairing, job.transfer, trial)
     else:
-        source = frozen_source(job, folder, roots)
+        source = frozen_source(job, folder, roots, world)
         pairing = pair(source_facts(job, source, roots), target, job.transfer)
         pairing = limit_rank(pairing, source_rank(job.source, source), job.transfer.rank)
         kept = [folder.source_state(step) for step in job.source.kept_steps]
+        for state in kept:
+            verify_together(world, state)
         states = open_states(job.source, source, kept, world.device) if trial.arm != "copy" else ()
         transfer = Transfer(
             states[0] if states else open_source(job.source, source, world.device),
@@ -165,10 +168,12 @@ def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | None:
     return folder.source if job.source.trained_first else folder_of(job.source.model, roots, "source.model")
 
 
-def frozen_source(job: JobSpec, folder: JobFolder, roots: Roots) -> Path:
-    """Where the weights of a source are that does not change."""
+def frozen_source(job: JobSpec, folder: JobFolder, roots: Roots, world: World) -> Path:
+    """The folder of a frozen source's weights, verified where the job trained it. Raises: `CheckpointInvalid`."""
     found = source_folder(job, folder, roots)
     assert found is not None, "the spec refuses a frozen source from a config that is never trained"
+    if job.source.trained_first:
+        verify_together(world, found)
     return found
 
 

@@ -93,6 +93,19 @@ def publishing_together(world: World, folder: Path, **settings: Any) -> Iterator
     world.wait()
 
 
+def verify_together(world: World, folder: Path) -> None:
+    """`verify` for all processes: the main one reads the files, and every process raises where one is damaged."""
+    fault = None
+    if world.main:
+        try:
+            verify(folder)
+        except CheckpointInvalid as error:
+            fault = error.message
+    fault = world.told(fault)
+    if fault is not None:
+        raise CheckpointInvalid(fault)
+
+
 def parts(engine: Engine, pieces: Mapping[str, Piece]) -> dict[str, Part]:
     """What this process writes of some tensors, named after their parameter (`moment/parameter` too)."""
     found = {}

@@ -32,7 +32,12 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     report = build_report(record.id, record.name, record.trials, record.memory_bytes)
     trial = record.trial(report.chosen)
     trial_folder = folder.trial(trial.id)
-    for part in ("model", "adapter") if report.transferred else ("model",):
+    parts = ["model"]
+    if report.transferred:
+        parts.append("adapter")
+    if job.transfer.back_cycle is not None:
+        parts.append("source-model")
+    for part in parts:
         verify(trial_folder / part)
     about = _about(job, record, trial, folder, roots)
     step = trial.result.steps if trial.result is not None else 0

@@ -54,7 +54,7 @@ def prepare_teacher(
     Raises: `ModelRefused` where the source has no head for the target's labels and is not to be given one.
     """
     spec = job.transfer.distill or DistillSpec()
-    source = frozen_source(job, folder, roots)
+    source = frozen_source(job, folder, roots, world)
     task = _as_the_source_reads(job, trial, source, roots)
     seconds, known = 0.0, labels
     if spec.teacher is None:

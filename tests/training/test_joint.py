@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergenet_core.errors import SpecInvalid
+from mergenet_core.errors import CheckpointInvalid, SpecInvalid
 from mergenet_core.planning.plan import trials
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.records.record import now
@@ -15,7 +15,7 @@ from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.storage.published_folder import verify
 from mergenet_core.training.finalize import finalize
 from mergenet_core.training.trial import Interrupted
-from tests.training.tiny import MLP, Recorder, image_job, run, text_job
+from tests.training.tiny import MLP, Recorder, flip_last_byte, image_job, run, text_job
 
 SOURCE_TRAIN = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3}
 
@@ -113,3 +113,7 @@ def test_a_two_way_artifact_has_both_models_and_the_proof(make, tmp_path: Path, 
     assert {"model/model.safetensors", "source-model/model.safetensors"} <= {entry.path for entry in manifest.files}
     given = job.source.model.path is not None
     assert ("source" in manifest.about["inputs"]) == given, "what the source began from, where that was given"
+    flip_last_byte(tmp_path / "trials" / "transfer-0" / "source-model" / "model.safetensors")
+    with pytest.raises(CheckpointInvalid, match=r"source-model: model\.safetensors does not match its hash"):
+        finalize(job, record, folder, roots, attempt=2)
+    verify(folder.artifact)

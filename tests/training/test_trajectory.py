@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mergenet_core.errors import SpecInvalid
+from mergenet_core.errors import CheckpointInvalid, SpecInvalid
 from mergenet_core.models.packs import write_pack
 from mergenet_core.planning.plan import make_plan
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.trial import Interrupted
-from tests.training.tiny import MLP, Recorder, image_job, run, text_job, write_bert
+from tests.training.tiny import MLP, Recorder, flip_last_byte, image_job, run, text_job, write_bert
 
 LEARNED = {"method": "anchored", "cycle": 1, "stop_at": 1.0}
 
@@ -46,6 +46,24 @@ def test_the_target_learns_from_each_state_in_its_turn(method: str, tmp_path: Pa
     changed = losses(job, tmp_path, roots)
     assert whole[:4] == changed[:4]
     assert whole[4:] != changed[4:]
+
+
+def test_a_damaged_state_of_the_source_is_refused(tmp_path: Path, roots: Roots) -> None:
+    job = along()
+    run(job, "source", tmp_path, roots)
+    flip_last_byte(JobFolder(tmp_path).source_state(job.source.kept_steps[0]) / "model.safetensors")
+    with pytest.raises(CheckpointInvalid, match=r"model\.safetensors does not match its hash"):
+        run(job, "transfer-0", tmp_path, roots)
+
+
+@pytest.mark.parametrize("arm", ["transfer", "copy", "distill"])
+def test_a_damaged_source_that_the_job_trained_is_refused(arm: str, tmp_path: Path, roots: Roots) -> None:
+    job = image_job(MLP, arms=["transfer", "control", "copy", "distill"])
+    run(job, "source", tmp_path, roots)
+    run(job, "control-0", tmp_path, roots)
+    flip_last_byte(JobFolder(tmp_path).source / "model.safetensors")
+    with pytest.raises(CheckpointInvalid, match=r"source: model\.safetensors does not match its hash"):
+        run(job, f"{arm}-0", tmp_path, roots)
 
 
 def test_the_sham_of_a_trajectory_is_another_curve(tmp_path: Path, roots: Roots) -> None:

@@ -167,6 +167,14 @@ class Recorder:
         return self.ask.pop(self.steps, None)
 
 
+def flip_last_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read()[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+
+
 def run_twice(job: JobSpec, folder: Path, roots: Roots) -> tuple[TrialResult, Path]:
     """The transfer's result and exported model; stopped at step 3 and resumed it has the same, bit for bit."""
     whole = run(job, "transfer-0", folder / "whole", roots)
