@@ -1,24 +1,26 @@
-# `make demo` and `make test` do all the set-up a fresh machine needs; a second run reuses it.
+# `make demo` and `make test` do all the set-up that a new machine needs; later runs reuse it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARMS ?= transfer,control,sham
 SEEDS ?= 0,1,2
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-all lint bench evidence clean
+.PHONY: help demo test test-all lint bench evidence picture clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train a small BERT with what MiniLM knows, through the service, and show the proof"
-	@echo "               (ARMS=all adds distillation and the naive copy, SEEDS=0,1,2,3,4 more seeds)"
-	@echo "make test      all but the slow tests"
-	@echo "make test-all  all tests"
-	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make bench     the service under load; every number in the docs names its script in benchmarks/"
-	@echo "make evidence  the tables of docs/evidence, resumable (hours)"
+	@echo "make demo      run one job through the service: MiniLM-L6 into a small BERT, with control and sham"
+	@echo "               (ARMS=all adds distillation and the naive copy, SEEDS=0,1,2,3,4 sets the seeds)"
+	@echo "make test      run all tests but the slow ones"
+	@echo "make test-all  run all tests"
+	@echo "make lint      run ruff, mypy and import-linter"
+	@echo "make bench     measure the service under load"
+	@echo "make evidence  run the settings of docs/evidence and write their tables (hours; can be interrupted)"
+	@echo "make picture   draw docs/gain.svg from docs/evidence"
+	@echo "make clean     remove .venv and demo"
 
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[api,worker,fleet,embedded,dev]'
 	@touch $@
@@ -47,6 +49,9 @@ evidence: .venv/installed
 	$(BIN)/python examples/fetch.py minilm mobilenet bbc fashion-mnist fashion-cifar wordnet easy-vqa stamps
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/search.py
+
+picture: .venv/installed
+	$(BIN)/python benchmarks/gain_plot.py
 
 clean:
 	rm -rf .venv demo

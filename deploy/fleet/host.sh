@@ -1,23 +1,23 @@
 #!/bin/sh
 # One host of a fleet, for systemd or a container: `host.sh head` once, `host.sh node` on every host with devices.
-# Runs until SIGTERM; `host.sh health` says whether the head answers. docs/fleet.md tells what stands around it.
+# Runs until SIGTERM; `host.sh health` checks whether the head answers. Setup: docs/fleet.md.
 set -eu
 
 : "${MERGENET_RAY_ADDRESS:?set it to HOST:PORT of the head, the same on every host}"
 : "${MERGENET_FLEET_HOST:?set it to the address at which the other hosts reach this one}"
 if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -s "${RAY_AUTH_TOKEN_PATH:-}" ]; then
-    echo "set RAY_AUTH_TOKEN_PATH to a file with the fleet's token: whoever reaches Ray without one runs code here" >&2
+    echo "set RAY_AUTH_TOKEN_PATH to a file with the fleet's token: without one, anyone who can reach Ray can run code here" >&2
     exit 1
 fi
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
-# A host that is lost is noticed within about 6 seconds; Ray's own values take up to a minute.
+# A lost host is noticed within about 6 seconds; with Ray's defaults it takes up to a minute.
 export RAY_health_check_initial_delay_ms="${RAY_health_check_initial_delay_ms:-2000}"
 export RAY_health_check_period_ms="${RAY_health_check_period_ms:-1000}"
 export RAY_health_check_timeout_ms="${RAY_health_check_timeout_ms:-2000}"
 export RAY_health_check_failure_threshold="${RAY_health_check_failure_threshold:-3}"
 
-# The object store carries log lines and nothing else; ports 0 to 0 let every worker process take a free one.
+# The object store holds log lines only; ports 0 to 0 let every worker process take a free port.
 set -- "$@" --block --disable-usage-stats --node-ip-address="$MERGENET_FLEET_HOST" \
     --object-store-memory=100000000 --min-worker-port=0 --max-worker-port=0 --include-log-monitor=false \
     ${MERGENET_FLEET_TEMP:+--temp-dir="$MERGENET_FLEET_TEMP"}
@@ -29,7 +29,7 @@ head)
         --include-dashboard=false --no-monitor "$@"
     ;;
 node)
-    # GPUs are found by Ray; a host without any lends so many CPU slots
+    # Ray finds the GPUs; a host without any offers this many CPU slots
     exec ray start --address="$MERGENET_RAY_ADDRESS" --num-cpus="${MERGENET_CPU_SLOTS:-1}" "$@"
     ;;
 health)
