@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from importlib import metadata
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -37,7 +37,8 @@ def test_the_version_is_printed_without_importing_the_commands() -> None:
         "print([name for name in ('service.cli.commands', 'typer', 'pydantic', 'httpx2') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed == f"mergenet {metadata.version('mergenet-service')}\n[]\n"
+    version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+    assert printed == f"mergenet {version}\n[]\n"
     assert CliRunner().invoke(app, ["--version", "status"]).stdout == f"mergenet {__version__}\n"
 
 
