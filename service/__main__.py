@@ -1,4 +1,4 @@
-"""`python -m service`: the API under uvicorn, with the settings of the environment."""
+"""`python -m service`: runs the API under uvicorn, with settings from the environment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from service.server.app import create_app
 from service.server.settings import ServiceSettings
 
 OPEN_STREAMS_SECONDS = 2
-"""How long readers of event streams may hold up a stop; they go on elsewhere by Last-Event-ID."""
+"""How long open event streams may delay a stop; their readers reconnect with Last-Event-ID."""
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Run the API until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m service", description="The MergeNet API.")
-    parser.add_argument("--fd", type=int, help="serve on this listening socket instead of MERGENET_HOST and _PORT")
+    parser.add_argument("--fd", type=int, help="serve on this listening socket, not on MERGENET_HOST and MERGENET_PORT")
     arguments = parser.parse_args()
     settings = ServiceSettings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

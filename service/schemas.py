@@ -1,4 +1,4 @@
-"""What the API answers with, the same models for the server and the client."""
+"""The API's response models, shared by server and client."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from mergenet_core.records.job import Checkpoint, Job, JobState
 from mergenet_core.records.record import Record
 
 PROBLEM_TYPE = "urn:mergenet:problem:"
-"""A problem's `type` is this and a stable code, one of those in `mergenet_core/errors.py` where it has one."""
+"""Prefix of a problem's `type`; the error's code follows it, such as those in `mergenet_core/errors.py`."""
 
 
 class JobView(Job):
-    """A job's record, and what is known of it just now."""
+    """A job's record with its progress and its position in the queue."""
 
     progress: dict[str, Progress]
-    """Where each trial was last."""
-    waiting: str | None
-    """Why nothing of it runs, when something waits for a worker."""
+    """The latest progress of each trial."""
+    queue_position: int | None
+    """Position in the queue of the job's first queued trial, counted from 1; null if no trial is queued."""
+    waiting_reason: str | None
+    """Why no trial of the job is running; null if one is, or if none waits."""
     links: dict[str, str]
 
 
@@ -48,11 +50,11 @@ class JobPage(Record):
 
     items: list[JobSummary]
     next: str | None
-    """Give it as `after` for the next page; null on the last one."""
+    """Value of `after` for the next page; null on the last one."""
 
 
 class Validation(Record):
-    """What a job would do; nothing was queued."""
+    """The plan of a job that was checked but not queued."""
 
     name: str
     plan: Plan
@@ -64,11 +66,11 @@ class EventPage(Record):
 
     items: list[Event]
     next: str | None
-    """Give it as `after` to go on, also when nothing more has happened yet."""
+    """Value of `after` for the events that follow, even if there are none yet."""
 
 
 class MetricSeries(Record):
-    """A job's numbers."""
+    """Measured numbers of a job."""
 
     items: list[Metric]
 
@@ -80,19 +82,19 @@ class TrialCheckpoint(Checkpoint):
 
 
 class CheckpointList(Record):
-    """The checkpoints that trials would go on from."""
+    """The checkpoints that trials would resume from."""
 
     items: list[TrialCheckpoint]
 
 
 class ArtifactFile(Artifact):
-    """A file of the result, and where to get it."""
+    """A file of the result, and the path to download it from."""
 
     href: str
 
 
 class ArtifactList(Record):
-    """The job's result: every file with its size and hash."""
+    """The files of a job's result, with size and hash."""
 
     items: list[ArtifactFile]
     about: dict[str, Any]
@@ -107,13 +109,13 @@ class KeyView(Record):
 
 
 class NewKey(KeyView):
-    """A key that was just made; it is shown this once."""
+    """A new key; the key itself is shown only here."""
 
     key: str
 
 
 class Health(Record):
-    """The service answers."""
+    """The answer of a health check."""
 
     status: Literal["ok"] = "ok"
     version: str

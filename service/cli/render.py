@@ -104,8 +104,8 @@ def jobs(console: Console, page: JobPage) -> None:
 def job(console: Console, job: JobView) -> None:
     """A job and its trials."""
     console.print(f"{job.name} ({job.id}) is {job.state}: {job.reason}", markup=False)
-    if job.waiting:
-        console.print(f"waits: {job.waiting}", markup=False)
+    if job.waiting_reason:
+        console.print(f"Waiting: {job.waiting_reason}", markup=False)
     console.print(trials(console, job))
 
 

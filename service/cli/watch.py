@@ -55,7 +55,7 @@ def _now(job: JobView, event: Event) -> bool:
 
 
 def _picture(console: Console, job: JobView) -> Group:
-    head = f"{job.name} ({job.id}) is {job.state}: {job.waiting or job.reason}"
+    head = f"{job.name} ({job.id}) is {job.state}: {job.waiting_reason or job.reason}"
     left = _seconds_left(job)
     if left is not None:
         head += f"; about {render.duration(left)} of training left"

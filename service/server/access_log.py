@@ -1,42 +1,51 @@
-"""One line a request, with who asked: what an operator reads when something was cancelled and nobody did it."""
+"""Logs and counts every request once it has been answered.
+
+The log names the API key, so that an operator can see who cancelled a job.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
-from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.server.prometheus import UNMATCHED, ServiceMetrics
 
 log = logging.getLogger("mergenet.access")
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_NOT_LOGGED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class AccessLog:
-    """Logs method, path, status, time and the key's name when an answer has been sent."""
+    """ASGI middleware: logs method, path, status, time and key name, and counts the request for Prometheus."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the app does, and log it."""
-        if scope["type"] != "http" or scope["path"] in _QUIET:
+        """Pass the request on to the application, and record it when it has ended."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
         status = 500
 
-        async def noting(message: MutableMapping[str, Any]) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_and_note_status)
         finally:
-            who = scope.get("state", {}).get("key_name", "-")
-            milliseconds = 1000 * (time.perf_counter() - began)
-            # repr: a path may hold line breaks, percent-decoded
-            log.info("%s %r %d %.1f ms %s", scope["method"], scope["path"], status, milliseconds, who)
+            seconds = time.perf_counter() - began
+            route = scope.get("route")
+            template = route.path if isinstance(route, APIRoute) else UNMATCHED
+            self.metrics.count_request(scope["method"], template, status, seconds)
+            if scope["path"] not in _NOT_LOGGED:
+                key_name = scope.get("state", {}).get("key_name", "-")
+                # repr: a percent-decoded path may contain line breaks
+                log.info("%s %r %d %.1f ms %s", scope["method"], scope["path"], status, 1000 * seconds, key_name)

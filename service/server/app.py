@@ -1,4 +1,4 @@
-"""The API: `uvicorn --factory service.server.app:create_app`, or `python -m service`. It never imports torch."""
+"""The API's application: `uvicorn --factory service.server.app:create_app`, or `python -m service`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 
+from mergenet_core import __version__
 from mergenet_core.store import rq_queue
 from service.server import problem_details, submission
 from service.server.access_log import AccessLog
 from service.server.dependencies import Context, connect
 from service.server.problem_details import Problem
-from service.server.routes import artifacts, events, jobs, system
+from service.server.routes import artifacts, events, jobs, keys, system
 from service.server.settings import ServiceSettings
 
 log = logging.getLogger("mergenet.service")
 
 _TAGS = [
-    {"name": "jobs", "description": "Post a job, watch over it, steer it."},
-    {"name": "watch", "description": "What a job says while it runs: events, metrics, logs."},
-    {"name": "result", "description": "The merged checkpoint and the proof beside it."},
-    {"name": "system", "description": "Workers, and the schema of a job document."},
-    {"name": "keys", "description": "Who may do what."},
+    {"name": "jobs", "description": "Submit, check, list and control jobs."},
+    {"name": "watch", "description": "Events, metrics and logs of a job."},
+    {"name": "result", "description": "The merged checkpoint and its report."},
+    {"name": "system", "description": "Workers, devices, and the schema of a job document."},
+    {"name": "keys", "description": "API keys and their scopes."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
 
@@ -35,17 +36,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     context = connect(settings or ServiceSettings())
     app = FastAPI(
         title="MergeNet Service",
-        summary="Knowledge transfer between unlike models, as jobs with their control beside them.",
-        version=system.version(),
+        summary="Knowledge transfer between different models, as jobs that include their control.",
+        version=__version__,
         openapi_tags=_TAGS,
         redoc_url=None,
         lifespan=_lifespan,
     )
     app.state.context = context
     problem_details.install(app)
-    app.add_middleware(AccessLog)
-    for part in (jobs, events, artifacts, system):
-        app.include_router(part.router)
+    app.add_middleware(AccessLog, metrics=context.metrics)
+    for module in (jobs, events, artifacts, system, keys):
+        app.include_router(module.router)
     _describe_problems(app)
     return app
 
@@ -54,9 +55,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     if context.settings.insecure_no_auth:
-        log.warning("MERGENET_INSECURE_NO_AUTH is set: everyone who reaches this server may do everything")
+        log.warning("MERGENET_INSECURE_NO_AUTH is set: requests need no key and may do everything")
     stop = threading.Event()
-    # a daemon: a Redis that hangs must not keep the process from ending
+    # a daemon thread: a Redis that hangs must not keep the process from ending
     reconciler = threading.Thread(target=_reconcile, args=(context, stop), name="reconciler", daemon=True)
     reconciler.start()
     yield
@@ -71,20 +72,20 @@ def _reconcile(context: Context, stop: threading.Event) -> None:
             rq_queue.reconcile(context.store, context.queue_redis, every_seconds=every)
             submission.settle(context)
         except RedisError as error:
-            log.warning("queue and records were not compared: %s", error)
+            log.warning("the queue could not be compared with the records: %s", error)
         except Exception:
-            log.exception("queue and records were not compared")
+            log.exception("the queue could not be compared with the records")
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the problem's schema into the OpenAPI document, which every route's errors refer to."""
-    plain = app.openapi
+    """Add the schema of a problem, which the routes' error responses refer to, to the OpenAPI document."""
+    without_problems = app.openapi
 
     def with_problems() -> dict[str, object]:
-        document = plain()
+        document = without_problems()
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts = document.setdefault("components", {}).setdefault("schemas", {})
-        parts |= {**schema.pop("$defs", {}), "Problem": schema}
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= {**schema.pop("$defs", {}), "Problem": schema}
         return document
 
     app.openapi = with_problems  # type: ignore[method-assign]

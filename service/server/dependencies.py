@@ -1,4 +1,4 @@
-"""What a request works with: settings, records, the queue's connection, a connection for blocking reads."""
+"""What a request handler works with: settings, records, connections to Redis, metrics."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from redis import Redis
 
 from mergenet_core.errors import NotFound
 from mergenet_core.store.jobs import Store
+from service.server.prometheus import ServiceMetrics
 from service.server.settings import ServiceSettings
 
 REDIS_SECONDS = 2.0
-"""Patience with Redis: a request must not hang for long before it is told to come again."""
+"""Timeout of a Redis command, after which the request is answered with 503."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """The service's connections; none is opened before it is needed."""
+    """The service's settings and connections; a connection is opened when it is first used."""
 
     settings: ServiceSettings
     store: Store
     queue_redis: Redis
-    """For RQ, which does not decode."""
+    """For RQ; it does not decode responses."""
     stream_redis: redis.asyncio.Redis
-    """For readers that block on a stream."""
-    unsure: set[str] = field(default_factory=set)
-    """Jobs of which Redis did not say whether it wrote them; settled once it answers again."""
+    """For event streams, which block on a read."""
+    metrics: ServiceMetrics
+    unconfirmed: set[str] = field(default_factory=set)
+    """Ids of jobs whose write may not have reached Redis; resolved by `submission.settle`."""
 
     @property
     def redis(self) -> Redis:
-        """The decoding connection."""
+        """The connection that decodes responses."""
         return self.store.redis
 
 
 def connect(settings: ServiceSettings) -> Context:
     """The service's connections, not opened yet."""
+    store = Store(settings.redis(timeout_seconds=REDIS_SECONDS))
     return Context(
         settings=settings,
-        store=Store(settings.redis(timeout_seconds=REDIS_SECONDS)),
+        store=store,
         queue_redis=settings.redis(decode=False, timeout_seconds=REDIS_SECONDS),
         stream_redis=redis.asyncio.Redis.from_url(
             settings.redis_url.get_secret_value(),
@@ -50,17 +53,18 @@ def connect(settings: ServiceSettings) -> Context:
             socket_connect_timeout=REDIS_SECONDS,
             socket_timeout=10,
         ),
+        metrics=ServiceMetrics(store),
     )
 
 
-def _known_shape(job_id: str) -> str:
+def _check_form(job_id: str) -> str:
     if not re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", job_id, re.ASCII):
-        raise NotFound(f"there is no job {job_id[:40]}; GET /jobs lists those there are")
+        raise NotFound(f"there is no job {job_id[:40]}; GET /jobs lists the jobs")
     return job_id
 
 
-JobId = Annotated[str, AfterValidator(_known_shape), Path(description="A job's id, as `POST /jobs` gave it.")]
-"""A ULID; what has another form never reaches Redis or the disk."""
+JobId = Annotated[str, AfterValidator(_check_form), Path(description="A job's id, as `POST /jobs` returned it.")]
+"""A ULID; text of another form never reaches Redis or the disk."""
 
 
 def _context(request: Request) -> Context:

@@ -1,11 +1,11 @@
-"""Follows a job: its events from a place in the stream on, its progress in between, until it has ended."""
+"""Streams a job's events from an event id on, with its progress in between, until the job has ended."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable
+from typing import cast
 
 from fastapi.sse import ServerSentEvent
 from redis.asyncio import Redis
@@ -19,21 +19,22 @@ from mergenet_core.store.jobs import record_key
 log = logging.getLogger("mergenet.service")
 
 BLOCK_MILLISECONDS = 1000
-"""How long one read waits for an event; also how often progress is looked at."""
+"""How long one read waits for an event, and how often progress is read."""
 PAGE = 200
 _Page = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 
 
 async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerSentEvent]:
-    """Everything after an event id, then what comes; ends with the job.
+    """Yield every event after an event id, then new ones; end when the job has ended.
 
-    When Redis goes away the stream ends too: the reader comes back with its last event id and is told 503 till then.
+    The stream also ends when Redis fails. The reader reconnects with its last event id, and gets 503 until Redis
+    answers again.
     """
-    told: dict[str, Progress] = {}
-    looked = 0.0
+    sent: dict[str, Progress] = {}
+    progress_read_at = 0.0
     try:
         while True:
-            # the state first: once it is terminal, the event that says so is already in the stream
+            # read the state first: once it is terminal, the event of that state is already in the stream
             record = await redis.get(record_key(job_id))
             ended = record is None or Job.model_validate_json(record).state in TERMINAL
             block = None if ended else BLOCK_MILLISECONDS
@@ -42,22 +43,20 @@ async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerS
             for after, fields in entries:
                 event = events.to_event(job_id, after, fields)
                 yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.type, id=after)
-            if time.monotonic() - looked >= BLOCK_MILLISECONDS / 1000 and not ended:
-                looked = time.monotonic()
-                for progress in await _news(redis, job_id, told):
+            if time.monotonic() - progress_read_at >= BLOCK_MILLISECONDS / 1000 and not ended:
+                progress_read_at = time.monotonic()
+                for progress in await _changed_progress(redis, job_id, sent):
                     yield ServerSentEvent(raw_data=progress.model_dump_json(), event="progress")
             if ended and not entries:
                 return
     except RedisError as error:
-        log.warning("a stream of %s ends early: %s", job_id, error)
+        log.warning("an event stream of job %s was ended by an error of Redis: %s", job_id, error)
 
 
-async def _news(redis: Any, job_id: str, told: dict[str, Progress]) -> list[Progress]:
-    """What moved since it was told last."""
-    news = []
-    for trial, text in (await redis.hgetall(events.keys(job_id)[2])).items():
-        progress = Progress.model_validate_json(text)
-        if told.get(trial) != progress:
-            told[trial] = progress
-            news.append(progress)
-    return news
+async def _changed_progress(redis: Redis, job_id: str, sent: dict[str, Progress]) -> list[Progress]:
+    """The progress of trials that differs from what was sent last; updates `sent`."""
+    found = await cast("Awaitable[dict[str, str]]", redis.hgetall(events.keys(job_id)[2]))
+    progress = {trial: Progress.model_validate_json(text) for trial, text in found.items()}
+    changed = [one for trial, one in progress.items() if sent.get(trial) != one]
+    sent |= progress
+    return changed

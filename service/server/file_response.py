@@ -1,4 +1,4 @@
-"""Files over HTTP: ranges, conditions and hashes as RFC 9110 says, every refusal as a problem."""
+"""Files over HTTP with ranges, conditions and hashes (RFC 9110, RFC 9530); refusals are problems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file_response(
     media_type: str | None = None,
     filename: str | None = None,
 ) -> Response:
-    """A file, or the part of it that `Range` asks for; its ETag is its hash, where that is known."""
+    """A file, or the bytes of it that `Range` names. Where its SHA-256 is known, that is its ETag."""
     headers = {"Cache-Control": "no-cache"}
     if sha256 is not None:
         headers["ETag"] = f'"{sha256}"'
@@ -29,9 +29,9 @@ def file_response(
         if _matches(request.headers.get("if-none-match"), sha256):
             return Response(status_code=304, headers=headers)
     stat = path.stat()
-    asked = request.headers.get("range")
-    if asked is not None:
-        _check_range(asked, stat.st_size)
+    wanted = request.headers.get("range")
+    if wanted is not None:
+        _check_range(wanted, stat.st_size)
     return FileResponse(path, headers=headers, media_type=media_type, filename=filename, stat_result=stat)
 
 
@@ -42,13 +42,13 @@ def _matches(condition: str | None, sha256: str) -> bool:
     return "*" in tags or sha256 in tags
 
 
-def _check_range(asked: str, size: int) -> None:
-    """Refuse as a problem what FileResponse would refuse in plain text. Raises: `HTTPException` 400 or 416."""
-    ranges = [_RANGE.fullmatch(part.strip()) for part in asked.removeprefix("bytes=").split(",")]
+def _check_range(header: str, size: int) -> None:
+    """Refuse, as a problem, a range that `FileResponse` would refuse in plain text. Raises: `HTTPException`."""
+    ranges = [_RANGE.fullmatch(text.strip()) for text in header.removeprefix("bytes=").split(",")]
     pairs = [(found["first"], found["last"]) for found in ranges if found is not None]
     backwards = any(first and last and int(first) > int(last) for first, last in pairs)
-    if not asked.startswith("bytes=") or len(pairs) < len(ranges) or backwards or ("", "") in pairs:
-        raise HTTPException(400, f"the Range header {asked[:80]!r} is not understood; write bytes=FIRST-LAST")
+    if not header.startswith("bytes=") or len(pairs) < len(ranges) or backwards or ("", "") in pairs:
+        raise HTTPException(400, f"the Range header {header[:80]!r} is not understood; write bytes=FIRST-LAST")
     if any(int(first) >= size if first else int(last) == 0 or size == 0 for first, last in pairs):
-        detail = f"the file has {size} bytes; nothing of it is in the range {asked[:80]!r}"
+        detail = f"the file has {size} bytes; the range {header[:80]!r} contains none of them"
         raise HTTPException(416, detail, {"Content-Range": f"bytes */{size}"})

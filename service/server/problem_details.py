@@ -1,15 +1,15 @@
-"""Every error as RFC 9457 `application/problem+json`: a stable type, a sentence, and pointers to what is at fault."""
+"""Errors as RFC 9457 `application/problem+json`: a stable type, a sentence, and pointers to the wrong fields."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 from redis.exceptions import (
     ConnectionError,
     MasterDownError,
@@ -43,7 +43,7 @@ STATUS = {
     "unavailable": 503,
     "storage-full": 507,
 }
-_OF_STATUS = {
+_CODE_OF_STATUS = {
     400: "bad-request",
     404: "not-found",
     405: "method-not-allowed",
@@ -55,7 +55,7 @@ _TRANSIENT = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, Ma
 
 
 class ProblemError(BaseModel):
-    """One fault: where it is and what to change."""
+    """One wrong field: where it is and what to change."""
 
     pointer: str
     """A JSON pointer into the body, or `?name` for a query parameter."""
@@ -63,10 +63,10 @@ class ProblemError(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """An error (RFC 9457)."""
 
     type: str
-    """`urn:mergenet:problem:` and a stable code."""
+    """`urn:mergenet:problem:` followed by a stable code."""
     title: str
     status: int
     detail: str
@@ -74,16 +74,16 @@ class Problem(BaseModel):
     errors: list[ProblemError] = []
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of a route's errors."""
+def responses(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """Descriptions of a route's error responses for the OpenAPI document."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    titles = {401: "No known key", 403: "The key lacks the scope", 404: "No such thing", 409: "Not in this state"}
-    titles |= {413: "Body too long", 416: "No such range", 422: "Refused, with what to change", 503: "Redis is away"}
+    titles = {401: "No valid key", 403: "The key lacks the scope", 404: "Not found", 409: "Not possible in this state"}
+    titles |= {413: "Body too long", 416: "No such range", 422: "Invalid request", 503: "Redis does not answer"}
     return {status: {"description": titles[status], "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception with a problem."""
+    """Install handlers that answer every exception with a problem."""
     app.add_exception_handler(MergeNetError, _mergenet)
     app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(HTTPException, _http)
@@ -92,8 +92,8 @@ def install(app: FastAPI) -> None:
 
 
 def is_transient(error: RedisError) -> bool:
-    """Whether Redis may well take the same command a moment later."""
-    # redis-py has no class for these two: its disk is full, its replicas are away
+    """Whether Redis may accept the same command later."""
+    # redis-py has no class for these two: a full disk, and too few replicas
     return isinstance(error, _TRANSIENT) or any(word in str(error) for word in ("MISCONF", "NOREPLICAS"))
 
 
@@ -110,27 +110,27 @@ def _mergenet(request: Request, error: Exception) -> JSONResponse:
 
 def _parameters(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = tuple(_parameter(details) for details in error.errors())
-    return _problem(request, 422, "request-invalid", faults[0].message, faults)
+    errors = tuple(_field_error(details) for details in error.errors())
+    return _problem(request, 422, "request-invalid", errors[0].message, errors)
 
 
-def _parameter(details: Mapping[str, Any]) -> FieldError:
-    place, *names = [str(part) for part in details["loc"]]
+def _field_error(details: ErrorDetails) -> FieldError:
+    source, *names = [str(name) for name in details["loc"]]
     name = ".".join(names)
-    pointer = {"query": f"?{name}", "header": name}.get(place, "".join(f"/{part}" for part in names))
-    message = str(details["msg"])
+    pointer = {"query": f"?{name}", "header": name}.get(source, "".join(f"/{name}" for name in names))
+    message = details["msg"]
     given = repr(details.get("input"))[:80]
-    return FieldError(pointer, f"{name or place}: {message[:1].lower()}{message[1:]} (given: {given})")
+    return FieldError(pointer, f"{name or source}: {message[:1].lower()}{message[1:]} (given: {given})")
 
 
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
-        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+        detail = f"there is nothing at {request.url.path}; /docs lists the endpoints"
     elif error.status_code == 405:
-        detail = f"{request.method} is not answered at {request.url.path}; see the Allow header"
-    code = _OF_STATUS.get(error.status_code, "http-error")
+        detail = f"{request.url.path} does not support {request.method}; see the Allow header"
+    code = _CODE_OF_STATUS.get(error.status_code, "http-error")
     return _problem(request, error.status_code, code, detail, headers=error.headers)
 
 
@@ -139,13 +139,13 @@ def _redis(request: Request, error: Exception) -> JSONResponse:
     if not is_transient(error):
         return _unexpected(request, error)
     log.warning("redis: %s", error)
-    detail = "the job store cannot be reached or written just now; nothing was changed by this request, send it again"
+    detail = "Redis cannot be reached or written at present, and may not have carried out this request; send it again"
     return _mergenet(request, Unavailable(detail))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("unexpected error at %s %s", request.method, request.url.path, exc_info=error)
-    detail = "the service met an error of its own; its log has the details"
+    detail = "the service failed with an internal error; its log has the details"
     return _problem(request, 500, "internal", detail)
 
 
@@ -163,7 +163,7 @@ def _problem(
         status=status,
         detail=detail,
         instance=request.url.path,
-        errors=[ProblemError(pointer=fault.pointer, message=fault.message) for fault in errors],
+        errors=[ProblemError(pointer=error.pointer, message=error.message) for error in errors],
     )
     return JSONResponse(
         problem.model_dump(exclude_defaults=True), status, headers, media_type="application/problem+json"

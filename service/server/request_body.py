@@ -1,11 +1,12 @@
-"""Request bodies: counted while they arrive, because what Content-Length says need not be true."""
+"""Reads request bodies and job documents, with a limit on the bytes that really arrive."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
+from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 
 from mergenet_core.errors import BodyTooLarge, SpecInvalid
@@ -14,10 +15,10 @@ from mergenet_core.spec.job import JobSpec
 from service.server.dependencies import Ctx
 
 YAML_LIMIT_BYTES = 128 << 10
-"""YAML is read far slower than JSON; longer documents are asked for as JSON."""
+"""Longest YAML document. YAML is parsed far more slowly than JSON, so longer documents must be JSON."""
 _YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain", "")
 
-JOB_BODY: dict[str, Any] = {
+JOB_BODY: dict[str, object] = {
     "requestBody": {
         "required": True,
         "description": "The job document, as JSON or YAML; `/schema/job` describes it.",
@@ -30,23 +31,23 @@ JOB_BODY: dict[str, Any] = {
 
 
 async def read_body(request: Request, context: Ctx) -> bytes:
-    """The whole body. Raises: `BodyTooLarge` as soon as it is longer than the limit."""
+    """The whole body. Raises: `BodyTooLarge` as soon as it is longer than the limit, whatever Content-Length is."""
     limit = context.settings.max_body_bytes
-    parts: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    async for chunk in request.stream():
+        size += len(chunk)
         if size > limit:
             raise BodyTooLarge(f"the body is longer than {limit} bytes; name models and data by path instead")
-        parts.append(part)
-    return b"".join(parts)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 Body = Annotated[bytes, Depends(read_body)]
 
 
 def job_document(request: Request, body: Body) -> JobSpec:
-    """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`."""
+    """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`, `HTTPException` 415."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         return parse.parse(json_object(body))
@@ -57,8 +58,8 @@ def job_document(request: Request, body: Body) -> JobSpec:
     return parse.parse(body)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises: `SpecInvalid`."""
+def json_object(body: bytes) -> dict[str, JsonValue]:
+    """The body as a JSON object. Raises: `SpecInvalid`."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:

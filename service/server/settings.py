@@ -1,4 +1,4 @@
-"""What the operator sets for the API alone, beside what it shares with the workers."""
+"""Settings of the API, in addition to those that it shares with the workers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pydantic import Field, SecretStr, field_validator
 from mergenet_core.settings import Settings
 
 KEY_LENGTH = 16
-"""Shortest key that is accepted from the environment."""
+"""Minimum length of MERGENET_API_KEY."""
 
 
 class ServiceSettings(Settings):
-    """Environment variables that begin with MERGENET_, read once at the start."""
+    """Settings from environment variables that begin with MERGENET_, read once at the start."""
 
     host: str = "127.0.0.1"
-    """Address that is listened on."""
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port that is listened on."""
+    """Port to listen on."""
     api_key: SecretStr | None = None
-    """A key with every scope, held in memory only; more keys are made with it."""
+    """A key with every scope, kept in memory only; it can create more keys."""
     insecure_no_auth: bool = False
-    """Answer everyone, without a key: for a machine that nobody else reaches."""
+    """Require no key. Only for a machine that nobody else can reach."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
-    """Longest request body that is read."""
+    """Longest request body that is accepted."""
     reconcile_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """How often the queue is compared with the records."""
+    """Time between two comparisons of the queue with the records."""
 
     @field_validator("api_key")
     @classmethod

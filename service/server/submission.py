@@ -1,4 +1,4 @@
-"""A job is accepted whole or not at all: checked, its folder written, then its record, then a message to the queue."""
+"""Accepts a job completely or not at all: plan, then folder, then record, then the message to the queue."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ log = logging.getLogger("mergenet.service")
 
 
 def plan(context: Context, spec: JobSpec) -> Plan:
-    """Check a job against this server's models, data and machines."""
+    """Plan a job with this server's models, data and workers. Raises: what `make_plan` raises."""
     settings = context.settings
     return make_plan(spec, settings.roots, settings.home, workers(context.redis))
 
 
 def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | None) -> tuple[Job, bool]:
-    """Queue a job, or find the one that the same owner made with the same idempotency key.
+    """Queue a job, or return the one that the same owner submitted with the same idempotency key.
 
     Returns the job and whether it is new. Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
     """
@@ -74,31 +74,31 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
 
 
 def send(context: Context, job: Job) -> None:
-    """Tell the queue what a job has ready; if it cannot be told now, the reconciler does it."""
+    """Send the job's queued trials to the queue; after a failure the reconciler sends them."""
     try:
         rq_queue.enqueue(context.queue_redis, job)
     except RedisError as error:
-        log.warning("%s is recorded, its message will follow: %s", job.id, error)
+        log.warning("job %s is recorded; the reconciler will send its trials to the queue: %s", job.id, error)
 
 
 def settle(context: Context) -> None:
-    """Remove the folders of jobs that Redis, now that it answers, turns out not to have written."""
-    for job_id in list(context.unsure):
+    """Remove the folders of jobs whose write did not reach Redis. Raises: `RedisError` while it does not answer."""
+    for job_id in list(context.unconfirmed):
         try:
             context.store.get(job_id)
         except NotFound:
             shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
-        context.unsure.discard(job_id)
+        context.unconfirmed.discard(job_id)
 
 
 def _written(context: Context, job_id: str) -> Job | None:
-    """After an error: the record may have been written and only the reply lost."""
+    """The job, if Redis wrote it and only the reply was lost; its folder is removed if Redis did not write it."""
     try:
         return context.store.get(job_id)
     except NotFound:
         shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
     except RedisError:
-        context.unsure.add(job_id)
+        context.unconfirmed.add(job_id)
     return None
 
 
@@ -112,5 +112,5 @@ def _write(path: Path, spec: JobSpec) -> None:
     except BaseException as error:
         shutil.rmtree(path.parent, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("no space left for the job's folder; free disk, then send the job again") from error
+            raise StorageFull("no space left for the job's folder; free disk space, then send the job again") from error
         raise

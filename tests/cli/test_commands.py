@@ -84,7 +84,7 @@ def test_submit_prints_the_id_and_status_shows_the_job(up: Shell) -> None:
     shown = up.call("status", job_id)
     assert shown.exit_code == 0
     assert f"digits ({job_id}) is queued: waits for a free worker" in shown.stdout
-    assert "in line; no worker is up" in shown.stdout
+    assert "in the queue; no worker is running" in shown.stdout
     assert "| transfer-0 | queued" in shown.stdout
     assert job_id in up.call("status", "--label", "team=vision").stdout
     assert job_id not in up.call("status", "--state", "failed").stdout

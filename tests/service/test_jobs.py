@@ -103,7 +103,12 @@ def test_jobs_are_listed_newest_first_in_pages_by_state_and_label(client: TestCl
 
 def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -> None:
     first, second = post(), post()
-    assert client.get(f"/jobs/{first}").json()["waiting"].startswith("number 1 in line; no worker is up")
+    assert [client.get(f"/jobs/{job}").json()["queue_position"] for job in (first, second)] == [1, 3]  # two trials each
+    assert (
+        client.get(f"/jobs/{first}")
+        .json()["waiting_reason"]
+        .startswith("position 1 in the queue; no worker is running")
+    )
     slot = Device(id="0", name="cpu", memory_bytes=16 << 30)
     busy = WorkerInfo(
         name="w",
@@ -119,8 +124,8 @@ def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -
     )
     say_alive(store.redis, busy)
     finishing.start(store, first, "transfer-0")
-    assert client.get(f"/jobs/{second}").json()["waiting"] == "number 2 in line; 1 worker, 1 busy"
-    assert client.get(f"/jobs/{first}").json()["waiting"] is None
+    assert client.get(f"/jobs/{second}").json()["waiting_reason"] == "position 2 in the queue; 1 worker, 1 busy"
+    assert client.get(f"/jobs/{first}").json()["waiting_reason"] is None
     assert client.get("/workers").json()[0]["job"] == first
 
 
@@ -136,14 +141,14 @@ def test_more_devices_than_any_host_has_are_refused_and_a_host_that_left_is_wait
     for worker in (large, small):
         say_alive(store.redis, worker)
     job = post(resources={"devices": 2})
-    assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 worker, 0 busy"
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] == "position 1 in the queue; 1 worker, 0 busy"
     answer = client.post("/jobs/validate", json=document | {"resources": {"devices": 4}})
     assert answer.status_code == 422
     assert "resources.devices is 4; the largest host, big, has 2" in answer.json()["detail"]
     assert answer.json()["errors"][0]["pointer"] == "/resources/devices"
     say_gone(store.redis, "w")
-    waiting = client.get(f"/jobs/{job}").json()["waiting"]
-    assert waiting.startswith("number 1 in line; needs 2 devices on one host, and none of the 1 workers")
+    waiting = client.get(f"/jobs/{job}").json()["waiting_reason"]
+    assert waiting.startswith("position 1 in the queue; needs 2 devices on one host; no running worker is on a host")
 
 
 def test_devices_are_listed_and_a_quarantined_one_is_cleared(client: TestClient, store: Store) -> None:
@@ -174,16 +179,16 @@ def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(
     assert any("needs a fleet worker" in note for note in client.get(f"/jobs/{job}/plan").json()["notes"])
     plain = WorkerInfo(name="w", host="h", state="idle", device="cpu", memory_bytes=16 << 30, cpus=2, seen_at=now())
     say_alive(store.redis, plain)
-    waiting = client.get(f"/jobs/{job}").json()["waiting"]
-    assert waiting.startswith("number 1 in line; needs a fleet worker, none is up")
+    waiting = client.get(f"/jobs/{job}").json()["waiting_reason"]
+    assert waiting.startswith("position 1 in the queue; needs a fleet worker, none is running")
     say_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
-    assert client.get(f"/jobs/{job}").json()["waiting"] == "number 1 in line; 1 fleet worker, 1 busy"
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] == "position 1 in the queue; 1 fleet worker, 1 busy"
     store.update(job, lambda record: state_machine.claim(record, AttemptRef(record.id, "control-0", 1), "f"))
     why = "needs 2 hosts with 4 GPUs each, 1 is free; first in line"
     store.update(job, lambda record: state_machine.waits(record, record.attempt(record.trial("control-0")), why))
-    assert client.get(f"/jobs/{job}").json()["waiting"] == why
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] == why
     store.update(job, lambda record: state_machine.started(record, record.attempt(record.trial("control-0"))))
-    assert client.get(f"/jobs/{job}").json()["waiting"] is None
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] is None
 
 
 def test_a_job_shows_where_its_trials_are(client: TestClient, post: Post, store: Store) -> None:

@@ -17,6 +17,7 @@ import pytest
 import redis.exceptions
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
+from prometheus_client.parser import text_string_to_metric_families
 
 from mergenet_core.store.jobs import Store
 from service.server.app import create_app
@@ -199,7 +200,7 @@ def test_the_openapi_document_describes_every_route_and_its_problems(client: Tes
     assert references <= set(document["components"]["schemas"])
 
 
-def test_prometheus_is_told_of_jobs_and_workers(client: TestClient, post: Callable[..., str]) -> None:
+def test_metrics_show_jobs_and_workers(client: TestClient, post: Callable[..., str]) -> None:
     post()
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
@@ -208,7 +209,33 @@ def test_prometheus_is_told_of_jobs_and_workers(client: TestClient, post: Callab
     assert 'mergenet_workers{state="busy"} 0.0' in answer.text
 
 
-def test_every_request_is_logged_with_who_asked(
+def test_metrics_count_requests_by_method_route_and_status(client: TestClient, post: Callable[..., str]) -> None:
+    job_id = post()
+    for path in (f"/jobs/{job_id}", f"/jobs/{job_id}", "/jobs/nothing", "/no/such/route", "/metrics"):
+        client.get(path)
+    client.get("/jobs", headers={"Authorization": "Bearer wrong"})
+    client.request("BREW", "/jobs")
+    samples = {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"]): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name in ("mergenet_http_requests_total", "mergenet_http_request_duration_seconds_count")
+    }
+    assert samples == {
+        ("POST", "/jobs", "202"): 1.0,
+        ("GET", "/jobs/{job_id}", "200"): 2.0,
+        ("GET", "/jobs/{job_id}", "404"): 1.0,
+        ("GET", "unmatched", "404"): 1.0,
+        ("GET", "/metrics", "200"): 1.0,
+        ("GET", "/jobs", "401"): 1.0,
+        ("other", "/jobs", "405"): 1.0,
+    }
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    assert "this API process" in families["mergenet_http_requests"].documentation
+    assert "this API process" in families["mergenet_http_request_duration_seconds"].documentation
+
+
+def test_every_request_is_logged_with_the_name_of_its_key(
     client: TestClient, document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="mergenet.access")

@@ -1,4 +1,4 @@
-"""The result: a list of files with their hashes, and the files. Only what the manifest names is served."""
+"""The files of a result: their list with hashes, and their content. Only files in the manifest are served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/jobs/{job_id}/artifacts", tags=["result"])
 
 @router.get("", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="List the files")
 def list_artifacts(context: Ctx, job_id: JobId) -> ArtifactList:
-    """Every file of the result with its size, hash and role; the manifest itself comes last."""
+    """Every file of the result with its size, hash and role; the manifest itself is last."""
     folder, manifest = _result(context, context.store.get(job_id))
     files = [*manifest.files, _manifest_file(folder)]
     return ArtifactList(
@@ -40,23 +40,23 @@ def list_artifacts(context: Ctx, job_id: JobId) -> ArtifactList:
     response_class=Response,
     responses={
         200: {"content": {"application/octet-stream": {}}},
-        206: {"description": "The part that `Range` asked for", "content": {"application/octet-stream": {}}},
-        304: {"description": "The hash is the one in `If-None-Match`"},
+        206: {"description": "The bytes that `Range` names", "content": {"application/octet-stream": {}}},
+        304: {"description": "The file's hash is in `If-None-Match`"},
         **responses(401, 403, 404, 416, 503),
     },
     summary="Download a file",
 )
 def get_artifact(context: Ctx, job_id: JobId, path: str, request: Request) -> Response:
-    """A file of the result. Its ETag is its SHA-256; ranges make a broken download go on."""
+    """A file of the result. Its ETag is its SHA-256; a `Range` header resumes a broken download."""
     folder, manifest = _result(context, context.store.get(job_id))
     entry = next((file for file in manifest.files if file.path == path), None)
     if entry is None and path == MANIFEST:
         entry = _manifest_file(folder)
     if entry is None:
-        raise NotFound(f"the result has no file {path!r}; GET /jobs/{job_id}/artifacts lists those it has")
+        raise NotFound(f"the result has no file {path!r}; GET /jobs/{job_id}/artifacts lists its files")
     file = folder / entry.path
     if not file.is_file() or file.stat().st_size != entry.bytes or not file.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointInvalid(f"{path} on the server's disk is not what its manifest says; it is not handed out")
+        raise CheckpointInvalid(f"{path} on the server's disk differs from the manifest, so it is not served")
     return file_response(request, file, sha256=entry.sha256, filename=file.name)
 
 

@@ -1,17 +1,17 @@
-"""What a job says while it runs: events as pages and as a stream, metrics, logs."""
+"""What a job reports: events as pages and as a stream, metrics, logs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from mergenet_core.errors import NotFound, SpecInvalid
-from mergenet_core.records.job import Job
+from mergenet_core.records.job import Job, Trial
 from mergenet_core.store import events
 from service.schemas import EventPage, MetricSeries
 from service.server import event_stream
@@ -30,10 +30,10 @@ TAIL_BYTES = 64 << 10
 def get_events(
     context: Ctx,
     job_id: JobId,
-    after: Annotated[str | None, Query(pattern=EVENT_ID, description="The `next` of the page before.")] = None,
+    after: Annotated[str | None, Query(pattern=EVENT_ID, description="The `next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> EventPage:
-    """What happened to a job, oldest first."""
+    """A page of a job's events, oldest first."""
     context.store.get(job_id)
     found = events.events(context.redis, job_id, after=after, limit=limit)
     return EventPage(items=found, next=found[-1].id if found else after)
@@ -45,7 +45,7 @@ def _exists(context: Ctx, job_id: JobId) -> None:
 
 @router.get(
     "/events/stream",
-    # asked before the stream begins, while the answer can still be a problem
+    # checked before the stream begins, while the response can still be a problem
     dependencies=[needs("read"), Depends(_exists)],
     responses={**responses(401, 403, 404, 422, 503)},
     response_class=EventSourceResponse,
@@ -54,11 +54,11 @@ def _exists(context: Ctx, job_id: JobId) -> None:
 async def stream_events(
     context: Ctx,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(pattern=EVENT_ID, description="Go on after this event.")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=EVENT_ID, description="Start after this event.")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: every event of the job under its type, then new ones; `progress` at most once a second.
+    """Server-sent events: the job's past events, then new ones as they happen; `progress` at most once a second.
 
-    The stream ends when the job has ended and all its events were sent. `progress` carries no id: it is never history.
+    The stream ends when the job has ended and all its events were sent. `progress` has no id and is not repeated.
     """
     async for item in event_stream.follow(context.stream_redis, job_id, last_event_id or "0"):
         yield item
@@ -74,7 +74,7 @@ def get_job_metrics(
     trial: Annotated[str | None, Query(max_length=200)] = None,
     step_from: Annotated[int, Query(ge=0)] = 0,
     step_to: Annotated[int | None, Query(ge=0)] = None,
-    resolution: Annotated[int, Query(ge=2, le=10_000, description="Points a series, at most.")] = 1000,
+    resolution: Annotated[int, Query(ge=2, le=10_000, description="Largest number of points in a series.")] = 1000,
 ) -> MetricSeries:
     """Measured numbers in a range of steps, thinned to at most `resolution` points a series."""
     job = context.store.get(job_id)
@@ -103,11 +103,11 @@ def get_logs(
     context: Ctx,
     job_id: JobId,
     request: Request,
-    trial: Annotated[str | None, Query(max_length=200, description="Default: the trial that began last.")] = None,
+    trial: Annotated[str | None, Query(max_length=200, description="Default: the latest trial.")] = None,
     attempt: Annotated[int | None, Query(ge=1, description="Default: the newest.")] = None,
     tail: Annotated[int, Query(ge=1, le=16 << 20, description="Bytes from the end.")] = TAIL_BYTES,
 ) -> Response:
-    """What an attempt's processes printed: its last bytes, or any part with a `Range` header."""
+    """The log of an attempt's processes: its last bytes, or any bytes with a `Range` header."""
     job = context.store.get(job_id)
     path = _log(context, job, trial, attempt)
     if "range" in request.headers:
@@ -135,7 +135,7 @@ def _log(context: Ctx, job: Job, trial_id: str | None, attempt: int | None) -> P
     return folder.log(trial.id, number)
 
 
-def _trial(job: Job, trial_id: str) -> Any:
+def _trial(job: Job, trial_id: str) -> Trial:
     try:
         return job.trial(trial_id)
     except KeyError:

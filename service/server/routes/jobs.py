@@ -1,14 +1,15 @@
-"""Jobs: post, check, list, look at, steer, delete."""
+"""Jobs: submit, check, list, show, control, delete."""
 
 from __future__ import annotations
 
 import shutil
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from mergenet_core.errors import NotFound, SpecInvalid
+from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.api_keys import ApiKey
 from mergenet_core.records.job import Job, JobState, Request
@@ -22,7 +23,8 @@ from service.server.problem_details import responses
 from service.server.request_body import JOB_BODY, Document
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-_PARTS = ("events", "metrics", "logs", "report", "plan", "checkpoints", "artifacts")
+_LINKS = ("events", "metrics", "logs", "report", "plan", "checkpoints", "artifacts")
+_STATES: tuple[JobState, ...] = get_args(JobState)
 
 
 @router.post(
@@ -43,11 +45,11 @@ def post_job(
         Header(
             min_length=1,
             max_length=200,
-            description="Any unique text. The same key with the same document gives the same job, for seven days.",
+            description="Any unique text. For seven days the same key with the same document gives the same job.",
         ),
     ] = None,
 ) -> JobView:
-    """Check a job document and queue it. Nothing is queued and nothing stays when anything in it is refused."""
+    """Check a job document and queue the job. A refused document leaves nothing behind."""
     job, new = submission.accept(context, document, key.name, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     if not new:
@@ -63,7 +65,7 @@ def post_job(
     summary="Check a job without queueing it",
 )
 def validate(context: Ctx, document: Document) -> Validation:
-    """Which weights pair, how many parameters can be transferred, and what memory and disk the job needs."""
+    """The job's plan: pairs of weights, transferable parameters, memory and disk."""
     return Validation(name=document.name, plan=submission.plan(context, document), labels=document.labels)
 
 
@@ -72,17 +74,19 @@ def list_jobs(
     context: Ctx,
     status: Annotated[str | None, Query(description="Only jobs in this state.")] = None,
     label: Annotated[str | None, Query(description="Only jobs with this label, as `name=value`.")] = None,
-    after: Annotated[str | None, Query(max_length=100, description="The `next` of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=100, description="The `next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    """Newest jobs first, in pages."""
+    """A page of jobs, newest first."""
     jobs, following = context.store.page(state=_state(status), label=_label(label), after=after, limit=limit)
     return JobPage(items=[_summary(job) for job in jobs], next=following)
 
 
-@router.get("/{job_id}", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="See a job")
+@router.get(
+    "/{job_id}", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="Show a job"
+)
 def get_job(context: Ctx, job_id: JobId) -> JobView:
-    """The job's record: its state and why, its trials, where each is, and why it waits."""
+    """The job's record: its state and the reason, its trials with their progress, and why it waits."""
     return view(context, context.store.get(job_id))
 
 
@@ -94,12 +98,12 @@ def get_job(context: Ctx, job_id: JobId) -> JobView:
     summary="Delete a finished job",
 )
 def delete_job(context: Ctx, job_id: JobId) -> None:
-    """Forget a finished job and remove its folder, artifact included."""
+    """Delete a finished job and its folder, including the result."""
     context.store.delete(job_id)
     shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
 
 
-def _steer(what: Request, summary: str, text: str) -> None:
+def _add_request_route(what: Request, summary: str, text: str) -> None:
     @router.post(
         f"/{{job_id}}/{what}",
         dependencies=[needs("submit")],
@@ -109,13 +113,19 @@ def _steer(what: Request, summary: str, text: str) -> None:
         description=text,
         operation_id=f"{what}_job",
     )
-    def steer(context: Ctx, job_id: JobId) -> JobView:
+    def request(context: Ctx, job_id: JobId) -> JobView:
         return view(context, context.store.update(job_id, lambda job: state_machine.request(job, what)))
 
 
-_steer("cancel", "Cancel a job", "Stop for good; the running trial writes a checkpoint first. Asking twice is fine.")
-_steer("pause", "Pause a job", "The running trial writes a checkpoint and stops; the worker is free for other jobs.")
-_steer("checkpoint", "Write a checkpoint now", "The running trial publishes a checkpoint at its next step and goes on.")
+_add_request_route(
+    "cancel", "Cancel a job", "Stop the job for good; the running trial writes a checkpoint first. May be repeated."
+)
+_add_request_route(
+    "pause", "Pause a job", "The running trial writes a checkpoint and stops; its worker is free for other jobs."
+)
+_add_request_route(
+    "checkpoint", "Write a checkpoint now", "The running trial writes a checkpoint at its next step and continues."
+)
 
 
 @router.post(
@@ -126,18 +136,18 @@ _steer("checkpoint", "Write a checkpoint now", "The running trial publishes a ch
     summary="Resume a job",
 )
 def resume_job(context: Ctx, job_id: JobId) -> JobView:
-    """Go on with a paused job, or with one that failed for a reason that may have passed, from its checkpoints."""
+    """Continue a paused job, or a failed one that is marked retryable, from its checkpoints."""
     job = context.store.update(job_id, state_machine.resume)
     submission.send(context, job)
     return view(context, job)
 
 
 @router.get(
-    "/{job_id}/plan", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="See the plan"
+    "/{job_id}/plan", dependencies=[needs("read")], responses={**responses(401, 403, 404, 503)}, summary="Show the plan"
 )
-def get_plan(context: Ctx, job_id: JobId) -> dict[str, Any]:
-    """Trials, pairing and estimate as they were when the job was accepted."""
-    return context.store.plan(job_id)
+def get_plan(context: Ctx, job_id: JobId) -> Plan:
+    """Trials, pairing and estimate, as they were when the job was accepted."""
+    return Plan.model_validate(context.store.plan(job_id))
 
 
 @router.get(
@@ -147,7 +157,7 @@ def get_plan(context: Ctx, job_id: JobId) -> dict[str, Any]:
     summary="List checkpoints",
 )
 def get_checkpoints(context: Ctx, job_id: JobId) -> CheckpointList:
-    """The newest checkpoint of each trial, as far as it is still kept."""
+    """The newest checkpoint of each trial that has one on disk."""
     job = context.store.get(job_id)
     folder = context.settings.job_folder(job_id).path
     return CheckpointList(
@@ -163,52 +173,59 @@ def get_checkpoints(context: Ctx, job_id: JobId) -> CheckpointList:
     "/{job_id}/report",
     dependencies=[needs("read")],
     responses={**responses(401, 403, 404, 503)},
-    summary="See the report",
+    summary="Show the report",
     response_class=JSONResponse,
 )
 def get_report(context: Ctx, job_id: JobId) -> Response:
-    """The arms side by side, their paired differences to the control, and the verdict."""
+    """The arms side by side, their paired differences from the control, and the verdict."""
     job = context.store.get(job_id)
     path = context.settings.job_folder(job_id).artifact / "report.json"
     if job.artifact is None or not path.is_file():
-        raise NotFound(f"there is no report yet: the job is {job.state} ({job.reason}); it comes when it has succeeded")
+        raise NotFound(f"there is no report yet: the job is {job.state} ({job.reason}); it is written when it succeeds")
     return Response(path.read_bytes(), media_type="application/json")
 
 
 def view(context: Context, job: Job) -> JobView:
-    """A job's record with what is known of it just now."""
+    """A job's record with its progress and its position in the queue."""
+    position = _queue_position(context, job)
     return JobView(
         **job.model_dump(),
         progress=events.progress(context.redis, job.id),
-        waiting=_waiting(context, job),
-        links={"self": f"/jobs/{job.id}"} | {part: f"/jobs/{job.id}/{part}" for part in _PARTS},
+        queue_position=position,
+        waiting_reason=_waiting_reason(context, job, position),
+        links={"self": f"/jobs/{job.id}"} | {name: f"/jobs/{job.id}/{name}" for name in _LINKS},
     )
 
 
-def _waiting(context: Context, job: Job) -> str | None:
-    """Why nothing of a job runs: the devices that it needs, or its place among all that waits, and what workers do."""
+def _queue_position(context: Context, job: Job) -> int | None:
+    ranks = [context.store.place(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
+    first = min((rank for rank in ranks if rank is not None), default=None)
+    return None if first is None else first + 1
+
+
+def _waiting_reason(context: Context, job: Job, position: int | None) -> str | None:
+    """Why no trial of the job runs: it waits for devices, or in the queue for a worker."""
     active = [trial for trial in job.trials if trial.state in state_machine.ACTIVE]
     if active:
         return None if any(trial.state == "running" for trial in active) else active[0].reason
-    before = [context.store.place(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
-    place = min((count for count in before if count is not None), default=None)
-    if place is None:
+    if position is None:
         return None
-    alive = [worker for worker in workers(context.redis) if worker.fleet == (job.nodes > 1)]
-    if alive and job.nodes == 1:
-        known, alive = len(alive), [worker for worker in alive if len(worker.devices) >= job.devices]
-        if not alive:
-            return (
-                f"number {place + 1} in line; needs {job.devices} devices on one host, and none of the {known} workers "
-                "is on a host with so many"
-            )
-    if not alive and job.nodes > 1:
-        return f"number {place + 1} in line; needs a fleet worker, none is up: `python -m workers --fleet` starts one"
+    return f"position {position} in the queue; {_worker_shortage(context, job)}"
+
+
+def _worker_shortage(context: Context, job: Job) -> str:
+    """The workers that could run the job's trials, or why there are none."""
+    fleet = job.nodes > 1
+    alive = [worker for worker in workers(context.redis) if worker.fleet == fleet]
+    if not alive and fleet:
+        return "needs a fleet worker, none is running: `python -m workers --fleet` starts one"
     if not alive:
-        return f"number {place + 1} in line; no worker is up, start one with `python -m workers`"
-    busy = sum(worker.state == "busy" for worker in alive)
-    count = f"{len(alive)} {'fleet ' * (job.nodes > 1)}worker{'s' if len(alive) > 1 else ''}"
-    return f"number {place + 1} in line; {count}, {busy} busy"
+        return "no worker is running, start one with `python -m workers`"
+    able = alive if fleet else [worker for worker in alive if len(worker.devices) >= job.devices]
+    if not able:
+        return f"needs {job.devices} devices on one host; no running worker is on a host with so many"
+    busy = sum(worker.state == "busy" for worker in able)
+    return f"{len(able)} {'fleet ' if fleet else ''}worker{'s' if len(able) > 1 else ''}, {busy} busy"
 
 
 def _summary(job: Job) -> JobSummary:
@@ -218,12 +235,12 @@ def _summary(job: Job) -> JobSummary:
 
 
 def _state(text: str | None) -> JobState | None:
-    for known in get_args(JobState):
-        if text == known:
-            return known  # type: ignore[no-any-return]
     if text is None:
         return None
-    raise SpecInvalid(f"status {text!r} is not a state; there are {', '.join(get_args(JobState))}")
+    for state in _STATES:
+        if text == state:
+            return state
+    raise SpecInvalid(f"status {text!r} is not a state; there are {', '.join(_STATES)}")
 
 
 def _label(text: str | None) -> tuple[str, str] | None:
