@@ -138,20 +138,24 @@ def test_a_job_from_data_from_text_and_from_a_spec(client: Client) -> None:
 
 def examples() -> dict[str, str]:
     """The Python examples that users copy."""
-    readme = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    pages = {name: re.search(r"```python\n(.*?)```", Path(name).read_text(), re.DOTALL) for name in PAGES}
     docstring = re.search(r"Example::\n\n(.*?)\n\n\S", service.client.__doc__ or "", re.DOTALL)
-    assert readme is not None
-    assert docstring is not None
-    return {"README.md": readme[1], "service.client": textwrap.dedent(docstring[1])}
+    found = {**pages, "service.client": docstring}
+    return {name: textwrap.dedent(example[1]) for name, example in found.items() if example is not None}
 
 
-@pytest.mark.parametrize("name", ["README.md", "service.client"])
+PAGES = ("README.md", "docs/api.md")
+
+
+@pytest.mark.parametrize("name", [*PAGES, "service.client"])
 def test_the_examples_of_the_documentation_run(
     name: str, server: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = examples()[name]
     assert "from service.client import Client" in example
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MERGENET_URL", server)
+    monkeypatch.setenv("MERGENET_API_KEY", KEY)
     Path("job.yaml").write_text(yaml.safe_dump(job_document()))
 
     def finish_the_job() -> None:
