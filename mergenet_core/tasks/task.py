@@ -68,6 +68,14 @@ class Varied(Protocol):
         """As `Examples.batch`, by a number of the step's; an example's does not hang on who shares the batch."""
 
 
+@runtime_checkable
+class Weighted(Protocol):
+    """Examples that count differently in a step's loss, such as texts by their number of tokens to predict."""
+
+    def weights(self, index_b: Tensor) -> Tensor:
+        """The weight of each example, a whole number. Shapes: (b)."""
+
+
 class Task(Protocol):
     """Data, loss and metric of one task."""
 
@@ -112,7 +120,7 @@ class Task(Protocol):
         """Per split: examples, and a hash of what was read."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """The mean loss of a batch, from what the model returned."""
+        """The mean loss of a batch: each example counts the same, or by its weight where examples are `Weighted`."""
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """What is kept of a forward pass to be measured: one row an example, of the same shape in every batch."""

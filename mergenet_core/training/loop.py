@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
-from mergenet_core.tasks.task import Examples, Task, Varied
+from mergenet_core.tasks.task import Examples, Task, Varied, Weighted
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.distributed.engines import Engine
 from mergenet_core.training.distributed.world import World
@@ -121,14 +121,15 @@ class Training:
         step, engine = self.step, self.engine
         index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, step)
         parts = engine.world.share(index_b).chunk(self.spec.micro_batches)
+        shares = self._shares(index_b)
         engine.train(True)
         if self.transfer is not None:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
         engine.begin()
         total = torch.zeros((), device=engine.world.device)
-        for number, part_b in enumerate(parts):
-            loss = self._loss(part_b, engine.world.place * len(parts) + number)
+        for number, (part_b, share) in enumerate(zip(parts, shares, strict=True)):
+            loss = share * self._loss(part_b, engine.world.place * len(parts) + number)
             engine.backward(loss, last=number == len(parts) - 1)
             total += loss.detach() / len(parts)
         if self.transfer is not None:
@@ -138,6 +139,20 @@ class Training:
         if self.transfer is not None:
             self.transfer.after_step(step)
         return float(engine.world.mean(total))
+
+    def _shares(self, index_b: Tensor) -> list[float]:
+        """How much each micro-batch of this process counts in the step's loss, compared with the mean micro-batch.
+
+        An engine averages over micro-batches and processes, so that its average of losses that are multiplied by these
+        is the mean over all tokens of the step. They are exactly 1 where examples weigh equally.
+        """
+        micro_batches, world = self.spec.micro_batches, self.engine.world
+        if not isinstance(self.task.train, Weighted):
+            return [1.0] * micro_batches
+        weights_b = self.task.train.weights(index_b)
+        total = max(1, int(weights_b.sum()))
+        parts = world.share(weights_b).chunk(micro_batches)
+        return [int(part_b.sum()) * micro_batches * world.size / total for part_b in parts]
 
     def _loss(self, index_b: Tensor, place: int) -> Tensor:
         """The loss of one micro-batch; `place` is its number among those of all processes."""

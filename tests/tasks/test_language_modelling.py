@@ -145,6 +145,15 @@ def test_only_hidden_tokens_are_measured(roots: Roots) -> None:
     assert float(task.loss({"logits": torch.zeros(1, 4, 9)}, nothing)) == 0
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("blocks", ["packed", "truncated"])
+def test_an_example_weighs_as_many_tokens_as_it_has_to_predict(roots: Roots, masked: bool, blocks: str) -> None:
+    train = load(roots, masked=masked, blocks=blocks).train
+    index = torch.arange(len(train))
+    labels = train.batch(index)["labels"][:, 0 if masked else 1 :]
+    assert train.weights(index).tolist() == (labels != IGNORED).sum(dim=1).tolist()
+
+
 def test_what_cannot_be_learned_is_refused(roots: Roots) -> None:
     rows = [{"body": row["text"], "label": row["label"]} for row in text_rows(8, 1)]
     write_lines(roots.data[0] / "rows.jsonl", rows)

@@ -38,6 +38,10 @@ class Blocks:
         labels_bt = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         return {**batch, "labels": labels_bt}
 
+    def weights(self, index_b: Tensor) -> Tensor:
+        """Tokens to predict: all but the first. Shapes: (b)."""
+        return self.tokens.lengths_n[index_b] - 1
+
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""
         return torch.argsort(self.tokens.lengths_n, stable=True)
@@ -67,20 +71,34 @@ class MaskedBlocks:
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids with hidden ones, mask, and the hidden ids as labels. Shapes: (b, longest)."""
-        batch = self.tokens.padded(index_b % len(self.tokens), {"input_ids": self.pad})
+        batch, open_bt = self._unmasked(index_b)
         ids_bt = batch["input_ids"]
         labels_bt = torch.full_like(ids_bt, IGNORED)
-        for row, example in enumerate(index_b.tolist()):
-            draw = np.random.default_rng((self.seed, example))
-            open_t = np.flatnonzero((batch["attention_mask"][row] > 0) & ~torch.isin(ids_bt[row], self.special))
-            if len(open_t) == 0:
+        counts_b = self._hidden(open_bt)
+        for row, (example, count) in enumerate(zip(index_b.tolist(), counts_b.tolist(), strict=True)):
+            if count == 0:
                 continue
-            hidden = torch.from_numpy(draw.choice(open_t, max(1, round(self.share * len(open_t))), replace=False))
+            draw = np.random.default_rng((self.seed, example))
+            hidden = torch.from_numpy(draw.choice(np.flatnonzero(open_bt[row]), count, replace=False))
             kind, others = draw.random(len(hidden)), draw.integers(self.vocabulary, size=len(hidden))
             labels_bt[row, hidden] = ids = ids_bt[row, hidden]
             ids = torch.where(torch.from_numpy(kind < 0.8), self.mask, ids)
             ids_bt[row, hidden] = torch.where(torch.from_numpy(kind >= 0.9), torch.from_numpy(others), ids)
         return {**batch, "labels": labels_bt}
+
+    def weights(self, index_b: Tensor) -> Tensor:
+        """Tokens to predict: those that are hidden. Shapes: (b)."""
+        return self._hidden(self._unmasked(index_b)[1])
+
+    def _unmasked(self, index_b: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Blocks with nothing hidden, and which of their tokens may be. Shapes: (b, longest)."""
+        batch = self.tokens.padded(index_b % len(self.tokens), {"input_ids": self.pad})
+        return batch, (batch["attention_mask"] > 0) & ~torch.isin(batch["input_ids"], self.special)
+
+    def _hidden(self, open_bt: Tensor) -> Tensor:
+        """How many tokens are hidden: the share of those that may be, at least one. Shapes: (b)."""
+        open_b = open_bt.sum(dim=1)
+        return (self.share * open_b.double()).round().long().clamp(min=1).minimum(open_b)
 
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""
