@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from mergenet_core.architectures.axes import Shapes
+from mergenet_core.spec.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Vocabulary:
 class ModelInfo:
     """A model seen from outside: enough to pair its weights with another's."""
 
-    config: Mapping[str, Any]
+    config: JsonObject
     """Its config.json."""
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
     """Name → shape of every parameter and buffer, as in its state dict; a base model's prefix may be there or not."""
     vocabulary: Vocabulary | None = None
     """The tokenizer's entries, which embedding rows belong to."""

@@ -1,4 +1,4 @@
-"""Reads what a model folder says of itself: config, weight names and shapes, vocabulary. No weights, no torch.
+"""Reads a model folder or a pack from outside: config, names and shapes, vocabulary. No weights, no torch.
 
 This is also the first guard: nothing that could run code or unpickle is ever opened.
 """
@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
+
+from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.registry import is_label_head
 from mergenet_core.errors import ModelRefused
-from mergenet_core.model_files.composite_config import check_towers
 from mergenet_core.model_files.knowledge_pack import read_pack, unpacked
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.safetensors_header import header
+from mergenet_core.spec.json_values import JsonObject, get_object
+from mergenet_core.spec.task_info import TaskName
 
 _JSON_BYTES_MAX = 200_000_000
-_HEADS = ("classifier.", "score.", "head.", "cls_head.", "qa_outputs.")
 
 
-def inspect_model(folder: Path, task: str | None = None) -> ModelInfo:
+def inspect_model(folder: Path, task: TaskName | None = None) -> ModelInfo:
     """Everything that pairing needs of a saved model, or of a pack.
 
     Raises: `ModelRefused` for pickled weights, code of its own, a model type that no task here knows, torn files.
@@ -30,7 +33,7 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelInfo:
         return _inspect_pack(folder, task)
     config = read_config(folder, task)
     shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
-    has_head = any(name.startswith(_HEADS) or ".classifier." in name for name in shapes)
+    has_head = any(is_label_head(name) or ".classifier." in name for name in shapes)
     return ModelInfo(
         config=config,
         shapes=shapes,
@@ -39,44 +42,18 @@ def inspect_model(folder: Path, task: str | None = None) -> ModelInfo:
     )
 
 
-def _inspect_pack(path: Path, task: str | None) -> ModelInfo:
+def _inspect_pack(path: Path, task: TaskName | None) -> ModelInfo:
     pack = read_pack(path)
     check_config(pack.config, task, where=path.name)
     shapes = {name: tensor.shape for name, tensor in pack.tensors.items()}
     return ModelInfo(config=pack.config, shapes=shapes, vocabulary=read_vocabulary(path), labels=pack.labels)
 
 
-def read_config(folder: Path, task: str | None = None) -> dict[str, Any]:
+def read_config(folder: Path, task: TaskName | None = None) -> dict[str, JsonValue]:
     """A model folder's config.json. Raises: `ModelRefused`."""
     config = _json(folder / "config.json")
     check_config(config, task, where=folder.name)
     return config
-
-
-def check_config(config: dict[str, Any], task: str | None, *, where: str) -> None:
-    """Refuse code of the model's own and model types that cannot learn the task. Raises: `ModelRefused`."""
-    if "auto_map" in config:
-        raise ModelRefused(f"{where} brings code of its own (auto_map); only architectures of transformers are loaded")
-    kind = config.get("model_type")
-    if kind is not None and not isinstance(kind, str):
-        raise ModelRefused(f"{where}: model_type {kind!r} is not text; correct the config")
-    if task is not None and kind not in model_types()[task]:
-        near = ", ".join(sorted(model_types()[task])[:6])
-        raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
-    check_towers(config, where)
-    both_ways = kind in model_types()["masked-language-modelling"] and not config.get("is_decoder")
-    if task == "causal-language-modelling" and both_ways:
-        raise ModelRefused(
-            f"{where}: a {kind} reads the tokens that it is to predict; set is_decoder: true in its config, or take a "
-            "decoder such as gpt2 or llama, or masked-language-modelling"
-        )
-
-
-@cache
-def model_types() -> dict[str, frozenset[str]]:
-    """The model types that can learn each task: those of the pinned transformers, and the built-in ones."""
-    found = json.loads((Path(__file__).parents[1] / "architectures" / "model_types.json").read_text())
-    return {task: frozenset(types) for task, types in found.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,9 +63,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = _json(index).get("weight_map", {})
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        names = sorted({name for name in files if isinstance(name, str)})
+        if not all(isinstance(name, str) for name in files):
             raise ModelRefused(f"{folder.name}/{index.name}: weight_map is not a map to file names; save it again")
-        names = sorted(set(weight_map.values()))
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing or not names:
             raise ModelRefused(f"{folder.name}: the index names {', '.join(missing) or 'no file'}, not there; copy all")
@@ -124,39 +102,56 @@ def _tokens(folder: Path) -> dict[str, int] | None:
     name = next((name for name in ("tokenizer.json", "vocab.json", "vocab.txt") if (folder / name).exists()), None)
     if name is None:
         return None
+    found: Mapping[object, object]
     try:
         if name == "tokenizer.json":
             found = _fast_vocabulary(_json(folder / name))
         elif name == "vocab.json":
-            found = _json(folder / name)
+            found = dict(_json(folder / name).items())
         else:
-            lines = (folder / name).read_text(encoding="utf-8").splitlines()
-            found = {token: index for index, token in enumerate(lines)}
+            found = _numbered_lines(folder / name)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         found = {"": None}
-    if not all(isinstance(token, str) and type(index) is int for token, index in found.items()):
+    tokens = {token: row for token, row in found.items() if isinstance(token, str) and type(row) is int}
+    if len(tokens) < len(found):
         raise ModelRefused(f"{folder.name}/{name} is not a tokenizer's map from tokens to ids; save it again")
-    return found
+    return tokens
 
 
-def _fast_vocabulary(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+def _numbered_lines(path: Path) -> dict[object, object]:
+    """Token → number of its line. A token may hold separators such as U+2028, which `splitlines` would split at."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return {token: index for index, token in enumerate(lines)}
+
+
+def _fast_vocabulary(tokenizer: JsonObject) -> dict[object, object]:
+    vocabulary: object = get_object(tokenizer, "model").get("vocab", {})
+    added: object = tokenizer.get("added_tokens", [])
+    found: dict[object, object] = {}
     if isinstance(vocabulary, list):  # Unigram keeps [token, score] in the order of ids
-        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
-    return {**vocabulary, **added}
+        found = {entry[0]: index for index, entry in enumerate(vocabulary)}
+    elif isinstance(vocabulary, dict):
+        found = {**vocabulary}
+    else:
+        raise ValueError("a vocabulary is a map or a list")
+    if not isinstance(added, list):
+        raise ValueError("added tokens are a list")
+    return found | {entry["content"]: entry["id"] for entry in added}
 
 
-def _labels(config: dict[str, Any], where: str) -> tuple[str, ...] | None:
+def _labels(config: JsonObject, where: str) -> tuple[str, ...] | None:
     names = config.get("id2label")
     if not isinstance(names, dict) or not names:
         return None
-    if not all(key.isdecimal() and isinstance(name, str) for key, name in names.items()):
+    rows = {int(row): name for row, name in names.items() if row.isdecimal() and isinstance(name, str)}
+    if len(rows) < len(names):
         raise ModelRefused(f"{where}: id2label in config.json does not map whole numbers to names; correct it")
-    return tuple(names[key] for key in sorted(names, key=int))
+    return tuple(rows[row] for row in sorted(rows))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, JsonValue]:
     try:
         if path.stat().st_size > _JSON_BYTES_MAX:
             raise ModelRefused(f"{path.name} is larger than {_JSON_BYTES_MAX:,} bytes; it is not what it should be")

@@ -19,9 +19,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.registry import is_label_head
+from mergenet_core.architectures.two_tower_config import tower_configs, with_defaults
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.model_files.composite_config import tower_configs, with_defaults
-from mergenet_core.model_files.read_model import check_config, inspect_model, weight_files
+from mergenet_core.model_files.read_model import inspect_model, weight_files
 from mergenet_core.spec.job import ModelSpec
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.storage.paths import Roots
@@ -34,7 +36,6 @@ OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
 SHARED_LABELS = {task.fixed_labels for task in TASKS.values()} - {None}
 """Label spaces of heads that mean the same in every model: over a vocabulary, over a span's ends."""
 _DEVIATION = 0.02
-_HEADS = ("classifier.", "score.", "head.", "cls_head.")
 
 
 def folder_of(spec: ModelSpec, roots: Roots, field: str) -> Path | None:
@@ -131,7 +132,7 @@ def _with_implied(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     """The settings, and those that follow from the data, each where the model or the tower that it is of has it."""
     towers = tower_configs(config) or {"text_config": dict(config), "vision_config": dict(config)}
     implied = {
-        key: {name: value for name, value in overrides.items() if name in _known_settings(tower["model_type"])}
+        key: {name: value for name, value in overrides.items() if name in _known_settings(str(tower["model_type"]))}
         for key, tower in towers.items()
     }
     filled = with_defaults(config, implied["text_config"], implied["vision_config"])
@@ -250,7 +251,7 @@ def body_prefix(model: nn.Module) -> str:
 
 def is_head(name: str, prefix: str) -> bool:
     """Whether a weight belongs to the head, which is another one for every label space."""
-    return name.startswith(_HEADS) or (prefix != "" and not name.startswith(f"{prefix}."))
+    return is_label_head(name) or (prefix != "" and not name.startswith(f"{prefix}."))
 
 
 def _refuse_other_sizes(mismatched: Iterable[tuple[str, Any, Any]], prefix: str, where: str) -> None:

@@ -23,11 +23,11 @@ def roles_to_match(structure: ModelStructure, other: ModelStructure) -> list[tup
 
 def _place(part: LogicalWeight, structure: ModelStructure, other: ModelStructure) -> Place:
     role, layer = part.role, part.layer
-    if other.prenorm and not structure.prenorm:
+    if other.family.prenorm and not structure.family.prenorm:
         role, layer = _as_prenorm(role, layer, structure.layers)
-    if other.gated and not structure.gated:
+    if other.family.gated and not structure.family.gated:
         role = role.replace("ffn.up", "ffn.gate")
-    if structure.family == "mergenet-cnn" and other.family != structure.family and layer == 0:
+    if structure.family.name == "mergenet-cnn" and other.family.name != structure.family.name and layer == 0:
         role, layer = f"stem.{role}", None
     return role, layer
 
@@ -45,7 +45,7 @@ def _as_prenorm(role: str, layer: int | None, layers: int) -> Place:
 
 def with_shared_heads(theirs: ModelStructure, ours: ModelStructure) -> tuple[ModelStructure, ModelStructure]:
     """Give keys the queries' axis and contexts the values' where neither model groups its heads."""
-    if any(structure.groups != structure.heads for structure in (theirs, ours)):
+    if any(structure.dimensions.key_value_heads != structure.dimensions.heads for structure in (theirs, ours)):
         return theirs, ours
 
     def folded(axis: str | None) -> str | None:
@@ -67,7 +67,7 @@ def match_layers(theirs: ModelStructure, ours: ModelStructure) -> dict[int, int]
 
     Elsewhere evenly spaced with the last included, a vision transformer's from the input on.
     """
-    if theirs.stages and ours.stages and "mergenet-cnn" not in (theirs.family, ours.family):
+    if theirs.stages and ours.stages and "mergenet-cnn" not in (theirs.family.name, ours.family.name):
         matched = {}
         own, others = sorted(set(ours.stages)), sorted(set(theirs.stages))
         for mine, other in _runs(len(own), len(others)):

@@ -8,15 +8,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mergenet_core.architectures.structure import (
-    ANCHORS,
-    INPUT_EMBEDDINGS,
-    RESIDUAL_AXES,
-    Form,
-    LogicalWeight,
-    ModelStructure,
-    axis_kind,
-)
+from mergenet_core.architectures.axes import ANCHORS, INPUT_EMBEDDINGS, RESIDUAL_AXES, Form, axis_kind
+from mergenet_core.architectures.schema import Dimensions
+from mergenet_core.architectures.structure import LogicalWeight, ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_layers import match_layers, roles_to_match, with_shared_heads
@@ -68,7 +62,7 @@ class Matching:
         layers = match_layers(self.theirs, self.ours)
         sources = dict(roles_to_match(self.theirs, self.ours))
         words = next((part for part in self.theirs.weights if part.role == "embeddings.word"), None)
-        if words is not None and self.theirs.shared_head:  # its head is the word embedding, read the other way
+        if words is not None and self.theirs.head_is_embedding:  # its head is the word embedding, read the other way
             head = LogicalWeight(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
             sources[("tokens.head.weight", None)] = head
         for (role, place), mine in roles_to_match(self.ours, self.theirs):
@@ -91,9 +85,9 @@ class Matching:
             self.unpaired[name] = f"it is {twin} under another name"
 
     def _no_counterpart(self, mine: LogicalWeight) -> str:
-        if mine.role == "ffn.up.weight" and self.ours.gated and not self.theirs.gated:
+        if mine.role == "ffn.up.weight" and self.ours.family.gated and not self.theirs.family.gated:
             return "the source's feed-forward is not gated; its one projection goes to the gate"
-        if mine.role == "embeddings.position" and self.theirs.rotary:
+        if mine.role == "embeddings.position" and self.theirs.family.rotary:
             return "the source's positions are turns of queries and keys, which no weight holds"
         return "the source has no weight of this role"
 
@@ -120,11 +114,9 @@ class Matching:
 
     def _axis(self, name: str, source: str) -> AxisPair:
         anchor = self._anchors.get(name)
-        counts = {"queries": "heads", "contexts": "heads", "keys": "groups", "values": "groups"}
         kinds = axis_kind(source), axis_kind(name)
-        heads = None
-        if all(kind in counts for kind in kinds):
-            heads = (getattr(self.theirs, counts[kinds[0]]), getattr(self.ours, counts[kinds[1]]))
+        theirs, ours = _heads(self.theirs.dimensions, kinds[0]), _heads(self.ours.dimensions, kinds[1])
+        heads = None if theirs is None or ours is None else (theirs, ours)
         leader = name.replace(f"{kinds[1]}.", "queries.", 1) if kinds[1] in ("keys", "values", "contexts") else None
         return AxisPair(
             source=source,
@@ -137,7 +129,7 @@ class Matching:
             because=anchor.because if anchor else "",
             heads=heads,
             follows=leader,
-            rotary=self.ours.rotary and kinds[1] in ("queries", "keys"),
+            rotary=self.ours.family.rotary and kinds[1] in ("queries", "keys"),
         )
 
     def _leads(self, axis: AxisPair) -> bool:
@@ -160,6 +152,13 @@ class Matching:
             if part.inp is None:
                 return f"{NO_MAP} on its axis {name}"
         return None
+
+
+def _heads(dimensions: Dimensions, axis: str) -> int | None:
+    """How many attention heads an axis of this kind falls into; None for one that has none."""
+    if axis in ("queries", "contexts"):
+        return dimensions.heads
+    return dimensions.key_value_heads if axis in ("keys", "values") else None
 
 
 def _basis(theirs: ModelStructure, stream: str) -> LogicalWeight | None:

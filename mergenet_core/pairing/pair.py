@@ -9,16 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from mergenet_core.architectures.read_structure import KNOWN, read_structure
-from mergenet_core.architectures.structure import (
-    ANCHORS,
-    INPUT_AXES,
-    INPUT_EMBEDDINGS,
-    Kind,
-    ModelStructure,
-    axis_kind,
-    matrix_shape,
-)
+from mergenet_core.architectures.axes import ANCHORS, INPUT_AXES, INPUT_EMBEDDINGS, Kind, axis_kind, matrix_shape
+from mergenet_core.architectures.read_structure import read_structure
+from mergenet_core.architectures.registry import known_families
+from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import NO_MAP, Anchor, Matching, by_name
@@ -56,7 +50,8 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
         if not towers:
             raise PairingRefused(
                 f"the weights of the {side} (model_type {facts.config.get('model_type')!r}) have no known roles; known "
-                f"are {KNOWN}. Use one of these, or name the pairs: transfer.method: lpka with transfer.pairs"
+                f"are {known_families()}. Use one of these, or name the pairs: transfer.method: lpka with "
+                "transfer.pairs"
             )
     method = TRIED[ours[0].kind][0][0] if transfer.method == "auto" else transfer.method
     found, unpaired, unshared = _match_towers(theirs, ours, source, target, method, transfer)

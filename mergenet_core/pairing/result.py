@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mergenet_core.architectures.structure import Form, Kind, StoredSlice
+from mergenet_core.architectures.axes import Form, Kind, StoredSlice
 from mergenet_core.records.record import Record
 
 PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw"]

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mergenet_core.architectures.structure import ANCHORS, ModelStructure
+from mergenet_core.architectures.axes import ANCHORS
+from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_weights import Anchor
 from mergenet_core.pairing.vocabulary_overlap import LEAST_SHARE, overlap

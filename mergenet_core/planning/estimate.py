@@ -1,6 +1,6 @@
 """What a job needs of machines: memory of a process by strategy, disk and exchanges; and which strategy `auto` is.
 
-Shapes and the document alone, so that the API can say it before anything is downloaded.
+Only shapes and the document are read, so that the API can answer before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mergenet_core.errors import TooLarge
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import Pairing
-from mergenet_core.planning.memory import CONTEXT_BYTES, ProcessMemory, Strategy, process_memory, transfer_memory
+from mergenet_core.planning.memory import CONTEXT_BYTES, LearnerSpec, ProcessMemory, Strategy, process_memory
+from mergenet_core.planning.transfer_memory import TransferMemory, transfer_memory
 from mergenet_core.records.record import Record
 from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.spec.job import JobSpec, ResourcesSpec
@@ -30,9 +30,9 @@ class Estimate(Record):
     target_parameters: int | None
     source_parameters: int | None
     strategies: tuple[ProcessMemory, ...] = ()
-    """A trial's process under each strategy that the number of devices allows; the largest trial counts."""
+    """A process of the most demanding trial under each strategy that the number of devices allows."""
     memory_bytes: int | None
-    """Of a process under the job's strategy, at its fullest moment; of its GPU, where it would get one."""
+    """Peak of a process under the job's strategy; of its GPU, where it would get one."""
     disk_bytes: int | None
     """Checkpoints, exports and the artifact, at their peak."""
     transfer_numbers: int = 0
@@ -42,15 +42,15 @@ class Estimate(Record):
 
     def under(self, strategy: str) -> ProcessMemory | None:
         """What a process needs under a strategy."""
-        return next((need for need in self.strategies if need.strategy == strategy), None)
+        return next((memory for memory in self.strategies if memory.strategy == strategy), None)
 
 
 def estimate(
     spec: JobSpec, source: ModelInfo | None, target: ModelInfo | None, pairings: Sequence[Pairing], trained: int
 ) -> Estimate:
-    """What a job needs that trains a target so many times; null where a model's shapes are not known yet.
+    """What a job needs whose target is trained `trained` times; null where a model's shapes are not known yet.
 
-    `pairings` has one for every way in which its trials transfer; the one that needs most counts.
+    `pairings` has one for each way in which its trials transfer; the one that needs most counts.
     """
     steps = spec.train.steps * trained + (spec.source.train.steps if spec.source.train else 0)
     counts = _count(source), _count(target)
@@ -58,8 +58,8 @@ def estimate(
         return Estimate(
             target_parameters=counts[1], source_parameters=counts[0], memory_bytes=None, disk_bytes=None, steps=steps
         )
-    needed = [transfer_memory(pairing, spec.transfer) for pairing in pairings] or [(0, 0)]
-    beside, exchanged = (max(numbers) for numbers in zip(*needed, strict=True))
+    transfers = [transfer_memory(pairing, spec.transfer) for pairing in pairings] or [TransferMemory()]
+    beside, exchanged = max(one.device_bytes for one in transfers), max(one.exchanged for one in transfers)
     return Estimate(
         target_parameters=counts[1],
         source_parameters=counts[0],
@@ -77,22 +77,19 @@ def _possible(resources: ResourcesSpec) -> tuple[Strategy, ...]:
 
 
 def _trial_memory(name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, beside: int) -> ProcessMemory:
-    """The largest of a job's trials under a strategy: an arm, with a source or teacher beside it, or the source.
-
-    `beside` are the bytes that a transfer adds to an arm.
-    """
-    learned, own = spec.source.data or spec.target.data, None
+    """Memory of the job's most demanding trial under one strategy; `beside` are the bytes that a transfer adds."""
+    data, own = spec.target.data, None
     if spec.source.train is not None:
-        own = process_memory(name, source, learned, spec.source.train, spec.resources)
+        learner = LearnerSpec(source, spec.source_task, spec.source.data or data, spec.source.train)
+        own = process_memory(name, learner, spec.resources)
     if spec.source.mode == "joint" and own is not None:
         beside += own.device_bytes
-    arm = process_memory(name, target, spec.target.data, spec.train, spec.resources, beside)
+    arm = process_memory(name, LearnerSpec(target, spec.target.task, data, spec.train), spec.resources, beside)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
     if teacher and any("distill" in arm for arm in spec.arms):
-        found.append(
-            process_memory(name, source, spec.target.data, teacher, spec.resources, _BYTES * (_count(target) or 0))
-        )
+        learner = LearnerSpec(source, spec.target.task, data, teacher)
+        found.append(process_memory(name, learner, spec.resources, _BYTES * (_count(target) or 0)))
     return max(found, key=lambda one: one.memory_bytes)
 
 
@@ -119,14 +116,14 @@ def suitable(resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> list[Wo
 
 
 def fits(needed: ProcessMemory, resources: ResourcesSpec, worker: WorkerInfo) -> bool:
-    """Whether a process's need fits a device; processes on a CPU share the host's memory."""
+    """Whether a process fits a device; processes on a CPU share the host's memory."""
     if _on_cpu(resources, worker):
         return needed.memory_bytes * resources.devices <= worker.memory_bytes
     return needed.device_bytes + CONTEXT_BYTES <= worker.memory_bytes
 
 
 def required_bytes(needed: ProcessMemory, resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> int:
-    """What to compare with a measured peak: of the device where trials would get a GPU, else all of the process."""
+    """Bytes to compare with a measured peak: the device's where trials would get a GPU, else the process's."""
     able = suitable(resources, workers)
     if able and not any(_on_cpu(resources, worker) for worker in able):
         return needed.device_bytes + CONTEXT_BYTES
@@ -165,7 +162,7 @@ def settled(spec: JobSpec, strategy: str | None) -> JobSpec:
     """The document with `auto` replaced by what was chosen when the job was accepted."""
     if strategy is None or spec.resources.strategy != "auto":
         return spec
-    resources: Any = spec.resources.model_copy(update={"strategy": strategy})
+    resources = spec.resources.model_copy(update={"strategy": strategy})
     return spec.model_copy(update={"resources": resources})
 
 
@@ -182,8 +179,8 @@ def check_machine(
     elif needed is not None and able and not any(fits(needed, resources, worker) for worker in able):
         largest = max(able, key=lambda worker: worker.memory_bytes)
         raise TooLarge(
-            f"a trial needs {_told(needed, resources, largest)} under {strategy}; the largest worker, {largest.name}, "
-            f"has {gigabytes(largest.memory_bytes)}. {_advice(found, resources, able)}"
+            f"a trial needs {_on_worker(needed, resources, largest)} under {strategy}; the largest worker, "
+            f"{largest.name}, has {gigabytes(largest.memory_bytes)}. {_advice(found, resources, able)}"
         )
     if found.disk_bytes is not None:
         free = shutil.disk_usage(home if home.exists() else home.absolute().anchor).free
@@ -211,7 +208,7 @@ def _advice(found: Estimate, resources: ResourcesSpec, able: Sequence[WorkerInfo
     return "Take more devices, a smaller batch, more micro_batches, or a smaller target or source"
 
 
-def _told(needed: ProcessMemory, resources: ResourcesSpec, worker: WorkerInfo) -> str:
+def _on_worker(needed: ProcessMemory, resources: ResourcesSpec, worker: WorkerInfo) -> str:
     if _on_cpu(resources, worker):
         each = gigabytes(needed.memory_bytes)
         return each if resources.devices == 1 else f"{resources.devices} × {each}"
@@ -222,8 +219,8 @@ def _on_cpu(resources: ResourcesSpec, worker: WorkerInfo) -> bool:
     return resources.device == "cpu" or not worker.device.startswith("cuda")
 
 
-def _count(facts: ModelInfo | None) -> int | None:
-    return None if facts is None else sum(math.prod(shape) for shape in facts.shapes.values())
+def _count(model: ModelInfo | None) -> int | None:
+    return None if model is None else sum(math.prod(shape) for shape in model.shapes.values())
 
 
 def gigabytes(count: int) -> str:

@@ -1,7 +1,7 @@
-"""What one process holds at its fullest moment under each strategy, from shapes and the job document alone.
+"""The peak memory of one process under each strategy, from shapes and the job document alone.
 
-N parameters, P processes; a number is 4 bytes, in bf16 2 where the strategy computes with such copies. Measured beside
-it by `benchmarks/sharding.py`.
+N parameters, P processes; a number is 4 bytes, in bf16 2 where the strategy computes with such copies.
+`benchmarks/sharding.py` measures the peaks beside it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from mergenet_core.architectures.structure import matrix_shape
+from mergenet_core.architectures.read_structure import read_structure
+from mergenet_core.architectures.registry import common_dimensions
+from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.pairing.result import AxisPair, Pairing
 from mergenet_core.records.record import Record
 from mergenet_core.spec.deepspeed import BUCKET, LIVE
-from mergenet_core.spec.job import DataSpec, ResourcesSpec, TrainSpec, TransferSpec
+from mergenet_core.spec.job import DataSpec, ResourcesSpec, TrainSpec
+from mergenet_core.spec.task_info import TaskName
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 RUNTIME_BYTES = 400_000_000
@@ -34,13 +36,11 @@ _KEPT = 2
 """Of each output of a block's matrices a backward pass needs about two numbers: itself, and what follows from it."""
 _SCORES = 2.25
 """Numbers kept for a pair of tokens and a head, where attention drops some: softmax, mask, and both together."""
-_WITHOUT_DROPOUT = ("llama", "mistral", "qwen2")
-_MAP = 2
-"""Numbers kept for an entry of a map between units: its own, and its share of the products with the map."""
-_GRAPH = 8
-"""Numbers kept for one of a move's factors, r(m + n), while the loss is carried through it."""
+_LOGITS = 3
+"""Numbers kept for a token and an entry of the vocabulary: logits, their log-probabilities, and their gradient."""
+_LANGUAGE_MODELLING = ("causal-language-modelling", "masked-language-modelling")
 _TAKEN = 3
-"""Copies of a weight's part while a transfer or the optimizer changes it."""
+"""Copies of a weight's shard while a transfer or the optimizer changes it."""
 
 
 class ProcessMemory(Record):
@@ -52,12 +52,12 @@ class ProcessMemory(Record):
     moments: int
     """The optimizer's state, single-precision copies of the weights included."""
     buffers: int
-    """Buckets of exchanges, and blocks that are gathered for a moment."""
+    """Buckets of exchanges, and blocks that are gathered while they compute."""
     activations: int
     transfer: int
     """The source's factors, the adapter and its optimizer."""
     device_bytes: int
-    """At the fullest moment of a step or an evaluation: less than the sum, for not all is there at once."""
+    """The peak of a step or an evaluation: less than the sum, because not all is held at once."""
     host_bytes: int
     """Runtime, the copy of the weights that were best so far, and what is offloaded."""
     exchanged: int
@@ -70,8 +70,18 @@ class ProcessMemory(Record):
 
 
 @dataclass(frozen=True)
+class LearnerSpec:
+    """A model that a trial trains, with what it learns from."""
+
+    model: ModelInfo
+    task: TaskName
+    data: DataSpec
+    train: TrainSpec
+
+
+@dataclass(frozen=True)
 class Sizes:
-    """A model as far as memory knows it."""
+    """Parameter counts of a model that memory depends on."""
 
     parameters: int
     block: int
@@ -82,11 +92,11 @@ class Sizes:
     """Entries of the largest weight."""
 
 
-def sizes(facts: ModelInfo) -> Sizes:
+def sizes(model: ModelInfo) -> Sizes:
     """A model's numbers, from its shapes."""
     blocks: dict[str, int] = {}
     rest = largest = 0
-    for name, shape in facts.shapes.items():
+    for name, shape in model.shapes.items():
         count = math.prod(shape)
         largest = max(largest, count)
         if found := _BLOCK.match(name):
@@ -97,27 +107,22 @@ def sizes(facts: ModelInfo) -> Sizes:
 
 
 def process_memory(
-    strategy: Strategy,
-    target: ModelInfo,
-    data: DataSpec,
-    train: TrainSpec,
-    resources: ResourcesSpec,
-    transfer_bytes: int = 0,
+    strategy: Strategy, learner: LearnerSpec, resources: ResourcesSpec, transfer_bytes: int = 0
 ) -> ProcessMemory:
     """What a process needs to train a model under a strategy.
 
     Equation: weights, gradients and k moments are N each, N/P where the strategy cuts them; ZeRO adds single-precision
-    copies; FSDP2 and ZeRO-3 add what is gathered. The fullest moment is a backward pass's beginning (activations) or
-    end (whole gradients), the optimizer's step or an evaluation.
+    copies; FSDP2 and ZeRO-3 add what is gathered. The peak is at a backward pass's beginning (activations) or end
+    (whole gradients), in the optimizer's step or in an evaluation.
     """
-    model, processes = sizes(target), resources.devices * resources.nodes
+    model, train, processes = sizes(learner.model), learner.train, resources.devices * resources.nodes
     low = 2 if train.precision == "bf16" else _BYTES
     whole, part = model.parameters, -(-model.parameters // processes)
     moments = (2 if train.optimizer == "adamw" else 1) * _BYTES
     bucket = min(BUCKET, whole)
     reduced_at_once = bucket if model.largest <= BUCKET else 2 * model.largest  # a larger weight goes alone, in a copy
-    kept = activations(target, data, train, resources)
-    looked = evaluated(target, data, train, resources)
+    kept = activations(learner, resources)
+    seen = evaluated(learner, resources)
     cut = strategy in ("fsdp2", "zero3")
     weights, gradients, masters, gathered, reduced = {
         "single": (_BYTES * whole, _BYTES * whole, 0, 0, 0),
@@ -158,7 +163,7 @@ def process_memory(
         buffers=max(gathered, reduced),
         activations=kept,
         transfer=transfer_bytes,
-        device_bytes=static + max(gathered + kept, gathered + looked, reduced, stepping),
+        device_bytes=static + max(gathered + kept, gathered + seen, reduced, stepping),
         host_bytes=RUNTIME_BYTES + (DEEPSPEED_BYTES if strategy.startswith("zero") else 0) + best + held_at_host,
         exchanged=_exchanged(strategy, whole, processes, train.micro_batches),
     )
@@ -170,111 +175,125 @@ def _exchanged(strategy: Strategy, whole: int, processes: int, micro_batches: in
     return rounds.get(strategy, 3 * micro_batches) * whole * (processes - 1) // processes
 
 
-def activations(model: ModelInfo, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
+def activations(learner: LearnerSpec, resources: ResourcesSpec) -> int:
     """Bytes that a micro-batch's forward pass keeps for the backward pass, at the data's full length."""
+    train = learner.train
     examples = train.batch_size // (resources.devices * resources.nodes * train.micro_batches)
-    blocks, outside = _per_example(model, data)
+    example = _example(learner)
     low = 2 if train.precision == "bf16" else _BYTES
-    count = sum(blocks) + outside
-    if resources.activation_checkpointing and blocks:
-        width = int(model.config.get("hidden_size") or 0)
-        count = max(blocks) + len(blocks) * width * _positions(model, data) + outside
+    count = sum(example.blocks) + example.outside
+    if resources.activation_checkpointing and example.blocks:
+        count = max(example.blocks) + example.inputs + example.outside
     # the gradient of a block's outputs is there beside what was kept
-    return int(low * examples * (count + max(blocks, default=0.0) / _KEPT))
+    return int(low * examples * (count + max(example.blocks, default=0.0) / _KEPT))
 
 
-def evaluated(model: ModelInfo, data: DataSpec, train: TrainSpec, resources: ResourcesSpec) -> int:
+def evaluated(learner: LearnerSpec, resources: ResourcesSpec) -> int:
     """Bytes that a forward pass of an evaluation holds at once: a block's outputs, or a head's."""
-    examples = -(-max(EVALUATED, train.batch_size) // (resources.devices * resources.nodes))
-    blocks, outside = _per_example(model, data)
-    low = 2 if train.precision == "bf16" else _BYTES
-    return int(low * examples * max(max(blocks, default=0.0) / _KEPT, outside))
+    examples = -(-max(EVALUATED, learner.train.batch_size) // (resources.devices * resources.nodes))
+    example = _example(learner)
+    low = 2 if learner.train.precision == "bf16" else _BYTES
+    return int(low * examples * max(max(example.blocks, default=0.0) / _KEPT, example.outside))
 
 
-def _per_example(model: ModelInfo, data: DataSpec) -> tuple[list[float], float]:
-    """Numbers kept of an example: in each block, and outside of them."""
-    length = _positions(model, data)
-    vocabulary = model.vocabulary.size if model.vocabulary is not None else model.config.get("vocab_size")
+@dataclass(frozen=True)
+class _Example:
+    """Numbers kept of one example."""
+
+    blocks: tuple[float, ...]
+    """In each block, for the backward pass."""
+    inputs: float
+    """The inputs of all blocks, which checkpointing keeps in place of the blocks' own."""
+    outside: float
+    """Outside of blocks."""
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A model, or one tower of several, as far as activations depend on it."""
+
+    prefix: str
+    positions: int
+    """Tokens and patches of an example; 1 where a layer sees the example as a whole."""
+    width: int
+    scored_heads: int
+    """Heads whose attention scores are kept: all of them where attention has dropout."""
+    vocabulary: int
+    """Rows of a head over tokens; 0 without a vocabulary."""
+    roles: Mapping[str, str]
+    """By the name of the state dict's entry; empty where the family is not known."""
+    transposed: frozenset[str]
+    """Entries that are stored inputs × outputs."""
+
+
+def _example(learner: LearnerSpec) -> _Example:
+    towers = _towers(learner)
     blocks: dict[str, float] = {}
+    inputs: dict[str, int] = {}
     outside = 0.0
     first = 0
-    for name, shape in model.shapes.items():
-        if len(shape) < 2 or "embed" in name:
+    has_token_head = False
+    for name, shape in learner.model.shapes.items():
+        tower = next((one for one in towers if name.startswith(one.prefix)), towers[0])
+        role = tower.roles.get(name, "")
+        if len(shape) < 2 or "embed" in name or role.startswith("embeddings."):
             continue
-        found = _BLOCK.match(name)
+        block, outputs = _BLOCK.match(name), shape[1] if name in tower.transposed else shape[0]
         if len(shape) == 4:
-            first = first or shape[0]
+            first = first or outputs
             # where a CNN doubles its channels it halves height and width
-            numbers = _KEPT * shape[0] * data.image_size**2 / max(1.0, (shape[0] / first) ** 2)
-        elif found:
-            numbers = float(_KEPT * length * _outputs(shape, model.config))
+            numbers = _KEPT * outputs * learner.data.image_size**2 / max(1.0, (outputs / first) ** 2)
+        elif block:
+            numbers = float(_KEPT * tower.positions * outputs)
+        elif role == "tokens.head.weight" or (not role and outputs == tower.vocabulary):
+            has_token_head, numbers = True, float(_LOGITS * tower.positions * outputs)
         else:
-            numbers = float(3 * length * shape[0]) if shape[0] == vocabulary else float(shape[0])
-        if found:
-            blocks[found[1]] = blocks.get(found[1], 0.0) + numbers
-        else:
+            numbers = float(outputs)
+        if block is None:
             outside += numbers
-    heads = model.config.get("num_attention_heads") or model.config.get("n_head") or 0
-    if heads and _drops(model.config):
-        blocks = {name: numbers + _SCORES * int(heads) * length**2 for name, numbers in blocks.items()}
-    tied = vocabulary is not None and "Causal" in str(model.config.get("architectures"))
-    if tied and outside == 0:
-        outside = 3.0 * length * int(vocabulary or 0)
-    return list(blocks.values()), outside
-
-
-def _outputs(shape: tuple[int, ...], config: Mapping[str, Any]) -> int:
-    return shape[1] if config.get("model_type") == "gpt2" else shape[0]  # GPT-2 keeps inputs × outputs
-
-
-def _positions(model: ModelInfo, data: DataSpec) -> int:
-    """Tokens or patches of an example; 1 where a layer sees it whole."""
-    patch = model.config.get("patch_size")
-    if isinstance(patch, int):
-        words = data.max_length if "vocab_size" in model.config else 0
-        return (data.image_size // patch) ** 2 + 1 + words
-    return data.max_length if "vocab_size" in model.config or model.vocabulary is not None else 1
-
-
-def _drops(config: Mapping[str, Any]) -> bool:
-    """Whether attention drops scores in training, for which they have to be kept."""
-    default = 0.0 if config.get("model_type") in _WITHOUT_DROPOUT else 0.1
-    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-    return float(next((config[name] for name in names if config.get(name) is not None), default)) > 0
-
-
-def transfer_memory(pairing: Pairing, spec: TransferSpec) -> tuple[int, int]:
-    """Bytes that a transfer adds to a process, and numbers that the processes exchange in one.
-
-    Equation: factors r(M + N) of the source, r(m + n) once projected; the adapter four times (its gradient and
-    moments); for `anchored` the graph of the maps between units and of the moves. Exchanged: lpka r(m + n) for the
-    target's factors and as much for their gradient, as a hypernetwork twice as much; anchored the products that it
-    needs with the source's factors, and as much again for the gradient.
-    """
-    if pairing.method == "project":
-        return 0, 0
-    factors = adapter = exchanged = graph = 0
-    maps: dict[str, int] = {}
-    for pair in pairing.pairs:
-        if pair.rank is None:
             continue
-        (m, n), (M, N) = (matrix_shape(shape, pair.form) for shape in (pair.target_shape, pair.source_shape))
-        projected = pairing.method == "anchored" and pairing.basis is not None
-        factors += pair.rank * (m + n if projected else M + N)
-        if pairing.method == "lpka":
-            adapter += spec.width * (2 * (m + n) + M + N) + 8 * spec.layers * spec.width**2
-            exchanged += (3 if spec.update == "hypernetwork" else 2) * pair.rank * (m + n)
-            continue
-        adapter += 2 * pair.rank * n
-        graph += _GRAPH * pair.rank * (m + n)
-        exchanged += 2 * pair.rank * (m + n) + 2 * m
-        axis = pair.inp if pair.form == "embedding" else pair.out
-        if axis is not None and axis in pairing.axes and not pairing.axes[axis].anchored:
-            maps[axis] = _MAP * _map_entries(pairing.axes[axis], projected=projected)
-    return _BYTES * (factors + 4 * adapter + graph + sum(maps.values())), exchanged
+        if block[1] not in blocks:
+            inputs[block[1]] = tower.width * tower.positions
+        if role == "attention.out.weight" or (not tower.roles and block[1] not in blocks):
+            numbers += _SCORES * tower.scored_heads * tower.positions**2
+        blocks[block[1]] = blocks.get(block[1], 0.0) + numbers
+    if learner.task in _LANGUAGE_MODELLING and not has_token_head:  # the head is the word embedding
+        outside += _LOGITS * towers[0].positions * towers[0].vocabulary
+    return _Example(tuple(blocks.values()), float(sum(inputs.values())), outside)
 
 
-def _map_entries(axis: AxisPair, *, projected: bool) -> int:
-    """Of a map between the units of an axis, or its heads; a projection leaves no more units than the target has."""
-    source, target = axis.heads or (axis.shared_size if projected else axis.source_size, axis.target_size)
-    return source * target
+def _towers(learner: LearnerSpec) -> list[_Tower]:
+    model, data = learner.model, learner.data
+    towers = [_known(structure, data) for structure in read_structure(model.shapes, model.config)]
+    return towers or [_unknown(model, data)]
+
+
+def _known(structure: ModelStructure, data: DataSpec) -> _Tower:
+    sizes, kind = structure.dimensions, structure.kind
+    patches = 1 + math.prod(data.image_size // side for side in sizes.patch)
+    stored = [(weight.stored.name if weight.stored else weight.name, weight) for weight in structure.weights]
+    return _Tower(
+        prefix=f"{structure.tower}." if structure.tower else "",
+        positions={"vit": patches, "fusion": data.max_length + patches, "mlp": 1, "cnn": 1}.get(kind, data.max_length),
+        width=sizes.width,
+        scored_heads=sizes.heads if sizes.attention_dropout > 0 else 0,
+        vocabulary=structure.sizes().get("vocabulary", 0),
+        roles={name: weight.role for name, weight in stored},
+        transposed=frozenset(name for name, weight in stored if weight.stored and weight.stored.transposed),
+    )
+
+
+def _unknown(model: ModelInfo, data: DataSpec) -> _Tower:
+    """A model of a family that is not declared, by the names that most configs use."""
+    sizes = common_dimensions(model.config)
+    reads_text = "vocab_size" in model.config or model.vocabulary is not None
+    rows = sizes.axes["vocabulary"] if model.vocabulary is None else model.vocabulary.size
+    return _Tower(
+        prefix="",
+        positions=data.max_length if reads_text else 1,
+        width=sizes.width,
+        scored_heads=sizes.heads if sizes.attention_dropout > 0 else 0,
+        vocabulary=rows if reads_text else 0,
+        roles={},
+        transposed=frozenset(),
+    )

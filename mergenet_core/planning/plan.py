@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergenet_core.architectures.check_config import check_config
 from mergenet_core.architectures.shapes import shapes_from_config
+from mergenet_core.architectures.two_tower_config import image_config, tower_configs, with_defaults
 from mergenet_core.errors import (
     DataRefused,
     FieldError,
@@ -23,10 +25,9 @@ from mergenet_core.errors import (
     PathRefused,
     SpecInvalid,
 )
-from mergenet_core.model_files.composite_config import image_part, tower_configs, with_defaults
 from mergenet_core.model_files.knowledge_pack import read_pack
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
-from mergenet_core.model_files.read_model import check_config, inspect_model, read_vocabulary
+from mergenet_core.model_files.read_model import inspect_model, read_vocabulary
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.pairing.rank import limit_rank
 from mergenet_core.planning.auto_methods import ways
@@ -186,7 +187,7 @@ def _facts(
     check_config(config, task, where=f"{field}.config")
     if TASKS[task].reads_images:
         config = with_defaults(config, {}, {"image_size": data.image_size})
-        size = image_part(config)["image_size"]
+        size = image_config(config)["image_size"]
         if size != data.image_size:
             raise SpecInvalid(f"{field}.config.image_size is {size}, the data's is {data.image_size}; make them equal")
     if tokenizer is None and donor is not None and donor.tokenizer is not None:

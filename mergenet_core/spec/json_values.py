@@ -48,6 +48,17 @@ def get_str(values: JsonObject, *names: str, default: str = "") -> str:
     return value
 
 
+def get_ints(values: JsonObject, name: str, *, default: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of the named entry. Raises: `ValueError` if it is no list of whole numbers."""
+    value: object = values.get(name)
+    if value is None:
+        return default
+    # a config that comes from a model in memory holds tuples
+    if not isinstance(value, (list, tuple)) or not all(type(entry) is int for entry in value):
+        raise ValueError(f"{name} is {value!r}; it must be a list of whole numbers")
+    return tuple(value)
+
+
 def get_object(values: JsonObject, name: str) -> JsonObject:
     """The named entry, empty where it is absent or null. Raises: `ValueError` if it is no object."""
     value = values.get(name)

@@ -1,6 +1,7 @@
 """The tasks that a model can learn: one row each, with everything that code without torch needs to know of them.
 
-A task is its file or folder in `mergenet_core/tasks/` and its row in `TASKS`; `model_types.json` lists the model types.
+A task is its file or folder in `mergenet_core/tasks/` and its row in `TASKS`; the model types that can learn it
+follow from its auto class and from the families (`architectures/check_config.py`).
 """
 
 from __future__ import annotations

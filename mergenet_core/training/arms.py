@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from mergenet_core.architectures.two_tower_config import image_config, text_config
 from mergenet_core.errors import DataRefused
-from mergenet_core.model_files.composite_config import image_part, text_part
 from mergenet_core.model_files.knowledge_pack import unpack
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
@@ -24,6 +24,7 @@ from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.pairing.rank import limit_rank
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import DataSpec, JobSpec, ModelSpec, TaskName, TrainSpec, TransferSpec
+from mergenet_core.spec.json_values import get_int
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
@@ -219,7 +220,7 @@ def prepare_learner(
 
 def check_fits(config: Mapping[str, Any], task: Task, data: DataSpec, field: str) -> None:
     """Refuse examples that the model cannot read. Raises: `DataRefused`."""
-    text, images = text_part(config), image_part(config)
+    text, images = text_config(config), image_config(config)
     tokens, rows = task.settings.get("vocab_size"), text.get("vocab_size")
     if tokens is not None and isinstance(rows, int) and rows < tokens:
         raise DataRefused(f"{field}: the tokenizer has {tokens} tokens, the model {rows}; leave vocab_size out")
@@ -246,4 +247,4 @@ def _shared_processor(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | N
 def image_channels(config: Mapping[str, Any]) -> int:
     """How many channels a model's config asks for; of no meaning for text."""
     plain = config.get("model_type") in ("mergenet-mlp", "mergenet-cnn")
-    return int(image_part(config).get("num_channels", 1 if plain else 3))
+    return get_int(image_config(config), "num_channels", default=1 if plain else 3)

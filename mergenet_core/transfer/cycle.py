@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.architectures.structure import StoredSlice
+from mergenet_core.architectures.axes import StoredSlice
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import Written

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.architectures.structure import axis_kind
+from mergenet_core.architectures.axes import axis_kind
 from mergenet_core.pairing.result import AxisPair, Pairing
 from mergenet_core.transfer.maps import AxisMap, selection
 

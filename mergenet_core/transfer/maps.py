@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergenet_core.architectures.structure import Form, matrix_shape
+from mergenet_core.architectures.axes import Form, matrix_shape
 from mergenet_core.pairing.result import AxisPair, WeightPair
 
 

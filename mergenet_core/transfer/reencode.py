@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mergenet_core.architectures.structure import matrix_shape
+from mergenet_core.architectures.axes import matrix_shape
 from mergenet_core.pairing.result import WeightPair
 from mergenet_core.transfer.shards import together
 from mergenet_core.transfer.views import WeightView, view_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergenet_core.architectures.structure import Form, matrix_shape
+from mergenet_core.architectures.axes import Form, matrix_shape
 from mergenet_core.transfer.shards import Piece, Shard
 
 

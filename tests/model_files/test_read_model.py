@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from transformers.models.auto import modeling_auto
 
+from mergenet_core.architectures.check_config import model_types
 from mergenet_core.errors import ModelRefused
-from mergenet_core.model_files.read_model import inspect_model, model_types, read_vocabulary
+from mergenet_core.model_files.read_model import inspect_model, read_vocabulary
 
 
 @pytest.fixture

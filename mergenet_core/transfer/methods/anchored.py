@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.architectures.structure import INPUT_EMBEDDINGS
+from mergenet_core.architectures.axes import INPUT_EMBEDDINGS
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.maps import anchored_map

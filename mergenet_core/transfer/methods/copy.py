@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from mergenet_core.architectures.structure import matrix_shape
+from mergenet_core.architectures.axes import matrix_shape
 from mergenet_core.pairing.result import Pairing
 from mergenet_core.transfer.maps import Written, as_oip, selection, written
 

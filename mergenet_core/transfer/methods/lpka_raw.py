@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.architectures.structure import matrix_shape
+from mergenet_core.architectures.axes import matrix_shape
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.shards import Shard, whole_of

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mergenet_core.architectures.structure import matrix_shape
+from mergenet_core.architectures.axes import matrix_shape
 from mergenet_core.pairing.result import AxisPair, Pairing, WeightPair
 from mergenet_core.transfer.heads import grouped_map, is_grouped
 from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
