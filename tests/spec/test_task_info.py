@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from mergenet_core.model_files.read_model import model_types
+from mergenet_core.architectures.check_config import model_types
 from mergenet_core.spec.data import DataSpec
 from mergenet_core.spec.parse import json_schema
 from mergenet_core.spec.task_info import TASKS
