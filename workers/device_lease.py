@@ -22,7 +22,6 @@ from workers.host import capacity
 _ASK_SECONDS = 0.2
 _REAP_SECONDS = 5.0
 """A killed process is gone within this, unless the kernel itself holds it."""
-_ORDINALS = ("first", "second", "third")
 _log = logging.getLogger("workers.device_lease")
 
 
@@ -47,11 +46,11 @@ def borrow(mine: Attempt, count: int, stop: Callable[[], bool]) -> Lease | None:
                     mine.write(functools.partial(_note, mine=mine, reason=None))
                 return answer
             continue
-        if answer is not None and (reason := _reason(answer, count, len(known))) != said:
+        if answer is not None and (reason := answer.describe(count, len(known))) != said:
             said = reason
             mine.write(functools.partial(_note, mine=mine, reason=reason))
-            if answer.place != told:  # not at every device that is lent or comes back
-                told = answer.place
+            if answer.queue_position != told:  # not at every device that is lent or comes back
+                told = answer.queue_position
                 _tell(mine, reason)
         time.sleep(_ASK_SECONDS)
     try:
@@ -99,10 +98,10 @@ def _swept(mine: Attempt, lease: Lease) -> bool:
     """End what former holders left on the devices; false where it could not be, and then none of them is held."""
     clean = set(lease.devices)
     try:
-        for mark in set(lease.left.values()):
+        for mark in set(lease.previous_holders.values()):
             alive = processes.end(processes.marked(mark), _REAP_SECONDS)
             if alive:
-                stuck = tuple(device for device, holder in lease.left.items() if holder == mark)
+                stuck = tuple(device for device, holder in lease.previous_holders.items() if holder == mark)
                 clean -= set(stuck)
                 device_leases.quarantine(mine.store.redis, _part(lease, stuck), _stuck(mark, alive))
         if len(clean) < len(lease.devices) and clean:
@@ -128,11 +127,3 @@ def _note(job: Job, *, mine: Attempt, reason: str | None) -> Job:
 def _tell(mine: Attempt, reason: str) -> None:
     with contextlib.suppress(RedisError):
         events.add_event(mine.store.redis, mine.ref.job_id, "trial.waiting", reason, attempt=mine.ref)
-
-
-def _reason(waiting: Waiting, count: int, known: int) -> str:
-    place = _ORDINALS[waiting.place] if waiting.place < len(_ORDINALS) else f"{waiting.place + 1}th"
-    wants = f"{count} devices" if count > 1 else "a device"
-    quarantined = known - waiting.usable
-    aside = f", {quarantined} quarantined (`mergenet workers` says why)" if quarantined else ""
-    return f"needs {wants}, {waiting.free} of {known} free{aside}, {place} in line"

@@ -28,7 +28,7 @@ from mergenet_core.settings import Settings
 from mergenet_core.storage import published_folder
 from mergenet_core.store import rq_queue
 from mergenet_core.store.device_leases import Lease
-from mergenet_core.store.fleet_queue import Place
+from mergenet_core.store.fleet_queue import QueueEntry
 from workers import processes
 from workers.attempt import Attempt
 from workers.device_lease import borrow, give_back, visible
@@ -101,7 +101,7 @@ def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     several = job.nodes > 1 and trial.kind != "finalize"
     if several:
         # before the driver has started, so that the order of jobs does not depend on which starts faster
-        Place(job, mine.ref).ahead(mine.store.redis)
+        QueueEntry(job, mine.ref).join(mine.store.redis)
     count = 0 if several or trial.kind == "finalize" else job.devices
     lease = borrow(mine, count, lambda: drain.up) if count else None
     if count and lease is None:

@@ -33,6 +33,7 @@ from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.settings import Settings
 from mergenet_core.store import device_leases, rq_queue, worker_registry
 from mergenet_core.store.jobs import Store
+from mergenet_core.store.reconciler import reconcile
 from workers import processes, supervisor
 
 _WORKER_TTL_SECONDS = 30
@@ -82,7 +83,11 @@ class TrialWorker(Worker):  # type: ignore[misc]
         self._me = me
         raw = settings.redis(decode=False)
         # a trial that needs more devices than this host has is left to a larger one
-        names = [rq_queue.FLEET] if me.fleet else [rq_queue.named(count) for count in range(1, len(me.devices) + 1)]
+        names = (
+            [rq_queue.FLEET]
+            if me.fleet
+            else [rq_queue.queue_of_devices(count) for count in range(1, len(me.devices) + 1)]
+        )
         super().__init__(
             [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message) for name in names],
             name=me.name,
@@ -134,7 +139,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         """Take the worker off the lists."""
         with _redis_may_be_away():
             super().register_death()
-            worker_registry.say_gone(self._records, self.name)
+            worker_registry.remove_worker(self._records, self.name)
 
     def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
         """The same while a trial runs; a request to stop is said again, should the work-horse have been too young."""
@@ -206,11 +211,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
     def _look_around(self) -> None:
         with _redis_may_be_away():
             self._me = self._me.model_copy(update={"seen_at": now()})
-            worker_registry.say_alive(self._records, self._me)
+            worker_registry.report_alive(self._records, self._me)
             lease = self._settings.lease_seconds
-            rq_queue.reconcile(
-                Store(self._records), self.connection, every_seconds=min(5.0, lease / 3), patience_seconds=lease
-            )
+            reconcile(Store(self._records), self.connection, every_seconds=min(5.0, lease / 3), patience_seconds=lease)
 
     def _set_work(self, job: Message) -> None:
         with contextlib.suppress(Exception):  # a message that is none is refused by the work-horse, with a log line

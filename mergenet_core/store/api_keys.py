@@ -11,36 +11,35 @@ from redis import Redis
 
 from mergenet_core.errors import NotFound
 from mergenet_core.records.api_keys import ApiKey, Scope
-
-_KEYS = "mergenet:keys"
+from mergenet_core.store import keys
 
 
 def create_key(redis: Redis, name: str, scopes: tuple[Scope, ...], key: str | None = None) -> str:
     """Store a key's hash and return the key, a new random one unless given; a key of that name is replaced."""
     key = key or f"mn_{secrets.token_urlsafe(32)}"
     revoke_keys(redis, name)
-    redis.hset(_KEYS, _hash(key), ApiKey(name=name, scopes=scopes).model_dump_json())
+    redis.hset(keys.API_KEYS, _hash(key), ApiKey(name=name, scopes=scopes).model_dump_json())
     return key
 
 
 def find_key(redis: Redis, key: str) -> ApiKey | None:
-    """Who a key belongs to; the look-up is by hash, so its time tells nothing of the key."""
-    text = cast("str | None", redis.hget(_KEYS, _hash(key)))
+    """Who a key belongs to; the look-up is by hash, so its time reveals nothing of the key."""
+    text = cast("str | None", redis.hget(keys.API_KEYS, _hash(key)))
     return None if text is None else ApiKey.model_validate_json(text)
 
 
-def keys(redis: Redis) -> list[ApiKey]:
+def list_keys(redis: Redis) -> list[ApiKey]:
     """All known keys by name, without the keys themselves."""
-    found = cast("dict[str, str]", redis.hgetall(_KEYS)).values()
+    found = cast("dict[str, str]", redis.hgetall(keys.API_KEYS)).values()
     return sorted((ApiKey.model_validate(json.loads(text)) for text in found), key=lambda key: key.name)
 
 
 def revoke_keys(redis: Redis, name: str, *, required: bool = False) -> None:
     """Forget the keys of that name. Raises: `NotFound` when `required` and there is none."""
-    found = cast("dict[str, str]", redis.hgetall(_KEYS))
+    found = cast("dict[str, str]", redis.hgetall(keys.API_KEYS))
     hashes = [digest for digest, text in found.items() if json.loads(text)["name"] == name]
     if hashes:
-        redis.hdel(_KEYS, *hashes)
+        redis.hdel(keys.API_KEYS, *hashes)
     elif required:
         raise NotFound(f"there is no API key named {name}")
 

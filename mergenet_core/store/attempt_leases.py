@@ -1,6 +1,7 @@
-"""Who works on what, and until when: a lease a running trial, on Redis's clock, shorter than RQ's own.
+"""Leases of running attempts: which attempt is worked on, and until when, on Redis's clock.
 
-A lease is taken and given back in the same transaction as the trial's state (`follow`), so the two never disagree.
+A lease is taken and given back in the same transaction as the trial's state (`add_changes`), so the two never disagree.
+It is shorter than RQ's own time limits.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from redis.client import Pipeline
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.records.state_machine import ACTIVE
+from mergenet_core.store import keys
 
 SECONDS = 15.0
-"""How long a worker may be silent before its trial is given to another."""
-_LEASES = "mergenet:leases"
+"""How long a worker may be silent before its trial is given to another worker."""
 
 
 def deadline(redis: Redis, seconds: float) -> float:
@@ -25,36 +26,36 @@ def deadline(redis: Redis, seconds: float) -> float:
     return whole + micro / 1e6 + seconds
 
 
-def follow(pipe: Pipeline, old: Job, new: Job, until: float) -> None:
-    """Take a lease for each attempt that became active, give back that of each that no longer is."""
+def add_changes(pipe: Pipeline, old: Job, new: Job, until: float) -> None:
+    """Take a lease for each attempt that became active, and drop the lease of each that no longer is."""
     before, after = _active(old), _active(new)
     for attempt in after - before:
-        pipe.zadd(_LEASES, {str(attempt): until})
+        pipe.zadd(keys.ATTEMPT_LEASES, {str(attempt): until})
     for attempt in before - after:
-        pipe.zrem(_LEASES, str(attempt))
+        pipe.zrem(keys.ATTEMPT_LEASES, str(attempt))
 
 
 def renew(redis: Redis, attempt: AttemptRef, seconds: float = SECONDS) -> bool:
-    """Prolong a lease; false when it is no longer held, and then the attempt has to end."""
-    changed = redis.zadd(_LEASES, {str(attempt): deadline(redis, seconds)}, xx=True, ch=True)
+    """Prolong a lease; false when it no longer exists, and then the attempt must end."""
+    changed = redis.zadd(keys.ATTEMPT_LEASES, {str(attempt): deadline(redis, seconds)}, xx=True, ch=True)
     return bool(changed)
 
 
 def held(redis: Redis, attempt: AttemptRef) -> bool:
-    """Whether somebody works on that attempt just now."""
-    until = redis.zscore(_LEASES, str(attempt))
+    """Whether the attempt has a lease that has not run out."""
+    until = redis.zscore(keys.ATTEMPT_LEASES, str(attempt))
     return until is not None and until > deadline(redis, 0)
 
 
 def expired(redis: Redis) -> list[AttemptRef]:
     """The attempts whose lease has run out."""
-    members = cast("list[str]", redis.zrangebyscore(_LEASES, "-inf", deadline(redis, 0)))
+    members = cast("list[str]", redis.zrangebyscore(keys.ATTEMPT_LEASES, "-inf", deadline(redis, 0)))
     return [AttemptRef.parse(member) for member in members]
 
 
 def drop(redis: Redis, attempt: AttemptRef) -> None:
-    """Remove a lease that no record stands behind any more."""
-    redis.zrem(_LEASES, str(attempt))
+    """Remove a lease whose attempt is not active in any record."""
+    redis.zrem(keys.ATTEMPT_LEASES, str(attempt))
 
 
 def _active(job: Job) -> set[AttemptRef]:

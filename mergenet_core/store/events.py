@@ -1,4 +1,4 @@
-"""What a job says while it runs: events, metrics and progress, as bounded Redis streams."""
+"""Events, metrics and progress of a running job, as bounded Redis streams."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Event, Metric, Progress
 from mergenet_core.records.job import Job
 from mergenet_core.records.record import now
+from mergenet_core.store import keys
 
 EVENTS_KEPT = 10_000
 METRICS_KEPT = 200_000
 """Entries of a job's streams; older ones are in the job's folder as JSON lines."""
-
-
-def keys(job_id: str) -> tuple[str, str, str]:
-    """The Redis keys of a job's events, metrics and progress."""
-    return _events(job_id), _metrics(job_id), _progress(job_id)
 
 
 def add_changes(pipe: Pipeline, old: Job | None, new: Job) -> None:
@@ -66,18 +62,13 @@ def add_event(
     entry = {"ts": now().isoformat(), "type": type, "level": level, "message": message, "data": json.dumps(data or {})}
     if attempt is not None:
         entry |= {"trial": attempt.trial_id, "attempt": str(attempt.number)}
-    redis.xadd(_events(job_id), cast("Any", entry), maxlen=EVENTS_KEPT, approximate=True)
+    redis.xadd(keys.job_events(job_id), cast("Any", entry), maxlen=EVENTS_KEPT, approximate=True)
 
 
 def events(redis: Redis, job_id: str, *, after: str | None = None, limit: int = 200) -> list[Event]:
     """A page of a job's events, oldest first, beginning after the id `after`."""
-    found = redis.xrange(_events(job_id), min=f"({after}" if after else "-", count=limit)
+    found = redis.xrange(keys.job_events(job_id), min=f"({after}" if after else "-", count=limit)
     return [to_event(job_id, entry_id, fields) for entry_id, fields in cast("list[tuple[str, dict[str, str]]]", found)]
-
-
-def events_key(job_id: str) -> str:
-    """The Redis key of a job's events, for a reader that blocks on it."""
-    return _events(job_id)
 
 
 def to_event(job_id: str, entry_id: str, fields: Mapping[str, str]) -> Event:
@@ -92,7 +83,7 @@ def add_metrics(redis: Redis, job_id: str, metrics: Iterable[Metric]) -> None:
     with redis.pipeline(transaction=False) as pipe:
         for metric in metrics:
             entry = {"json": metric.model_dump_json()}
-            pipe.xadd(_metrics(job_id), cast("Any", entry), maxlen=METRICS_KEPT, approximate=True)
+            pipe.xadd(keys.job_metrics(job_id), cast("Any", entry), maxlen=METRICS_KEPT, approximate=True)
         pipe.execute()
 
 
@@ -111,7 +102,7 @@ def metrics(
     A step that a second attempt measured again appears once, with the newer attempt's number.
     """
     series: dict[tuple[str, str, str], dict[int, Metric]] = {}
-    for _, fields in cast("list[tuple[str, dict[str, str]]]", redis.xrange(_metrics(job_id))):
+    for _, fields in cast("list[tuple[str, dict[str, str]]]", redis.xrange(keys.job_metrics(job_id))):
         metric = Metric.model_validate_json(fields["json"])
         wanted = (name is None or metric.name == name) and (trial is None or metric.trial == trial)
         if wanted and metric.step >= step_from and (step_to is None or metric.step <= step_to):
@@ -122,13 +113,13 @@ def metrics(
 
 
 def set_progress(redis: Redis, job_id: str, progress: Progress) -> None:
-    """Say where a trial is."""
-    redis.hset(_progress(job_id), progress.trial, progress.model_dump_json())
+    """Store the newest progress of a trial."""
+    redis.hset(keys.job_progress(job_id), progress.trial, progress.model_dump_json())
 
 
 def progress(redis: Redis, job_id: str) -> dict[str, Progress]:
-    """Where each trial was last."""
-    found = cast("dict[str, str]", redis.hgetall(_progress(job_id)))
+    """The newest progress of each trial."""
+    found = cast("dict[str, str]", redis.hgetall(keys.job_progress(job_id)))
     return {trial: Progress.model_validate_json(text) for trial, text in found.items()}
 
 
@@ -136,15 +127,3 @@ def _thinned(points: Mapping[int, Metric], resolution: int) -> list[Metric]:
     ordered = [points[step] for step in sorted(points)]
     stride = max(1, -(-len(ordered) // resolution))
     return [metric for index, metric in enumerate(ordered) if index % stride == 0 or index == len(ordered) - 1]
-
-
-def _events(job_id: str) -> str:
-    return f"mergenet:job:{job_id}:events"
-
-
-def _metrics(job_id: str) -> str:
-    return f"mergenet:job:{job_id}:metrics"
-
-
-def _progress(job_id: str) -> str:
-    return f"mergenet:job:{job_id}:progress"

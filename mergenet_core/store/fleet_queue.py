@@ -1,6 +1,6 @@
-"""The line in which trials on several hosts wait for their devices: the job that came first is placed first.
+"""The queue in which attempts on several hosts wait for devices: the oldest job is served first.
 
-A place in it counts only as long as its attempt's lease does, so that nobody waits for the dead.
+An entry counts only as long as its attempt holds its lease, so that nobody waits for an attempt that is gone.
 """
 
 from __future__ import annotations
@@ -12,32 +12,30 @@ from redis import Redis
 
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
-from mergenet_core.store import attempt_leases
-
-_LINE = "mergenet:fleet:line"
+from mergenet_core.store import attempt_leases, keys
 
 
 @dataclass(frozen=True)
-class Place:
-    """An attempt's place in the line."""
+class QueueEntry:
+    """An attempt that waits in the queue."""
 
     job: Job
     attempt: AttemptRef
 
-    def ahead(self, redis: Redis) -> int:
-        """Join the line, if that was not done yet, and count who is before this attempt.
+    def join(self, redis: Redis) -> int:
+        """Join the queue, unless that was done before, and return the queue position: how many attempts are ahead.
 
-        Where two jobs ask at once, the older job is first; so is a job's trial that is tried again.
+        The order is that of the jobs' creation, also for an attempt that joins late, as after a failure.
         """
-        redis.zadd(_LINE, {str(self.attempt): self.job.created_at.timestamp()}, nx=True)
-        members = cast("list[str]", redis.zrange(_LINE, 0, -1))
+        redis.zadd(keys.FLEET_QUEUE, {str(self.attempt): self.job.created_at.timestamp()}, nx=True)
+        members = cast("list[str]", redis.zrange(keys.FLEET_QUEUE, 0, -1))
         member = str(self.attempt)
         before = members[: members.index(member)] if member in members else members
         gone = [member for member in before if not attempt_leases.held(redis, AttemptRef.parse(member))]
         if gone:
-            redis.zrem(_LINE, *gone)
+            redis.zrem(keys.FLEET_QUEUE, *gone)
         return len(before) - len(gone)
 
     def leave(self, redis: Redis) -> None:
-        """Let the next one be first."""
-        redis.zrem(_LINE, str(self.attempt))
+        """Leave the queue."""
+        redis.zrem(keys.FLEET_QUEUE, str(self.attempt))

@@ -1,14 +1,15 @@
 """Job records in Redis: created once, changed by compare-and-set, listed by state and label.
 
-Every change goes through `Store.update`, which reads a record, applies a pure function of `state.py` to it, and writes
-the result, its indices, leases and events in one transaction, or starts over when someone else was faster.
+Every change goes through `Store.update`. It reads a record, applies a pure function of `records/state_machine.py` to
+it, and writes the result, its indices, leases and events in one transaction; where the record changed meanwhile, it
+starts over.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, cast, get_args
+from collections.abc import Callable
+from typing import cast, get_args
 
 from redis import Redis
 from redis.client import Pipeline
@@ -17,12 +18,11 @@ from redis.exceptions import WatchError
 from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
 from mergenet_core.records.job import TERMINAL, Job, JobState
 from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.parse import digest
-from mergenet_core.store import attempt_leases, events
+from mergenet_core.store import attempt_leases, events, keys
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
-_ALL = "mergenet:jobs"
-_QUEUED = "mergenet:queued"
 _DELETED_SECONDS = 3600
 """How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
 
@@ -34,7 +34,7 @@ class Store:
         self.redis = redis
 
     def create(
-        self, job: Job, spec: JobSpec, plan: Mapping[str, Any], *, idempotency_key: str | None = None
+        self, job: Job, spec: JobSpec, plan: JsonObject, *, idempotency_key: str | None = None
     ) -> tuple[Job, bool]:
         """Write a new job, or return the one that the same owner made before with this idempotency key.
 
@@ -42,7 +42,7 @@ class Store:
         """
         document = spec.model_dump_json(exclude_defaults=True)
         sha256 = digest(spec)
-        idempotency = f"mergenet:idempotency:{job.owner}:{idempotency_key}"
+        idempotency = keys.idempotency(job.owner, idempotency_key or "")
         with self.redis.pipeline() as pipe:
             while True:
                 try:
@@ -52,8 +52,8 @@ class Store:
                         if known is not None and (before := self._known(json.loads(known), sha256)):
                             return before, False
                     pipe.multi()
-                    pipe.set(_key(job.id, "spec"), document)
-                    pipe.set(_key(job.id, "plan"), json.dumps(plan))
+                    pipe.set(keys.job_spec(job.id), document)
+                    pipe.set(keys.job_plan(job.id), json.dumps(plan))
                     if idempotency_key is not None:
                         pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
                     _write(pipe, None, job)
@@ -64,28 +64,31 @@ class Store:
 
     def get(self, job_id: str) -> Job:
         """The record of a job. Raises: `NotFound`."""
-        text = cast("str | None", self.redis.get(_key(job_id)))
+        text = cast("str | None", self.redis.get(keys.job(job_id)))
         if text is None:
             raise NotFound(f"there is no job {job_id}; GET /jobs lists those there are")
         return Job.model_validate_json(text)
 
     def spec(self, job_id: str) -> JobSpec:
         """The document that the job was made from. Raises: `NotFound`."""
-        return JobSpec.model_validate_json(self._document(job_id, "spec"))
+        return JobSpec.model_validate_json(self._document(job_id, keys.job_spec(job_id)))
 
-    def plan(self, job_id: str) -> dict[str, Any]:
-        """The pairing and the estimate made when the job was accepted. Raises: `NotFound`."""
-        found: dict[str, Any] = json.loads(self._document(job_id, "plan"))
+    def plan(self, job_id: str) -> JsonObject:
+        """The plan made when the job was accepted, as JSON. Raises: `NotFound`."""
+        found: JsonObject = json.loads(self._document(job_id, keys.job_plan(job_id)))
         return found
 
     def update(
         self, job_id: str, change: Callable[[Job], Job], *, lease_seconds: float = attempt_leases.SECONDS
     ) -> Job:
-        """Apply a transition of `state.py`; whatever it raises leaves the record as it was. Raises: `NotFound`."""
+        """Apply a transition of the state machine; when that raises, the record stays as it was.
+
+        Raises: `NotFound`, and what `change` raises.
+        """
         with self.redis.pipeline() as pipe:
             while True:
                 try:
-                    pipe.watch(_key(job_id))  # type: ignore[no-untyped-call]
+                    pipe.watch(keys.job(job_id))  # type: ignore[no-untyped-call]
                     old = self._read(pipe, job_id)
                     new = change(old)
                     if new == old:
@@ -93,7 +96,7 @@ class Store:
                     deadline = attempt_leases.deadline(self.redis, lease_seconds)
                     pipe.multi()
                     _write(pipe, old, new)
-                    attempt_leases.follow(pipe, old, new, deadline)
+                    attempt_leases.add_changes(pipe, old, new, deadline)
                     pipe.execute()
                     return new
                 except WatchError:
@@ -108,9 +111,9 @@ class Store:
         limit: int = 50,
     ) -> tuple[list[Job], str | None]:
         """Newest jobs first, `limit` at a time; the second value is the cursor to give as `after` for more."""
-        index = f"{_ALL}:state:{state}" if state else _ALL
+        index = keys.jobs_in_state(state) if state else keys.JOBS
         if label is not None:
-            index, state_wanted = _label_index(*label), state
+            index, state_wanted = keys.jobs_with_label(*label), state
         else:
             state_wanted = None
         found: list[Job] = []
@@ -123,7 +126,7 @@ class Store:
             if not ids:
                 break
             cursor = ids[-1]
-            texts = cast("list[str | None]", self.redis.mget([_key(job_id) for job_id in ids]))
+            texts = cast("list[str | None]", self.redis.mget([keys.job(job_id) for job_id in ids]))
             jobs = [Job.model_validate_json(text) for text in texts if text is not None]
             found += [job for job in jobs if state_wanted is None or job.state == state_wanted]
             if len(ids) <= limit:
@@ -136,17 +139,17 @@ class Store:
         states = get_args(JobState)
         with self.redis.pipeline(transaction=False) as pipe:
             for state in states:
-                pipe.zcard(f"{_ALL}:state:{state}")
+                pipe.zcard(keys.jobs_in_state(state))
             return {state: int(count) for state, count in zip(states, pipe.execute(), strict=True) if count}
 
     def queued(self) -> list[tuple[str, str]]:
         """Job and trial of everything that waits for a worker, in the order in which it was queued."""
-        members = cast("list[str]", self.redis.zrange(_QUEUED, 0, -1))
+        members = cast("list[str]", self.redis.zrange(keys.QUEUED, 0, -1))
         return [cast("tuple[str, str]", tuple(member.split("/", 1))) for member in members]
 
-    def place(self, job_id: str, trial_id: str) -> int | None:
+    def queue_position(self, job_id: str, trial_id: str) -> int | None:
         """How many trials were queued before this one; None when it does not wait."""
-        return cast("int | None", self.redis.zrank(_QUEUED, f"{job_id}/{trial_id}"))
+        return cast("int | None", self.redis.zrank(keys.QUEUED, f"{job_id}/{trial_id}"))
 
     def delete(self, job_id: str) -> None:
         """Forget a job whose state is terminal; its folder is the caller's.
@@ -156,17 +159,17 @@ class Store:
         with self.redis.pipeline() as pipe:
             while True:
                 try:
-                    pipe.watch(_key(job_id))  # type: ignore[no-untyped-call]
+                    pipe.watch(keys.job(job_id))  # type: ignore[no-untyped-call]
                     job = self._read(pipe, job_id)
                     if job.state not in TERMINAL:
                         raise StateConflict(f"the job is {job.state}; cancel it first, or wait for its end")
                     pipe.multi()
-                    pipe.zrem(_ALL, job_id)
-                    pipe.zrem(f"{_ALL}:state:{job.state}", job_id)
+                    pipe.zrem(keys.JOBS, job_id)
+                    pipe.zrem(keys.jobs_in_state(job.state), job_id)
                     for name, value in job.labels.items():
-                        pipe.zrem(_label_index(name, value), job_id)
-                    pipe.delete(_key(job_id), _key(job_id, "spec"), _key(job_id, "plan"), *events.keys(job_id))
-                    pipe.set(_deleted(job_id), "1", ex=_DELETED_SECONDS)
+                        pipe.zrem(keys.jobs_with_label(name, value), job_id)
+                    pipe.delete(*keys.all_of_job(job_id))
+                    pipe.set(keys.deleted_job(job_id), "1", ex=_DELETED_SECONDS)
                     pipe.execute()
                     return
                 except WatchError:
@@ -174,16 +177,16 @@ class Store:
 
     def deleted(self, job_id: str) -> bool:
         """Whether a user deleted the job within the last hour."""
-        return bool(self.redis.exists(_deleted(job_id)))
+        return bool(self.redis.exists(keys.deleted_job(job_id)))
 
     def _read(self, pipe: Pipeline, job_id: str) -> Job:
-        text = cast("str | None", pipe.get(_key(job_id)))
+        text = cast("str | None", pipe.get(keys.job(job_id)))
         if text is None:
             raise NotFound(f"there is no job {job_id}")
         return Job.model_validate_json(text)
 
-    def _document(self, job_id: str, part: str) -> str:
-        text = cast("str | None", self.redis.get(_key(job_id, part)))
+    def _document(self, job_id: str, key: str) -> str:
+        text = cast("str | None", self.redis.get(key))
         if text is None:
             raise NotFound(f"there is no job {job_id}")
         return text
@@ -200,37 +203,20 @@ class Store:
 
 
 def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
-    pipe.set(_key(new.id), new.model_dump_json())
+    pipe.set(keys.job(new.id), new.model_dump_json())
     if old is None:
-        pipe.zadd(_ALL, {new.id: 0})
+        pipe.zadd(keys.JOBS, {new.id: 0})
         for name, value in new.labels.items():
-            pipe.zadd(_label_index(name, value), {new.id: 0})
+            pipe.zadd(keys.jobs_with_label(name, value), {new.id: 0})
     if old is None or old.state != new.state:
         if old is not None:
-            pipe.zrem(f"{_ALL}:state:{old.state}", new.id)
-        pipe.zadd(f"{_ALL}:state:{new.state}", {new.id: 0})
+            pipe.zrem(keys.jobs_in_state(old.state), new.id)
+        pipe.zadd(keys.jobs_in_state(new.state), {new.id: 0})
     before = {trial.id: trial for trial in old.trials} if old else {}
     for trial in new.trials:
         was = before.get(trial.id)
         if trial.state == "queued" and (was is None or was.state != "queued"):
-            pipe.zadd(_QUEUED, {f"{new.id}/{trial.id}": new.updated_at.timestamp()})
+            pipe.zadd(keys.QUEUED, {f"{new.id}/{trial.id}": new.updated_at.timestamp()})
         elif trial.state != "queued" and was is not None and was.state == "queued":
-            pipe.zrem(_QUEUED, f"{new.id}/{trial.id}")
+            pipe.zrem(keys.QUEUED, f"{new.id}/{trial.id}")
     events.add_changes(pipe, old, new)
-
-
-def record_key(job_id: str) -> str:
-    """The Redis key of a job's record, for a reader with a connection of its own."""
-    return _key(job_id)
-
-
-def _key(job_id: str, part: str | None = None) -> str:
-    return f"mergenet:job:{job_id}" + (f":{part}" if part else "")
-
-
-def _deleted(job_id: str) -> str:
-    return f"mergenet:deleted:{job_id}"
-
-
-def _label_index(name: str, value: str) -> str:
-    return f"{_ALL}:label:{name}={value}"

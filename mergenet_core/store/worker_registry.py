@@ -9,27 +9,29 @@ from redis import Redis
 
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import WorkerInfo
+from mergenet_core.store import keys
 
 WORKER_SECONDS = 60
-"""A worker that said nothing for so long is no longer listed."""
-_WORKERS = "mergenet:workers"
+"""A worker that has not reported for this long is no longer listed."""
 
 
-def say_alive(redis: Redis, worker: WorkerInfo) -> None:
+def report_alive(redis: Redis, worker: WorkerInfo) -> None:
     """Record what a worker is doing."""
-    redis.hset(_WORKERS, worker.name, worker.model_dump_json())
+    redis.hset(keys.WORKERS, worker.name, worker.model_dump_json())
 
 
-def say_gone(redis: Redis, name: str) -> None:
-    """Take a worker off the list."""
-    redis.hdel(_WORKERS, name)
+def remove_worker(redis: Redis, name: str) -> None:
+    """Remove a worker from the list."""
+    redis.hdel(keys.WORKERS, name)
 
 
 def workers(redis: Redis) -> list[WorkerInfo]:
-    """The workers heard of within `WORKER_SECONDS`, by name."""
-    found = [WorkerInfo.model_validate_json(text) for text in cast("dict[str, str]", redis.hgetall(_WORKERS)).values()]
+    """The workers that reported within `WORKER_SECONDS`, by name."""
+    found = [
+        WorkerInfo.model_validate_json(text) for text in cast("dict[str, str]", redis.hgetall(keys.WORKERS)).values()
+    ]
     oldest = now() - timedelta(seconds=WORKER_SECONDS)
     for worker in found:
         if worker.seen_at < oldest:
-            say_gone(redis, worker.name)
+            remove_worker(redis, worker.name)
     return sorted((worker for worker in found if worker.seen_at >= oldest), key=lambda worker: worker.name)

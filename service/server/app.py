@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from mergenet_core import __version__
-from mergenet_core.store import rq_queue
+from mergenet_core.store.reconciler import reconcile
 from service.server import problem_details, submission
 from service.server.access_log import AccessLog
 from service.server.dependencies import Context, connect
@@ -69,7 +69,7 @@ def _reconcile(context: Context, stop: threading.Event) -> None:
     every = context.settings.reconcile_seconds
     while not stop.wait(every):
         try:
-            rq_queue.reconcile(context.store, context.queue_redis, every_seconds=every)
+            reconcile(context.store, context.queue_redis, every_seconds=every)
             submission.settle(context)
         except RedisError as error:
             log.warning("the queue could not be compared with the records: %s", error)

@@ -13,8 +13,7 @@ from redis.exceptions import RedisError
 
 from mergenet_core.records.events import Progress
 from mergenet_core.records.job import TERMINAL, Job
-from mergenet_core.store import events
-from mergenet_core.store.jobs import record_key
+from mergenet_core.store import events, keys
 
 log = logging.getLogger("mergenet.service")
 
@@ -35,10 +34,10 @@ async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerS
     try:
         while True:
             # read the state first: once it is terminal, the event of that state is already in the stream
-            record = await redis.get(record_key(job_id))
+            record = await redis.get(keys.job(job_id))
             ended = record is None or Job.model_validate_json(record).state in TERMINAL
             block = None if ended else BLOCK_MILLISECONDS
-            page = cast("_Page", await redis.xread({events.events_key(job_id): after}, count=PAGE, block=block))
+            page = cast("_Page", await redis.xread({keys.job_events(job_id): after}, count=PAGE, block=block))
             entries = page[0][1] if page else []
             for after, fields in entries:
                 event = events.to_event(job_id, after, fields)
@@ -55,7 +54,7 @@ async def follow(redis: Redis, job_id: str, after: str) -> AsyncIterator[ServerS
 
 async def _changed_progress(redis: Redis, job_id: str, sent: dict[str, Progress]) -> list[Progress]:
     """The progress of trials that differs from what was sent last; updates `sent`."""
-    found = await cast("Awaitable[dict[str, str]]", redis.hgetall(events.keys(job_id)[2]))
+    found = await cast("Awaitable[dict[str, str]]", redis.hgetall(keys.job_progress(job_id)))
     progress = {trial: Progress.model_validate_json(text) for trial, text in found.items()}
     changed = [one for trial, one in progress.items() if sent.get(trial) != one]
     sent |= progress

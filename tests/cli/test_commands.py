@@ -160,7 +160,7 @@ def test_workers_and_devices_are_listed_and_a_device_is_cleared(up: Shell) -> No
             name="w", host="h", ledger="h", state="idle", device="cpu: x", devices=slots, memory_bytes=8 << 30, cpus=2,
             seen_at=now(),
         )  # fmt: skip
-        worker_registry.say_alive(redis, worker)
+        worker_registry.report_alive(redis, worker)
         lease = device_leases.acquire(redis, "h", ["0", "1"], "j/t/1/w", 1, lease_seconds=30)
         assert isinstance(lease, device_leases.Lease)
         assert device_leases.quarantine(redis, lease, "process 7 of j/t/1/w could not be ended")
@@ -171,7 +171,7 @@ def test_workers_and_devices_are_listed_and_a_device_is_cleared(up: Shell) -> No
         assert (cleared.exit_code, "quarantined" in cleared.stdout) == (0, False)
         again = up.call("devices", "clear", "h", "0")
         assert (again.exit_code, "device 0 of h is not quarantined" in again.stderr) == (2, True)
-        worker_registry.say_gone(redis, "w")
+        worker_registry.remove_worker(redis, "w")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from mergenet_core.records.job import Job
+from mergenet_core.store import keys
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 from tests.workers import fleets
 from tests.workers.fleets import Fleet
@@ -96,7 +97,7 @@ def test_a_waiting_job_says_what_it_waits_for_and_pauses_at_once(fleet: Fleet, l
     running = lab.submit(small(labels={"endless": "yes"}))
     wait(lambda: len(notes(lab, running)) == 2, "the first job", lab.explain)
     waiting = lab.submit(small())
-    why = "needs 2 hosts with 1 CPU slot each, 0 are free; first in line"
+    why = "needs 2 hosts with 1 CPU slot each, 0 are free; position 1 in the queue"
     wait(lambda: lab.store.get(waiting.id).trial(SOLO).reason == why, why, lab.explain)
     lab.ask(waiting, "pause")
     lab.wait_for_state(waiting, "paused", seconds=5)
@@ -177,4 +178,4 @@ def test_every_trial_of_a_job_runs_on_the_fleet_and_the_report_is_made_there_too
     )
     assert job.artifact is not None
     assert (lab.settings.job_folder(job.id).path / job.artifact / "manifest.json").exists()
-    assert lab.store.redis.zcard("mergenet:fleet:line") == 0, "nobody is left in the line"
+    assert lab.store.redis.zcard(keys.FLEET_QUEUE) == 0, "nobody is left in the line"

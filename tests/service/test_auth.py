@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute
 
+from mergenet_core.store import keys
 from mergenet_core.store.api_keys import create_key
 from mergenet_core.store.jobs import Store
 from service.server.app import create_app
@@ -87,7 +88,7 @@ def test_keys_are_made_listed_and_revoked(client: TestClient, settings: ServiceS
     made = client.post("/keys", json={"name": "ci", "scopes": ["read", "submit"]})
     assert made.status_code == 201
     key = made.json()["key"]
-    assert key not in str(store.redis.hgetall("mergenet:keys"))  # only its hash is at rest
+    assert key not in str(store.redis.hgetall(keys.API_KEYS))  # only its hash is at rest
     assert client.get("/keys").json() == [{"name": "ci", "scopes": ["read", "submit"]}]
     other = TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"})
     assert other.get("/jobs").status_code == 200

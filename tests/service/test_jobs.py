@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from rq import Queue
 
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
@@ -16,11 +17,11 @@ from mergenet_core.records.events import Progress
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.spec.parse import digest
-from mergenet_core.store import device_leases
+from mergenet_core.store import device_leases, rq_queue
 from mergenet_core.store.events import set_progress
 from mergenet_core.store.jobs import Store
-from mergenet_core.store.rq_queue import _queue, reconcile
-from mergenet_core.store.worker_registry import say_alive, say_gone
+from mergenet_core.store.reconciler import reconcile
+from mergenet_core.store.worker_registry import remove_worker, report_alive
 from service.server.settings import ServiceSettings
 from tests.service import finishing
 
@@ -28,7 +29,7 @@ Post = Callable[..., str]
 
 
 def sent(settings: ServiceSettings) -> set[str]:
-    return {str(one) for one in _queue(settings.redis(decode=False)).get_job_ids()}
+    return {str(one) for one in Queue(rq_queue.QUEUE, connection=settings.redis(decode=False)).get_job_ids()}
 
 
 def test_a_posted_job_is_queued_with_its_folder_and_can_be_looked_at(
@@ -122,7 +123,7 @@ def test_a_job_says_why_it_waits(client: TestClient, post: Post, store: Store) -
         seen_at=now(),
         job=first,
     )
-    say_alive(store.redis, busy)
+    report_alive(store.redis, busy)
     finishing.start(store, first, "transfer-0")
     assert client.get(f"/jobs/{second}").json()["waiting_reason"] == "position 2 in the queue; 1 worker, 1 busy"
     assert client.get(f"/jobs/{first}").json()["waiting_reason"] is None
@@ -139,14 +140,14 @@ def test_more_devices_than_any_host_has_are_refused_and_a_host_that_left_is_wait
     )  # fmt: skip
     small = large.model_copy(update={"name": "v", "host": "small", "devices": slots[:1]})
     for worker in (large, small):
-        say_alive(store.redis, worker)
+        report_alive(store.redis, worker)
     job = post(resources={"devices": 2})
     assert client.get(f"/jobs/{job}").json()["waiting_reason"] == "position 1 in the queue; 1 worker, 0 busy"
     answer = client.post("/jobs/validate", json=document | {"resources": {"devices": 4}})
     assert answer.status_code == 422
     assert "resources.devices is 4; the largest host, big, has 2" in answer.json()["detail"]
     assert answer.json()["errors"][0]["pointer"] == "/resources/devices"
-    say_gone(store.redis, "w")
+    remove_worker(store.redis, "w")
     waiting = client.get(f"/jobs/{job}").json()["waiting_reason"]
     assert waiting.startswith("position 1 in the queue; needs 2 devices on one host; no running worker is on a host")
 
@@ -157,7 +158,7 @@ def test_devices_are_listed_and_a_quarantined_one_is_cleared(client: TestClient,
         name="w", host="h", ledger="boot", state="idle", device="cuda: x", devices=slots, memory_bytes=1, cpus=2,
         seen_at=now(),
     )  # fmt: skip
-    say_alive(store.redis, worker)
+    report_alive(store.redis, worker)
     lease = device_leases.acquire(store.redis, "boot", ["GPU-1", "GPU-2"], "job/trial/1/w", 1, lease_seconds=30)
     assert isinstance(lease, device_leases.Lease)
     listed = client.get("/devices").json()
@@ -178,13 +179,13 @@ def test_a_job_on_several_hosts_waits_for_a_fleet_worker_and_then_for_hosts(
     job = post(resources={"nodes": 2})
     assert any("needs a fleet worker" in note for note in client.get(f"/jobs/{job}/plan").json()["notes"])
     plain = WorkerInfo(name="w", host="h", state="idle", device="cpu", memory_bytes=16 << 30, cpus=2, seen_at=now())
-    say_alive(store.redis, plain)
+    report_alive(store.redis, plain)
     waiting = client.get(f"/jobs/{job}").json()["waiting_reason"]
     assert waiting.startswith("position 1 in the queue; needs a fleet worker, none is running")
-    say_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
+    report_alive(store.redis, plain.model_copy(update={"name": "f", "fleet": True, "state": "busy"}))
     assert client.get(f"/jobs/{job}").json()["waiting_reason"] == "position 1 in the queue; 1 fleet worker, 1 busy"
     store.update(job, lambda record: state_machine.claim(record, AttemptRef(record.id, "control-0", 1), "f"))
-    why = "needs 2 hosts with 4 GPUs each, 1 is free; first in line"
+    why = "needs 2 hosts with 4 GPUs each, 1 is free; position 1 in the queue"
     store.update(job, lambda record: state_machine.waits(record, record.attempt(record.trial("control-0")), why))
     assert client.get(f"/jobs/{job}").json()["waiting_reason"] == why
     store.update(job, lambda record: state_machine.started(record, record.attempt(record.trial("control-0"))))
@@ -203,7 +204,7 @@ def test_a_job_shows_where_its_trials_are(client: TestClient, post: Post, store:
 def test_pause_resume_and_cancel(client: TestClient, post: Post, settings: ServiceSettings) -> None:
     job_id = post()
     assert client.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
-    queue = _queue(settings.redis(decode=False))
+    queue = Queue(rq_queue.QUEUE, connection=settings.redis(decode=False))
     queue.empty()
     assert client.post(f"/jobs/{job_id}/resume").json()["state"] == "queued"
     assert sent(settings) == {f"{job_id}_{trial}_1" for trial in ("transfer-0", "control-0")}
@@ -264,7 +265,7 @@ def test_plan_and_report(client: TestClient, post: Post, store: Store, settings:
 @pytest.mark.usefixtures("client")  # its reconciler runs
 def test_a_lost_message_is_sent_again(post: Post, settings: ServiceSettings, store: Store) -> None:
     job_id = post()
-    _queue(settings.redis(decode=False)).empty()
+    Queue(rq_queue.QUEUE, connection=settings.redis(decode=False)).empty()
     while not sent(settings):
         reconcile(store, settings.redis(decode=False), every_seconds=0.05)
     assert sent(settings) == {f"{job_id}_{trial}_1" for trial in ("transfer-0", "control-0")}

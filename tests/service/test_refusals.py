@@ -14,7 +14,7 @@ from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.spec.parse import parse
 from mergenet_core.store.jobs import Store
-from mergenet_core.store.worker_registry import say_alive
+from mergenet_core.store.worker_registry import report_alive
 from service.server import submission
 from service.server.settings import ServiceSettings
 
@@ -236,7 +236,7 @@ def test_a_job_too_large_for_every_worker_is_refused(
     small = WorkerInfo(
         name="w", host="h", state="idle", device="cpu", devices=(slot,), memory_bytes=1 << 20, cpus=1, seen_at=now()
     )
-    say_alive(store.redis, small)
+    report_alive(store.redis, small)
     problem = client.post("/jobs", json=document).json()
     assert problem["type"] == "urn:mergenet:problem:too-large"
     assert "the largest worker, w, has 0.0 GB" in problem["detail"]

@@ -46,8 +46,8 @@ def lent(redis: Redis, holder: str, count: int, *, lease: float = 30.0) -> Lease
     return answer
 
 
-def waiting(place: int, free: int, usable: int = len(IDS)) -> Waiting:
-    return Waiting(place=place, free=free, usable=usable)
+def waiting(queue_position: int, free: int, usable: int = len(IDS)) -> Waiting:
+    return Waiting(queue_position=queue_position, free=free, usable=usable)
 
 
 def states(redis: Redis) -> dict[str, device_leases.DeviceState]:
@@ -57,6 +57,13 @@ def states(redis: Redis) -> dict[str, device_leases.DeviceState]:
         seen_at=now(),
     )  # fmt: skip
     return {one.id: one for one in device_leases.listing(redis, [worker, worker])}
+
+
+def test_a_waiter_learns_why_it_waits() -> None:
+    assert waiting(0, 1).describe(2, known=4) == "needs 2 devices, 1 of 4 free, position 1 in the queue"
+    assert waiting(20, 0, usable=3).describe(1, known=4) == (
+        "needs a device, 0 of 4 free, 1 quarantined (`mergenet workers` shows why), position 21 in the queue"
+    )
 
 
 def test_devices_are_lent_all_or_nothing(redis: Redis) -> None:
@@ -120,7 +127,7 @@ def test_an_old_number_can_neither_prolong_nor_return_what_was_lent_again(redis:
     assert not device_leases.renew(redis, old, 30)
     new = lent(redis, "b", 4)
     assert new.number > old.number
-    assert new.left == dict.fromkeys(IDS, "a"), "what may still run there is told"
+    assert new.previous_holders == dict.fromkeys(IDS, "a"), "what may still run there is told"
     assert not device_leases.renew(redis, old, 30)
     assert not device_leases.release(redis, old)
     assert not device_leases.quarantine(redis, old, "late")
@@ -254,7 +261,7 @@ class Ledger(RuleBasedStateMachine):
             return
         ahead = [self.wants[name] for name in self.line[: self.line.index(holder)]]
         if isinstance(answer, Waiting):
-            assert answer == Waiting(place=len(ahead), free=len(free), usable=usable)
+            assert answer == Waiting(queue_position=len(ahead), free=len(free), usable=usable)
             could = any(want <= len(free) for want in ahead) or (old and any(want <= usable for want in ahead))
             assert count > len(free) or could, "nobody waits for nothing"
             return

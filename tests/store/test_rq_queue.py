@@ -14,8 +14,9 @@ from mergenet_core.errors import StaleAttempt
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
-from mergenet_core.store import attempt_leases, rq_queue
+from mergenet_core.store import attempt_leases, keys, rq_queue
 from mergenet_core.store.jobs import Store
+from mergenet_core.store.reconciler import reconcile
 from tests.conftest import RedisServer
 from tests.store.test_jobs import create
 
@@ -37,8 +38,8 @@ def take(raw: Redis) -> str:
 
 
 def sweep(store: Store, raw: Redis, patience_seconds: float = 15) -> None:
-    store.redis.delete("mergenet:reconciler")
-    assert rq_queue.reconcile(store, raw, patience_seconds=patience_seconds)
+    store.redis.delete(keys.RECONCILER_LOCK)
+    assert reconcile(store, raw, patience_seconds=patience_seconds)
 
 
 def test_a_queued_trial_gets_one_message_however_often_it_is_sent(redis: Redis, raw: Redis) -> None:
@@ -126,14 +127,14 @@ def test_an_attempt_whose_lease_ran_out_is_ended_and_tried_again_when_its_pause_
 
 
 def test_a_lease_that_no_record_stands_behind_is_dropped(redis: Redis, raw: Redis) -> None:
-    redis.zadd("mergenet:leases", {"gone/control-0/1": 0})
+    redis.zadd(keys.ATTEMPT_LEASES, {"gone/control-0/1": 0})
     sweep(Store(redis), raw)
     assert attempt_leases.expired(redis) == []
 
 
 def test_one_caller_at_a_time_reconciles(redis: Redis, raw: Redis) -> None:
-    assert rq_queue.reconcile(Store(redis), raw)
-    assert not rq_queue.reconcile(Store(redis), raw)
+    assert reconcile(Store(redis), raw)
+    assert not reconcile(Store(redis), raw)
 
 
 def test_a_paused_job_gets_its_message_again_on_resume(redis: Redis, raw: Redis) -> None:

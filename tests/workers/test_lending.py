@@ -63,7 +63,7 @@ def test_a_trial_that_needs_all_devices_says_what_it_waits_for_and_can_be_steere
     running = narrow.submit(document())
     narrow.wait_for_checkpoint(running)
     waiting = narrow.submit(wide())
-    reason = "needs 2 devices, 1 of 2 free, first in line"
+    reason = "needs 2 devices, 1 of 2 free, position 1 in the queue"
     wait(lambda: narrow.store.get(waiting.id).trial(SOLO).reason == reason, "the reason", narrow.explain)
     assert [event.message for event in narrow.events(waiting, "trial.waiting")] == [reason]
     are(narrow, "free", "held")
@@ -87,7 +87,7 @@ def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
     other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
     assert other.trial(SOLO).attempt == 1
     assert lab.store.get(job.id).trial(SOLO).attempt == 0, "the small host leaves it alone"
-    assert rq_queue.waiting(lab.redis_server.client(decode=False), rq_queue.named(2)) == 1
+    assert rq_queue.waiting(lab.redis_server.client(decode=False), rq_queue.queue_of_devices(2)) == 1
     large = lab.start_worker(MERGENET_CPU_SLOTS="2")
     job = lab.wait_for_state(job, "succeeded", 120)
     assert job.trial(SOLO).attempt == 1

@@ -17,7 +17,7 @@ from mergenet_core.planning.auto_methods import preferred
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.storage import published_folder
-from mergenet_core.store import rq_queue, worker_registry
+from mergenet_core.store import keys, rq_queue, worker_registry
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
 
 
@@ -198,7 +198,7 @@ def test_a_trial_that_always_crashes_is_tried_so_often_and_no_more(lab: Lab) -> 
 def test_a_job_that_was_deleted_under_its_worker_leaves_no_process(lab: Lab) -> None:
     job = lab.submit(document())
     lab.wait_for_checkpoint(job)
-    lab.store.redis.delete(f"mergenet:job:{job.id}")
+    lab.store.redis.delete(keys.job(job.id))
     wait(lambda: not lab.processes(job), "the training to end", lab.explain)
 
 

@@ -26,7 +26,7 @@ from mergenet_core.records.job import Job
 from mergenet_core.settings import Settings
 from mergenet_core.spec.job import ResourcesSpec
 from mergenet_core.store import events, rq_queue
-from mergenet_core.store.fleet_queue import Place
+from mergenet_core.store.fleet_queue import QueueEntry
 from mergenet_core.store.jobs import Store
 from workers import processes
 from workers.outcome import Outcome, failed, send
@@ -44,7 +44,6 @@ _PLACE_SECONDS = 1
 _YIELD_SECONDS = 30.0
 """So long a trial that the fleet is too small for keeps other trials waiting."""
 _CLEAN_SECONDS = 10.0
-_ORDINALS = ("", "second", "third", "fourth", "fifth")
 _log = logging.getLogger("workers.fleet.driver")
 
 
@@ -85,12 +84,12 @@ class _Driver:
         resources = self._store.spec(self._job.id).resources
         from workers.fleet import host_launchers, ray_cluster
 
-        place = Place(self._job, self._attempt)
+        entry = QueueEntry(self._job, self._attempt)
         try:
-            want = self._place(place, resources)
+            want = self._place(entry, resources)
         finally:
             with contextlib.suppress(RedisError):
-                place.leave(self._store.redis)
+                entry.leave(self._store.redis)
         if want is None or self._group is None:
             return Outcome(ended="interrupted", message=self._said or "stopped on request before the training began")
         self._say(None)
@@ -119,7 +118,7 @@ class _Driver:
             if outcome is not None:
                 return outcome
 
-    def _place(self, place: Place, resources: ResourcesSpec) -> Want | None:
+    def _place(self, entry: QueueEntry, resources: ResourcesSpec) -> Want | None:
         """Wait for the devices; None where the trial was asked to stop, or gives way to others."""
         from workers.fleet import ray_cluster
 
@@ -133,39 +132,40 @@ class _Driver:
         while not self._stop(_PAUSE_SECONDS):
             total, free = ray_cluster.census(want)
             if total < want.nodes:
-                self._withdraw(place)
+                self._withdraw(entry)
                 self._say(f"needs {want}, the fleet has {total} of them")
                 small_since = small_since or time.monotonic()
                 if time.monotonic() > small_since + _YIELD_SECONDS and self._others_wait():
                     return None
                 continue
             small_since = None
-            if (ahead := self._ahead(place)) > 0:
+            if (ahead := self._ahead(entry)) > 0:
                 self._withdraw(None)
-                line = _ORDINALS[ahead] if ahead < len(_ORDINALS) else f"number {ahead + 1}"
-                self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; {line} in line")
+                self._say(
+                    f"needs {want}, {free} {'is' if free == 1 else 'are'} free; position {ahead + 1} in the queue"
+                )
                 continue
             self._group = self._group or ray_cluster.ask(want)
             if self._group.wait(_PLACE_SECONDS):
                 return want
-            self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; first in line")
+            self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; position 1 in the queue")
         self._said = None
         return None
 
-    def _withdraw(self, place: Place | None) -> None:
-        """Ask Ray for nothing now, and with `place` let others go first too."""
+    def _withdraw(self, entry: QueueEntry | None) -> None:
+        """Ask Ray for nothing now, and with `entry` let others go first too."""
         if self._group is not None:
             from workers.fleet import ray_cluster
 
             ray_cluster.give_back(self._group)
             self._group = None
-        if place is not None:
+        if entry is not None:
             with contextlib.suppress(RedisError):
-                place.leave(self._store.redis)
+                entry.leave(self._store.redis)
 
-    def _ahead(self, place: Place) -> int:
+    def _ahead(self, entry: QueueEntry) -> int:
         try:
-            return place.ahead(self._store.redis)
+            return entry.join(self._store.redis)
         except RedisError as error:
             _log.warning("the line cannot be seen: %s", error)
             return 1

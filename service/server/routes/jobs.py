@@ -198,7 +198,7 @@ def view(context: Context, job: Job) -> JobView:
 
 
 def _queue_position(context: Context, job: Job) -> int | None:
-    ranks = [context.store.place(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
+    ranks = [context.store.queue_position(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
     first = min((rank for rank in ranks if rank is not None), default=None)
     return None if first is None else first + 1
 

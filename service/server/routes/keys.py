@@ -29,7 +29,7 @@ class KeyRequest(BaseModel):
 @router.get("", responses={**responses(401, 403, 503)}, summary="List keys")
 def list_keys(context: Ctx) -> list[KeyView]:
     """Names and scopes of all keys. The keys themselves are not stored."""
-    return [KeyView(name=key.name, scopes=list(key.scopes)) for key in api_keys.keys(context.redis)]
+    return [KeyView(name=key.name, scopes=list(key.scopes)) for key in api_keys.list_keys(context.redis)]
 
 
 @router.post(
