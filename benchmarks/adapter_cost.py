@@ -22,8 +22,8 @@ from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import PairSpec, TransferSpec
 from mergenet_core.training.export import environment
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.shards import ReplicatedShard
 
 TARGET, SOURCE = (160, 960, 1, 1), (100, 2048)
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
@@ -73,7 +73,9 @@ def transfer(method: str, steps: int) -> tuple[Transfer, torch.nn.Parameter]:
         method=method, pairs=[PairSpec(source="head", target="project")], update="hypernetwork", cycle=1, stop_at=1.0
     )
     pairing = pair(ModelInfo({}, {"head": SOURCE}), ModelInfo({}, {"project": TARGET}), spec)
-    return Transfer(source, {"project": Shard(weight)}, pairing, spec, steps=steps, seed=0), weight
+    return Transfer(
+        TransferSource(source), {"project": ReplicatedShard(weight)}, pairing, spec, steps=steps, seed=0
+    ), weight
 
 
 def step_seconds(moving: Transfer, weight: torch.nn.Parameter, step: int) -> float:

@@ -29,8 +29,9 @@ from mergenet_core.training.distributed.world import open_world
 from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.trial import run_trial
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.shards import TRAFFIC, Zero3Shard
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.shards.exchange import TRAFFIC
+from mergenet_core.transfer.shards.zero3 import Zero3Shard
 
 PIXELS, UNITS, SOURCE_UNITS = 1024, 2816, 1408
 
@@ -66,7 +67,7 @@ def exchange(told: dict[str, Any]) -> dict[str, Any]:
     matrices = [one for one in pairing.pairs if one.rank is not None]
     engine = open_engine(made["target"], spec, world)
     source = {name: W.detach() for name, W in made["source"].state_dict().items()}
-    transfer = Transfer(source, engine.named(), pairing, settings, steps=100, seed=0)
+    transfer = Transfer(TransferSource(source), engine.named(), pairing, settings, steps=100, seed=0)
     transfer.start()
     TRAFFIC.numbers = TRAFFIC.calls = 0
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(world.place))
@@ -112,10 +113,10 @@ def held(told: dict[str, Any]) -> dict[str, Any]:
     shards = arm.training.engine.shards
     parameters = {name: shard for name, shard in shards.items() if isinstance(shard.parameter, nn.Parameter)}
     kept = sum(
-        _bytes(shard.parameter.ds_tensor) if isinstance(shard, Zero3Shard) else _bytes(shard.held().flat)
+        _bytes(shard.parameter.ds_tensor) if isinstance(shard, Zero3Shard) else _bytes(shard.local().flat)
         for shard in parameters.values()
     )
-    masters = sum(_bytes(shard.held().flat) for shard in parameters.values() if isinstance(shard, Zero3Shard))
+    masters = sum(_bytes(shard.local().flat) for shard in parameters.values() if isinstance(shard, Zero3Shard))
     full = 4 * arm.parameters
     world = arm.training.engine.world
     share = full / world.size

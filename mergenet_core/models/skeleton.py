@@ -15,7 +15,8 @@ from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.loading import auto_class, body_prefix, initial, is_for_other_labels, is_head, trained_config
 from mergenet_core.models.saved import SavedTensors
 from mergenet_core.spec.task_info import TaskName
-from mergenet_core.transfer.shards import READ, Shard
+from mergenet_core.transfer.shards import TensorShard
+from mergenet_core.transfer.shards.tensor_shard import READ_CHUNK_ENTRIES
 
 
 def load_skeleton(folder: Path, task: TaskName, labels: tuple[str, ...]) -> nn.Module:
@@ -28,7 +29,9 @@ def load_skeleton(folder: Path, task: TaskName, labels: tuple[str, ...]) -> nn.M
     return model
 
 
-def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tuple[str, ...], *, seed: int) -> None:
+def fill(
+    model: nn.Module, shards: Mapping[str, TensorShard], folder: Path, labels: tuple[str, ...], *, seed: int
+) -> None:
     """Give every weight its saved entries, each process those that it holds; a head for other labels starts anew.
 
     Raises: `ModelRefused` for a weight that is missing, of another size, or not finite.
@@ -51,7 +54,7 @@ def fill(model: nn.Module, shards: Mapping[str, Shard], folder: Path, labels: tu
         if saved.shape(found) != shard.shape:
             raise ModelRefused(f"{folder.name}: {found} is {saved.shape(found)}, by config.json {shard.shape}")
         shard.load_(partial(saved, found))
-        if not all(bool(torch.isfinite(part).all()) for part in torch.split(shard.held().flat, READ)):
+        if not all(bool(torch.isfinite(part).all()) for part in torch.split(shard.local().flat, READ_CHUNK_ENTRIES)):
             raise ModelRefused(f"{folder.name}: weight {found} holds NaN or infinity; train or export the model again")
 
 

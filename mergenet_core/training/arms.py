@@ -32,7 +32,7 @@ from mergenet_core.training.checkpoint import verify_together
 from mergenet_core.training.distributed.engines import Engine, building, open_engine
 from mergenet_core.training.distributed.world import World, open_world
 from mergenet_core.training.loop import Training
-from mergenet_core.transfer.cycle import Transfer
+from mergenet_core.transfer.cycle import Transfer, TransferSource
 from mergenet_core.transfer.shards import LiveWeights
 
 TRANSFERS = ("transfer", "transfer+distill", "sham", "copy")
@@ -119,16 +119,16 @@ def prepare_arm(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots) -> 
         for state in kept:
             verify_together(world, state)
         states = open_states(job.source, source, kept, world.device) if trial.arm != "copy" else ()
+        shuffle_seed = seed if trial.arm == "sham" else None
+        weights = states[0] if states else open_source(job.source, source, world.device)
         transfer = Transfer(
-            states[0] if states else open_source(job.source, source, world.device),
+            TransferSource(weights, states=states, shuffle_seed=shuffle_seed),
             engine.named(),
             pairing,
             job.transfer,
             steps=job.train.steps,
             seed=seed,
             method="copy" if trial.arm == "copy" else None,
-            states=states,
-            sham=trial.arm == "sham",
         )
     training.transfer = transfer
     return Arm(training, learner.task, count, transfer, pairing)
@@ -152,16 +152,9 @@ def _beside(job: JobSpec, trial: Trial, roots: Roots, training: Training, target
 
 
 def _between(giver: Training, taker: Training, pairing: Pairing, spec: TransferSpec, trial: Trial) -> Transfer:
-    return Transfer(
-        LiveWeights(giver.engine.named()),
-        taker.engine.named(),
-        pairing,
-        spec,
-        steps=taker.spec.steps,
-        seed=trial.seed,
-        live=giver.engine.named(),
-        sham=trial.arm == "sham",
-    )
+    live = giver.engine.named()
+    source = TransferSource(LiveWeights(live), live, shuffle_seed=trial.seed if trial.arm == "sham" else None)
+    return Transfer(source, taker.engine.named(), pairing, spec, steps=taker.spec.steps, seed=trial.seed)
 
 
 def source_folder(job: JobSpec, folder: JobFolder, roots: Roots) -> Path | None:

@@ -22,7 +22,7 @@ from mergenet_core.training.distributed.sharded_safetensors import Part, save_to
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.loop import Training
 from mergenet_core.training.selection import Selection
-from mergenet_core.transfer.shards import Piece
+from mergenet_core.transfer.shards import FlatSlice
 
 _MODEL, _BEST, _OPTIMIZER, _STATE = "model.safetensors", "best.safetensors", "optimizer.safetensors", "state.pt"
 
@@ -69,7 +69,7 @@ def resume(training: Training, selection: Selection, trial_folder: Path) -> list
     if (chosen / _BEST).exists():
         read = SavedTensors([chosen / _BEST])
         held = engine.held().items()
-        best = {name: Piece(piece.start, read(name, piece.start, piece.stop)) for name, piece in held}
+        best = {name: FlatSlice(piece.start, read(name, piece.start, piece.stop)) for name, piece in held}
     selection.load_state_dict(state["selection"], best)
     return list(refused)
 
@@ -106,12 +106,12 @@ def verify_together(world: World, folder: Path) -> None:
         raise CheckpointInvalid(fault)
 
 
-def parts(engine: Engine, pieces: Mapping[str, Piece]) -> dict[str, Part]:
+def parts(engine: Engine, pieces: Mapping[str, FlatSlice]) -> dict[str, Part]:
     """What this process writes of some tensors, named after their parameter (`moment/parameter` too)."""
     found = {}
     for name, piece in pieces.items():
         shard = engine.shards[name.rpartition("/")[2]]
-        if shard.group is not None or engine.world.main:
+        if not shard.is_whole or engine.world.main:
             found[name] = Part(piece, shard.shape)
     return found
 

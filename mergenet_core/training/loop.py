@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from mergenet_core.training.distill import Distillation
 from mergenet_core.training.distributed.engines import Engine
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.optim import learning_rate
+from mergenet_core.transfer.cycle import Transfer
 
 TIMED_STEPS = 1000
 """At most so many step times are kept, evenly spaced, for the median."""
@@ -30,28 +31,6 @@ _STREAMS = 16
 """Streams of random numbers below are the loop's own; from here on each micro-batch has one for its dropout."""
 Model = Callable[..., Any]
 """Keyword arguments of a batch → the model's outputs."""
-
-
-class Transferring(Protocol):
-    """What the loop drives of a transfer (`mergenet_core.transfer.cycle.Transfer`)."""
-
-    def start(self) -> None:
-        """Before the first step."""
-
-    def before(self, step: int) -> None:
-        """Before the step's forward pass."""
-
-    def after_backward(self, step: int) -> None:
-        """When gradients are there, before clipping."""
-
-    def after_step(self, step: int) -> None:
-        """After the target's optimizer step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and scalars that resume it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The other way round."""
 
 
 class Training:
@@ -71,7 +50,7 @@ class Training:
         self.field = field
         """Where the document says how this is trained, for sentences about it."""
         self.seed = seed
-        self.transfer: Transferring | None = None
+        self.transfer: Transfer | None = None
         self.distillation: Distillation | None = None
         self.partner: Training | None = None
         """A source that learns beside this model: it takes a step with each of this one's."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mergenet_core.transfer.shards import Piece
+from mergenet_core.transfer.shards import FlatSlice
 
 
 @dataclass
@@ -18,9 +18,9 @@ class Selection:
     newest: float | None = None
     best: float | None = None
     best_step: int = 0
-    weights: dict[str, Piece] | None = None
+    weights: dict[str, FlatSlice] | None = None
 
-    def look(self, step: int, metric: float, weights: Callable[[], dict[str, Piece]]) -> None:
+    def look(self, step: int, metric: float, weights: Callable[[], dict[str, FlatSlice]]) -> None:
         """Note a metric; weights are taken only when it is better than all before, so a tie goes to the earlier."""
         self.evaluated, self.newest = step, metric
         if self.best is None or metric > self.best:
@@ -36,7 +36,7 @@ class Selection:
             "best_step": self.best_step,
         }
 
-    def load_state_dict(self, state: dict[str, Any], weights: dict[str, Piece] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any], weights: dict[str, FlatSlice] | None) -> None:
         """Go on where `state_dict` was taken."""
         self.evaluated, self.newest = state["evaluated"], state["newest"]
         self.best, self.best_step, self.weights = state["best"], state["best_step"], weights

@@ -1,10 +1,17 @@
-"""The transfer cycle: when knowledge moves, driven by the training loop; the target stays a plain module throughout."""
+"""The transfer cycle (MergeNet, section 3): when knowledge moves while the target trains.
+
+Equation: at step t, the paired weights become M(target, source) if t mod T_cycle = 0; in between, the target learns
+alone (self-learning). Departures from the paper: no transfer happens after the share `stop_at` of the steps, so that
+the target can recover from the last one; training-free methods write once, before the first step. The target stays an
+ordinary module, and the adapter M is not part of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,65 +19,84 @@ from torch import Tensor, nn
 from mergenet_core.architectures.axes import StoredSlice
 from mergenet_core.pairing.result import Pairing, WeightPair
 from mergenet_core.spec.job import TransferSpec
-from mergenet_core.transfer.maps import Written
-from mergenet_core.transfer.methods import CLIP_NORMS, LEARNED, TRAINING_FREE
-from mergenet_core.transfer.parts import Parts
+from mergenet_core.transfer.axis_maps import RowUpdate
+from mergenet_core.transfer.methods import method_named
+from mergenet_core.transfer.methods.method import Factors, Learned, LearnedMethod, MethodContext
 from mergenet_core.transfer.reencode import factorize
-from mergenet_core.transfer.sham import Shuffled, shuffled
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.sham import ShuffledWeights, shuffled
+from mergenet_core.transfer.shards import TensorShard
+from mergenet_core.transfer.source_weights import SourceWeights
 from mergenet_core.transfer.views import WeightView, view_of
 
 ADAPTER_RATE, GATE_RATE = 1e-4, 1e-3
-"""AdamW's peak learning rates, falling to zero over the transfers by a cosine."""
-CLIP_NORM = 1.0
+"""AdamW's highest learning rates; a cosine lowers them to zero over the transfers."""
+
+
+@dataclass(frozen=True)
+class TransferSource:
+    """Where the knowledge comes from; with neither `live` nor `states`, from a frozen source."""
+
+    weights: Mapping[str, Tensor]
+    live: Mapping[str, TensorShard] | None = None
+    """This process's part of a source that trains at the same time as the target."""
+    states: Sequence[Mapping[str, Tensor]] = ()
+    """Weights of an earlier training, oldest first; the transfers are divided evenly among them."""
+    shuffle_seed: int | None = None
+    """For a sham: the seed by which every weight (of a live source, every factor) is shuffled."""
+
+
+class TransferState(TypedDict, total=False):
+    """The state of a learned transfer in a checkpoint; empty for a training-free method."""
+
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    """As torch's optimizers give it."""
 
 
 class Transfer:
     """Moves a source's knowledge into a target while it trains.
 
-    `live` holds this process's part of a source that learns beside the target; `states` are those of one that has
-    learned before, the oldest first, shared out over the transfers; without either the source is frozen. With `sham`
-    the source's entries are shuffled, in its weights or in the factors of a live one.
+    The loop calls `start` once before the first step, and at every step `before` the forward pass, `after_backward`
+    (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped). A resumed run calls
+    `load_state_dict` instead of `start`.
 
-    The loop calls `start` once before the first step of a run that is not resumed, and at every step `before` the
-    forward pass, `after_backward` (gradients unscaled, not yet clipped) and `after_step` (the optimizer has stepped).
-    A resumed run calls `load_state_dict` instead of `start`. `target` is this process's part of every tensor by name.
+    `target` is this process's part of every tensor by name. `method` overrides the pairing's method.
     """
 
     def __init__(
         self,
-        source_weights: Mapping[str, Tensor],
-        target: Mapping[str, Shard],
+        source: TransferSource,
+        target: Mapping[str, TensorShard],
         pairing: Pairing,
         spec: TransferSpec,
         *,
         steps: int,
         seed: int,
         method: str | None = None,
-        live: Mapping[str, Shard] | None = None,
-        states: Sequence[Mapping[str, Tensor]] = (),
-        sham: bool = False,
     ) -> None:
         self.pairing = pairing
         self._spec = spec
-        self._last = round(spec.stop_at * steps, 6)
-        self._target, self._live = target, live
-        self._states, self._state = states, 0
-        self._sham_seed = seed if sham else None
-        source_weights = self._told(source_weights)
-        self._source = source_weights if live is not None else {}
-        name = method or pairing.method
-        self._method = LEARNED[name](source_weights, target, pairing, spec, seed) if name in LEARNED else None
-        self._start: Iterable[Written] | None
-        if self._method is None:
-            self._start = TRAINING_FREE[name](source_weights, pairing)
-        else:
+        self._last_step = round(spec.stop_at * steps, 6)
+        self._target = target
+        # `source` itself is not kept: the weights of a frozen source can be freed
+        self._live, self._states, self._shuffle_seed = source.live, source.states, source.shuffle_seed
+        self._state_index = 0
+        weights = self._named_weights(source.weights)
+        self._live_weights = weights if source.live is not None else {}
+        context = MethodContext(weights, target, pairing, spec, seed)
+        chosen = method_named(method or pairing.method)
+        self._method: LearnedMethod | None = None
+        self._start: Iterable[RowUpdate]
+        if isinstance(chosen, Learned):
+            self._method = chosen.make(context)
             self._start = self._method.start
+            self._clip_norm = chosen.clip_norm
             gates = [value for key, value in self._method.parameters.items() if key.endswith("gate")]
             others = [value for key, value in self._method.parameters.items() if not key.endswith("gate")]
-            self._rates = (ADAPTER_RATE, GATE_RATE)
             groups = [{"params": others}, {"params": gates}]
             self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+        else:
+            self._start = chosen.make(context)
 
     @property
     def transferred_parameters(self) -> int:
@@ -79,92 +105,95 @@ class Transfer:
 
     @property
     def parameters_count(self) -> int:
-        """Parameters of the adapter, which are trained beside the target and never exported with it."""
+        """Parameters of the adapter, which is trained with the target and never exported as part of it."""
         return sum(value.numel() for value in self._method.parameters.values()) if self._method is not None else 0
 
     def start(self) -> None:
-        """Write what needs no training, before step 0."""
-        for part in self._start or ():
-            stored = part.pair.target_stored or StoredSlice(name=part.pair.target)
-            view = WeightView(self._target[stored.name], part.pair.form)
+        """Write what the method writes before step 0."""
+        for update in self._start:
+            stored = update.pair.target_stored or StoredSlice(name=update.pair.target)
+            view = WeightView(self._target[stored.name], update.pair.form)
             write = view.write_columns_ if stored.transposed else view.write_rows_
-            write(part.rows + (stored.rows[0] if stored.rows else 0), part.values)
-        self._start = None
+            write(update.rows + (stored.rows[0] if stored.rows else 0), update.values)
+        self._start = ()
 
     def transfers_at(self, step: int) -> bool:
-        """Whether a transfer happens at a step: every `cycle`-th of the first `stop_at` of them."""
-        return self._method is not None and step % self._spec.cycle == 0 and step < self._last
+        """Whether a transfer happens at a step: every `cycle` steps, up to the share `stop_at` of them."""
+        return self._method is not None and step % self._spec.cycle == 0 and step < self._last_step
 
     def before(self, step: int) -> None:
-        """Transfer if it is time: W ← X'."""
+        """At a transfer, replace the target's paired weights: W ← M(W, W_source)."""
         if self._method is not None and self.transfers_at(step):
             if self._live is not None:
-                self._method.refresh(self._live_factors)
-            elif (state := self._state_at(step)) != self._state:
-                self._method.retake(self._told(self._states[state]))
-                self._state = state
+                self._method.set_source_factors(self._live_factors)
+            elif (index := self._state_index_at(step)) != self._state_index:
+                self._method.set_source_weights(self._named_weights(self._states[index]))
+                self._state_index = index
             self._method.write()
 
     def after_backward(self, step: int) -> None:
-        """Carry the loss's gradient at X' on to the target's weight and to the adapter."""
+        """At a transfer, propagate the loss's gradient at the new weights to the target's own and to the adapter."""
         if self._method is not None and self.transfers_at(step):
             self._method.backward()
 
     def after_step(self, step: int) -> None:
-        """Let the adapter learn."""
+        """At a transfer, let the adapter learn."""
         if self._method is None or not self.transfers_at(step):
             return
         self._method.after_step()
-        nn.utils.clip_grad_norm_(self._method.parameters.values(), CLIP_NORMS.get(self.pairing.method, CLIP_NORM))
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * step / self._last)) / 2
+        nn.utils.clip_grad_norm_(self._method.parameters.values(), self._clip_norm)
+        for group, rate in zip(self._optimizer.param_groups, (ADAPTER_RATE, GATE_RATE), strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * step / self._last_step)) / 2
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def _state_at(self, step: int) -> int:
-        """Which of the source's states a transfer learns from: the last ones learn from the last."""
-        transfers = math.ceil(self._last / self._spec.cycle)
+    def _state_index_at(self, step: int) -> int:
+        """Which of the source's states a transfer uses: later transfers use later states."""
+        transfers = math.ceil(self._last_step / self._spec.cycle)
         return len(self._states) * (step // self._spec.cycle) // transfers
 
-    def _told(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A source's weights as the method sees them: by the names of pairing, shuffled for a sham."""
-        return Parts(weights if self._sham_seed is None else Shuffled(weights, self._sham_seed), self.pairing)
+    def _named_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A source's weights by pairing's names, shuffled for a sham."""
+        seed = self._shuffle_seed
+        return SourceWeights(weights if seed is None else ShuffledWeights(weights, seed), self.pairing)
 
-    def _live_factors(self, pair: WeightPair) -> tuple[Tensor, Tensor]:
-        """The factors of a source's weight as it is now."""
+    def _live_factors(self, pair: WeightPair) -> Factors:
+        """The factors of a live source's weight as it is now."""
         assert self._live is not None
         assert pair.rank is not None
         if pair.source_stored is None:
             view = WeightView(self._live[pair.source], pair.form)
-        else:  # a part of a weight that is stored fused or turned: the one case in which it is made whole
-            view = view_of(self._source[pair.source], pair.form)
+        else:  # a slice of a fused or transposed weight: the only case in which the weight is gathered
+            view = view_of(self._live_weights[pair.source], pair.form)
         B, A = factorize(view, pair.rank)
-        if self._sham_seed is not None:
-            B, A = (shuffled(X, f"{pair.source} {part}", self._sham_seed) for X, part in ((B, "B"), (A, "A")))
+        if (seed := self._shuffle_seed) is not None:
+            B, A = shuffled(B, f"{pair.source} B", seed), shuffled(A, f"{pair.source} A", seed)
         return B, A
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """The adapter's weights, and what it keeps of the source: its factors, or where iterations have got to."""
+        """The adapter's parameters, and as `source.…` its other state: the source's factors, power-step vectors."""
         if self._method is None:
             return {}
         tensors = {**self._method.parameters, **{f"source.{key}": value for key, value in self._method.factors.items()}}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on bit for bit: tensors and numbers only.
+    def state_dict(self) -> TransferState:
+        """What a resumed run needs to continue bit for bit: tensors and numbers only.
 
-        The source's factors belong to it: taken again on another machine they could turn within equal singular values.
+        The source's factors are part of it: another machine could compute them rotated within equal singular values.
         """
         if self._method is None:
             return {}
         return {"adapter": self.adapter_tensors(), "optimizer": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an interrupted run."""
+    def load_state_dict(self, state: TransferState) -> None:
+        """Continue from the state of an interrupted run."""
         if self._method is None:
             return
         with torch.no_grad():
             for name, tensor in state["adapter"].items():
-                kept = self._method.factors if name.startswith("source.") else self._method.parameters
-                kept[name.removeprefix("source.")].copy_(tensor)
+                if name.startswith("source."):
+                    self._method.factors[name.removeprefix("source.")].copy_(tensor)
+                else:
+                    self._method.parameters[name].copy_(tensor)
         self._optimizer.load_state_dict(state["optimizer"])

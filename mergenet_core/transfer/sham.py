@@ -1,4 +1,4 @@
-"""The sham source: the same numbers in every weight, in an order that means nothing."""
+"""The sham source: the same numbers in every weight, in a random order that carries no knowledge."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def shuffled(W: Tensor, name: str, seed: int) -> Tensor:
-    """A tensor with its entries in another order, the same for a name and seed."""
+    """A tensor with its entries in a random order that depends on the name and the seed alone."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    places = torch.randperm(W.numel(), generator=generator)
-    return W.reshape(-1)[places.to(W.device)].reshape(W.shape)
+    order = torch.randperm(W.numel(), generator=generator)
+    return W.reshape(-1)[order.to(W.device)].reshape(W.shape)
 
 
-class Shuffled(Mapping[str, Tensor]):
-    """Every weight with its entries permuted: each keeps its distribution, and the knowledge is gone.
+class ShuffledWeights(Mapping[str, Tensor]):
+    """Weights with their entries shuffled: each keeps its distribution and loses its knowledge.
 
-    Made one weight at a time, and the same for a name and seed whichever weights are asked for.
+    A weight is shuffled when it is looked up, in the same way each time.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], seed: int) -> None:

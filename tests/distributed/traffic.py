@@ -13,8 +13,8 @@ from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
 from mergenet_core.training.distributed.engines import open_engine
 from mergenet_core.training.distributed.world import open_world
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.shards import TRAFFIC
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.shards.exchange import TRAFFIC
 
 SHAPE = (352, 256)
 RANK = 8
@@ -48,7 +48,7 @@ def count(strategy: str, spec: TransferSpec) -> int:
     assert [one.target for one in pairing.pairs if one.rank is not None] == [WEIGHT]
     engine = open_engine(target, train, open_world(resources, "fp32"))
     weights = {name: W.detach() for name, W in source.state_dict().items()}
-    transfer = Transfer(weights, engine.named(), pairing, spec, steps=10, seed=0)
+    transfer = Transfer(TransferSource(weights), engine.named(), pairing, spec, steps=10, seed=0)
     transfer.start()
     TRAFFIC.numbers = 0
     engine.train(True)

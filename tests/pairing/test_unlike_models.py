@@ -18,7 +18,7 @@ from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.describe import model_info
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
-from mergenet_core.transfer.parts import part_of
+from mergenet_core.transfer.source_weights import stored_slice
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "dog", "sun", "##s", "##ing", ",")
 BLOCK = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
@@ -122,7 +122,7 @@ def test_parts_of_a_fused_weight_are_told_from_one_another_and_turned() -> None:
     assert (key.source_shape, key.target_shape) == ((16, 16), (16, 16))
     W = model.state_dict()["transformer.h.1.attn.c_attn.weight"]
     assert key.source_stored is not None
-    assert torch.equal(part_of(W, key.source_stored), W[:, 16:32].T)
+    assert torch.equal(stored_slice(W, key.source_stored), W[:, 16:32].T)
     down = found["encoder.layer.1.output.dense.weight"]
     assert down.source == "transformer.h.2.mlp.c_proj.weight"
     assert down.source_stored is not None

@@ -1,4 +1,4 @@
-"""The anchored operator beside a plain reference in float64, written from its equations with loops."""
+"""The anchored operator against a float64 reference, written from its equations with loops."""
 
 import numpy
 import pytest
@@ -6,9 +6,17 @@ import torch
 
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.anchored import Anchored
-from mergenet_core.transfer.methods.anchored_step import Moved, asked_of, attention_map, move, products
+from mergenet_core.transfer.methods.anchored_step import (
+    HeadLayout,
+    SourceUnits,
+    StepParameters,
+    WeightUpdate,
+    anchored_step,
+    attention_map,
+    key_products,
+)
 from mergenet_core.transfer.views import view_of
-from tests.transfer.tiny import applied, batch, bert, cnn, logits, mlp, paired, shards, transfer, vit
+from tests.transfer.tiny import applied, batch, bert, cnn, context, logits, mlp, paired, transfer, vit
 
 ANCHORED = TransferSpec(method="anchored")
 
@@ -46,20 +54,20 @@ def test_the_operator_is_its_equations(t, s, d):
     X, B, A = (torch.randn(*shape, generator=generator).double() for shape in ((t, d), (s, rank), (rank, d)))
     Wk, Wv = (0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2))
     gate, weight = torch.tensor(0.4, dtype=torch.float64), X.clone()
-    moved = unmoved(weight)
-    (product,) = products([moved], [asked_of(A, A @ Wv, A @ Wk)])
-    _, units = move(moved, B, A, product, value_rd=A @ Wv, key_rd=A @ Wk, gate=gate)
+    update, parameters = new_update(weight), StepParameters(A @ Wv, gate, A @ Wk)
+    (product,) = key_products([update], [parameters.product_rows(A)])
+    _, units = anchored_step(update, SourceUnits(B, A), product, parameters)
     Y, eye = (B @ A).numpy(), numpy.eye(d)
     expected = reference_map(X.numpy(), Y, eye, eye + Wk.numpy())
     assert units is not None
     numpy.testing.assert_allclose(units.P.numpy(force=True), expected, atol=1e-6)
-    moved.write_()
+    update.write_()
     expected = reference_mixed(X.numpy(), Y, expected, Wv.numpy(), 0.4)
     numpy.testing.assert_allclose(weight.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (6, 9), (9, 4), (600, 3)])
-def test_the_gradient_of_shared_out_attention_is_its_own(shape):
+def test_the_gradient_of_the_sinkhorn_map_is_that_of_its_equations(shape):
     generator = torch.Generator().manual_seed(0)
     X, Y, *mixed = (
         3 * torch.randn(*size, generator=generator, dtype=torch.float64)
@@ -76,7 +84,7 @@ def test_the_gradient_of_shared_out_attention_is_its_own(shape):
 
     def ours(X, Y, *mixed):
         units = attention_map(X, Y, 5)
-        return [units.mixed(one) for one in mixed]
+        return [units.mix(one) for one in mixed]
 
     expected, found = plain(*inputs), ours(*inputs)
     torch.testing.assert_close(found, expected)
@@ -84,31 +92,30 @@ def test_the_gradient_of_shared_out_attention_is_its_own(shape):
     torch.testing.assert_close(*gradients)
 
 
-def test_units_with_a_counterpart_need_no_map_and_those_without_one_stay():
+def test_without_a_map_each_unit_moves_to_its_counterpart_and_units_without_one_stay():
     X, A = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     B = torch.cat([torch.randn(3, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)])
     weight = X.clone()
-    moved = unmoved(weight)
-    value = torch.zeros_like(A)
-    (product,) = products([moved], [asked_of(A, value, None)])
-    move(moved, B, A, product, value_rd=value, gate=torch.tensor(0.4).double())
-    moved.write_()
+    update, parameters = new_update(weight), StepParameters(torch.zeros_like(A), torch.tensor(0.4).double())
+    (product,) = key_products([update], [parameters.product_rows(A)])
+    anchored_step(update, SourceUnits(B, A), product, parameters)
+    update.write_()
     expected = reference_mixed(X[:3].numpy(), (B @ A)[:3].numpy(), numpy.eye(3), numpy.zeros((4, 4)), 0.4)
     numpy.testing.assert_allclose(weight[:3].numpy(), expected, atol=1e-6)
     torch.testing.assert_close(weight[3:], X[3:])
 
 
-def unmoved(weight):
+def new_update(weight):
     view = view_of(weight)
-    return Moved(view, view.squares())
+    return WeightUpdate(view, view.squares())
 
 
-def test_heads_move_whole():
+def test_the_rows_of_a_head_stay_together():
     X, Y = torch.randn(6, 5), torch.randn(9, 5)
-    units = attention_map(X, Y, 5, width=3)
+    units = attention_map(X, Y, 5, HeadLayout(3))
     assert units.P.shape == (2, 3)
     torch.testing.assert_close(units.P.sum(1), torch.ones(2))
-    torch.testing.assert_close(units.mixed(Y), torch.kron(units.P, torch.eye(3)) @ Y)
+    torch.testing.assert_close(units.mix(Y), torch.kron(units.P, torch.eye(3)) @ Y)
 
 
 def truncated(W, rank):
@@ -116,13 +123,13 @@ def truncated(W, rank):
     return (U[:, :rank] * S[:rank]) @ V[:rank]
 
 
-def test_a_chain_is_walked_with_each_map_carried_into_the_next_layer():
+def test_each_map_of_a_chain_is_carried_into_the_next_layer():
     source, target = mlp((9, 11), seed=0).double(), mlp((7, 5), seed=1).double()
     pairing = paired(source, target, ANCHORED)
     ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     theirs = {name: W.numpy() for name, W in source.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
-    Anchored(source.state_dict(), shards(target), pairing, ANCHORED, 0).write()
+    Anchored(context(source, target, ANCHORED)).write()
     P = None
     for name in ("layers.0.weight", "layers.1.weight"):
         Y = truncated(theirs[name], ranks[name])
@@ -153,7 +160,7 @@ def test_one_map_serves_the_whole_residual_stream(source, target):
         min(getattr(one.config, name) for one in (source, target)) for name in ("hidden_size", "intermediate_size")
     )
     pairing = paired(source, target, ANCHORED)
-    method = Anchored(source.state_dict(), shards(target), pairing, ANCHORED, 0)
+    method = Anchored(context(source, target, ANCHORED))
     start = {name: W.double().numpy() for name, W in applied(method.start, target).items()}
     ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
@@ -186,12 +193,11 @@ def test_one_map_serves_the_whole_residual_stream(source, target):
 
 @pytest.mark.parametrize("build", [bert, wider, vit, mlp, cnn])
 def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
-    """A small step along the gradients lowers the loss of the written weights by what they say, in float64."""
+    """A small step along a random direction changes the loss by the gradient's product with it, in float64."""
     source, target = build(seed=0).double(), build(seed=1).double()
     source.load_state_dict({name: W * 1.3 if W.is_floating_point() else W for name, W in source.state_dict().items()})
     spec = TransferSpec(method="anchored", gate=0.3)
-    weights = shards(target)
-    method = Anchored(source.state_dict(), weights, paired(source, target, spec), spec, 0)
+    method = Anchored(context(source, target, spec))
     target.eval()
     inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
     answers = torch.arange(8) % 3
@@ -230,8 +236,8 @@ def test_a_gate_of_zero_changes_nothing(build):
     before = logits(target)
     moving.before(0)
     torch.testing.assert_close(logits(target), before, atol=1e-6, rtol=1e-5)
-    moved = transfer(source, target, ANCHORED)
-    moved.before(0)
+    moving = transfer(source, target, ANCHORED)
+    moving.before(0)
     assert (logits(target) - before).abs().max() > 1e-4
 
 
@@ -246,12 +252,12 @@ def test_a_chain_starts_from_its_own_weights_and_a_stream_from_the_projection():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 6])
-def test_a_deeper_encoder_is_moved_in_as_few_groups(layers):
-    """Words first, whose map all layers read; then what reads no other map, then what is read through those maps."""
+def test_a_transfer_has_three_batches_at_any_depth(layers):
+    """First the words, whose map all layers use; then weights that make maps from it, then weights that use those."""
     source, target = bert(16, layers), bert(8, layers, inner=6, seed=1)
-    method = Anchored(source.state_dict(), shards(target), paired(source, target, ANCHORED), ANCHORED, 0)
-    groups = [{pair.role.removesuffix(".weight") for pair in wave} for wave in method._waves]
-    assert groups[0] == {"embeddings.word"}
-    assert {"attention.query", "attention.key", "attention.value", "ffn.up"} <= groups[1]
-    assert {"attention.out", "ffn.down"} <= groups[2]
-    assert len(groups) == 3
+    method = Anchored(context(source, target, ANCHORED))
+    batches = [{pair.role.removesuffix(".weight") for pair in batch} for batch in method.batches]
+    assert batches[0] == {"embeddings.word"}
+    assert {"attention.query", "attention.key", "attention.value", "ffn.up"} <= batches[1]
+    assert {"attention.out", "ffn.down"} <= batches[2]
+    assert len(batches) == 3

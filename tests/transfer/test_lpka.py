@@ -1,4 +1,4 @@
-"""The adapter beside a plain reference in float64, written from the paper's equations."""
+"""The adapter against a float64 reference, written from the paper's equations."""
 
 import math
 
@@ -9,8 +9,8 @@ import torch
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.transfer.methods.lpka import Adapter, Lpka
 from mergenet_core.transfer.reencode import refactorize
-from mergenet_core.transfer.views import view_of
-from tests.transfer.tiny import batch, bert, cnn, matrix, mlp, paired, shards
+from mergenet_core.transfer.views import WeightView, view_of
+from tests.transfer.tiny import batch, bert, cnn, context, matrix, mlp, paired, shards
 
 SPEC = {"method": "lpka", "width": 8, "heads": 2, "layers": 2}
 
@@ -86,40 +86,41 @@ def test_the_adapter_is_its_equations(gated):
 def prepared(build, **settings):
     source, target = build(seed=0).double(), build(seed=1).double()
     spec = TransferSpec(**SPEC, **settings)
-    method = Lpka(source.state_dict(), shards(target), paired(source, target, spec), spec, 0)
+    method = Lpka(context(source, target, spec))
     with torch.no_grad():
         for value in method.parameters.values():
             value.add_(0.05 * torch.randn_like(value))
-    return method, target
+    weights = shards(target)
+    views = {pair.target: WeightView(weights[pair.target], pair.form) for pair in paired(source, target, spec).pairs}
+    return method, target, views
 
 
-def dense_outputs(method, target):
+def dense_outputs(method, views_by_name):
     """W' = W + B'A' − BA of every pair as full matrices with their graph."""
-    weights = target.state_dict()
-    made = {}
-    for names, adapter in method._adapters.items():
-        views = [view_of(weights[name].clone(), method._views[name].form) for name in names]
+    outputs = {}
+    for names, adapter in method.adapters.items():
+        views = [view_of(matrix(views_by_name[name]).clone()) for name in names]
         own = refactorize(views, [method.factors[f"{name}.own"] for name in names])
         theirs = [(method.factors[f"{name}.B"].T, method.factors[f"{name}.A"]) for name in names]
         factors = ([B.T for B, _ in own], [A for _, A in own], [B for B, _ in theirs], [A for _, A in theirs])
         new = zip(*adapter(*map(torch.stack, factors)), strict=True)
         for name, view, (B, A), (new_B, new_A) in zip(names, views, own, new, strict=True):
-            made[name] = matrix(view) + new_B.T @ new_A - B @ A
-    return made
+            outputs[name] = matrix(view) + new_B.T @ new_A - B @ A
+    return outputs
 
 
 @pytest.mark.parametrize("build", [bert, mlp, cnn])
 def test_the_gradient_update_is_the_loss_s_gradient_through_the_full_weight(build):
-    method, target = prepared(build)
-    outputs = dense_outputs(method, target)
+    method, target, views = prepared(build)
+    outputs = dense_outputs(method, views)
     method.write()
     for name, expected in outputs.items():
-        torch.testing.assert_close(matrix(method._views[name]), expected.detach(), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(matrix(views[name]), expected.detach(), atol=1e-6, rtol=1e-6)
     inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
     target.zero_grad()
     torch.nn.functional.cross_entropy(target(**inputs).logits, torch.arange(8) % 3).backward()
     before = {name: value.grad.clone() for name, value in target.named_parameters()}
-    dense = [method._views[name].shard.gradient().view(method._views[name].shape).clone() for name in outputs]
+    dense = [views[name].shard.gradient().view(views[name].shape).clone() for name in outputs]
     expected = torch.autograd.grad(list(outputs.values()), list(method.parameters.values()), dense, allow_unused=True)
     method.backward()
     for parameter, gradient in zip(method.parameters.values(), expected, strict=True):
@@ -129,13 +130,13 @@ def test_the_gradient_update_is_the_loss_s_gradient_through_the_full_weight(buil
 
 @pytest.mark.parametrize("build", [bert, mlp, cnn])
 def test_the_hypernetwork_update_learns_towards_the_weights_after_the_target_s_step(build):
-    method, target = prepared(build, update="hypernetwork")
-    outputs = dense_outputs(method, target)
+    method, target, views = prepared(build, update="hypernetwork")
+    outputs = dense_outputs(method, views)
     method.write()
     with torch.no_grad():
         for name in outputs:
             target.state_dict()[name].add_(0.01 * torch.randn_like(target.state_dict()[name]))
-    residual = [outputs[name].detach() - matrix(method._views[name]) for name in outputs]
+    residual = [outputs[name].detach() - matrix(views[name]) for name in outputs]
     expected = torch.autograd.grad(
         list(outputs.values()), list(method.parameters.values()), residual, allow_unused=True
     )
@@ -150,7 +151,7 @@ def test_a_zero_gate_changes_nothing_and_can_still_open():
     source, target = mlp(seed=0), mlp(seed=1)
     spec = TransferSpec(**SPEC)
     before = {name: W.clone() for name, W in target.state_dict().items()}
-    method = Lpka(source.state_dict(), shards(target), paired(source, target, spec), spec, 0)
+    method = Lpka(context(source, target, spec))
     method.write()
     for name, W in target.state_dict().items():
         torch.testing.assert_close(W, before[name], atol=1e-6, rtol=1e-5)
@@ -164,7 +165,7 @@ def test_models_that_share_no_axis_pair_by_name():
     spec = TransferSpec(**SPEC, pairs=[{"source": "*.query.weight", "target": "blocks.[12].conv.weight"}])
     pairing = paired(source, target, spec)
     assert [pair.target for pair in pairing.pairs] == ["blocks.1.conv.weight", "blocks.2.conv.weight"]
-    method = Lpka(source.state_dict(), shards(target), pairing, spec, 0)
+    method = Lpka(context(source, target, spec))
     method.write()
     target(**batch(target)).logits.sum().backward()
     method.backward()

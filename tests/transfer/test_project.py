@@ -13,9 +13,23 @@ from transformers import (
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import TransferSpec
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.methods.project import Projection
-from tests.transfer.tiny import LABELS, WORDS, applied, bert, cnn, facts, logits, mlp, paired, shards, transfer, vit
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.methods.project import project
+from tests.transfer.tiny import (
+    LABELS,
+    WORDS,
+    applied,
+    bert,
+    cnn,
+    context,
+    facts,
+    logits,
+    mlp,
+    paired,
+    shards,
+    transfer,
+    vit,
+)
 
 PROJECT = TransferSpec(method="project")
 FAMILIES = pytest.mark.parametrize("build", [bert, mlp, cnn])
@@ -87,7 +101,7 @@ def test_the_order_of_the_source_s_units_makes_no_difference(build):
 def test_the_residual_stream_is_projected_as_the_equations_say():
     source, target = bert(16, 3, heads=4, inner=24), bert(10, 2, heads=2, inner=7, seed=1)
     weights = {name: W.double().numpy() for name, W in source.state_dict().items()}
-    written = applied(Projection(source.state_dict(), paired(source, target, PROJECT)), target)
+    written = applied(project(context(source, target, PROJECT)), target)
     E = weights["bert.embeddings.word_embeddings.weight"]
     U, _, _ = numpy.linalg.svd((E - E.mean(0)).T, full_matrices=False)
     P = U[:, :10] * numpy.sign(U[abs(U[:, :10]).argmax(0), numpy.arange(10)])
@@ -124,7 +138,7 @@ def test_the_residual_stream_is_projected_as_the_equations_say():
 def test_a_vision_transformer_s_stream_is_mapped_by_its_patches():
     source, target = vit(12, 2), vit(4, 1, heads=1, inner=7, seed=1)
     weights = {name: W.double().numpy() for name, W in source.state_dict().items()}
-    written = applied(Projection(source.state_dict(), paired(source, target, PROJECT)), target)
+    written = applied(project(context(source, target, PROJECT)), target)
     E = weights["vit.embeddings.patch_embeddings.projection.weight"].reshape(12, -1).T
     centred = E - E.mean(0)
     values, vectors = numpy.linalg.eigh(centred.T @ centred)
@@ -164,7 +178,7 @@ def test_attention_scores_keep_their_size_where_heads_are_of_another_width():
 
 def test_narrower_heads_keep_queries_with_keys_and_values_with_outputs():
     source, target = bert(16, 1, heads=2), bert(16, 1, heads=4, seed=1)
-    written = applied(Projection(source.state_dict(), paired(source, target, PROJECT)), target)
+    written = applied(project(context(source, target, PROJECT)), target)
     weights, block = source.state_dict(), "bert.encoder.layer.0.attention."
 
     def places(part):
@@ -190,7 +204,7 @@ def test_head_rows_follow_the_names_of_the_labels():
     source, target = mlp(seed=0), mlp(seed=1, labels=2)
     target_facts = facts(target, ("cat", "ant"))
     pairing = pair(facts(source, LABELS), target_facts, PROJECT)
-    Transfer(source.state_dict(), shards(target), pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(TransferSource(source.state_dict()), shards(target), pairing, PROJECT, steps=1, seed=0).start()
     torch.testing.assert_close(logits(target), logits(source)[:, [2, 0]], atol=1e-6, rtol=1e-5)
 
 
@@ -223,7 +237,7 @@ def test_what_is_not_paired_stays_as_it_was():
     source, target = bert(16, 2), bert(10, 3, heads=1, inner=7, seed=1)
     before = {name: W.clone() for name, W in target.state_dict().items()}
     pairing = pair(facts(source), facts(target, ("other", "names", "here")), PROJECT)
-    Transfer(source.state_dict(), shards(target), pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(TransferSource(source.state_dict()), shards(target), pairing, PROJECT, steps=1, seed=0).start()
     for name, W in target.state_dict().items():
         assert torch.equal(W, before[name]) == (name in pairing.unpaired), name
     assert {"classifier.weight", "classifier.bias"} < pairing.unpaired.keys()
@@ -236,7 +250,7 @@ def test_position_rows_that_only_the_target_has_stay():
     before = target.state_dict()["bert.embeddings.position_embeddings.weight"].clone()
     shapes = {name: tuple(W.shape) for name, W in shorter.items()}
     pairing = pair(ModelInfo(bert(16).config.to_dict(), shapes, WORDS, LABELS), facts(target), PROJECT)
-    Transfer(shorter, shards(target), pairing, PROJECT, steps=1, seed=0).start()
+    Transfer(TransferSource(shorter), shards(target), pairing, PROJECT, steps=1, seed=0).start()
     after = target.state_dict()["bert.embeddings.position_embeddings.weight"]
     assert torch.equal(after[12:], before[12:])
     assert torch.equal(after[:12], shorter["bert.embeddings.position_embeddings.weight"])

@@ -16,7 +16,7 @@ def decaying(m, n, seed=0):
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 41), (13, 5), (5, 13)])
 @pytest.mark.parametrize("rank", [1, 4, 5])
-def test_it_is_the_truncated_svd(shape, rank):
+def test_the_re_encoding_is_the_truncated_svd(shape, rank):
     W = decaying(*shape)
     B, A = factorize(view_of(W), rank)
     U, S, V = numpy.linalg.svd(W.numpy())
@@ -25,7 +25,7 @@ def test_it_is_the_truncated_svd(shape, rank):
 
 
 @pytest.mark.parametrize("rank", [3, 5])
-def test_from_the_factors_of_a_while_ago_one_iteration_is_as_good(rank):
+def test_after_a_small_change_one_iteration_from_the_earlier_factors_is_as_good(rank):
     before = [decaying(40, 30), decaying(5, 13), decaying(13, 5)]
     after = [W + 1e-3 * decaying(*W.shape, seed=1) for W in before]
     near = [factorize(view_of(W), rank)[1] for W in before]

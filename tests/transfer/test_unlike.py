@@ -1,4 +1,4 @@
-"""What pairing finds between unlike models is what the projection writes."""
+"""The projection between models of different families writes the pairs that pairing found."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.models.describe import model_info
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import TransferSpec
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.parts import Parts
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.source_weights import SourceWeights
 from tests.transfer.tiny import shards
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sun", "##s", "##ing")
@@ -32,22 +32,22 @@ def known(model: nn.Module, words: tuple[str, ...] = WORDS) -> ModelInfo:
 
 
 def projected(source: nn.Module, target: nn.Module, words: tuple[str, ...] = WORDS, **spec: Any) -> dict[str, Any]:
-    """The target's weights after the start of a transfer, and their pairing."""
+    """The target's weights after the start of a transfer."""
     wanted = TransferSpec(method="project", **spec)
     pairing = pair(known(source), known(target, words), wanted)
-    Transfer(source.state_dict(), shards(target), pairing, wanted, steps=1, seed=0).start()
+    Transfer(TransferSource(source.state_dict()), shards(target), pairing, wanted, steps=1, seed=0).start()
     return target.state_dict()
 
 
-def test_a_fused_and_turned_source_is_read_part_by_part() -> None:
+def test_a_fused_and_transposed_source_weight_is_read_slice_by_slice() -> None:
     source = tf.GPT2Model(tf.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=20, vocab_size=len(WORDS)))
     written, weights = projected(source, bert()), source.state_dict()
     fused = weights["h.1.attn.c_attn.weight"]
     assert torch.equal(written["encoder.layer.1.attention.self.value.weight"], fused[:, 32:].T)
     assert torch.equal(written["encoder.layer.0.intermediate.dense.weight"], weights["h.0.mlp.c_fc.weight"].T)
-    parts = Parts(weights, pair(known(source), known(bert()), TransferSpec()))
-    assert len(parts) == len(weights) + 12
-    assert parts["h.0.attn.c_attn.bias[16:32]"].shape == (16,)
+    slices = SourceWeights(weights, pair(known(source), known(bert()), TransferSpec()))
+    assert len(slices) == len(weights) + 12
+    assert slices["h.0.attn.c_attn.bias[16:32]"].shape == (16,)
 
 
 def test_rows_without_a_counterpart_keep_their_values() -> None:
@@ -71,7 +71,7 @@ def test_each_tower_has_its_own_stream() -> None:
         assert torch.equal(written[name], W), name
 
 
-def test_resnets_compute_the_same_where_one_is_as_wide_as_the_other() -> None:
+def test_resnets_of_equal_width_compute_the_same() -> None:
     config = tf.ResNetConfig(embedding_size=4, hidden_sizes=[8, 16], depths=[2, 1], num_labels=2)
     torch.manual_seed(0)
     source, target = (tf.ResNetForImageClassification(config).eval() for _ in range(2))
@@ -80,7 +80,7 @@ def test_resnets_compute_the_same_where_one_is_as_wide_as_the_other() -> None:
     assert torch.allclose(source(pixels).logits, target(pixels).logits, atol=1e-5)
 
 
-def test_maps_are_made_by_size_where_one_is_told_to_go_on() -> None:
+def test_without_shared_axes_units_are_selected_by_norm_if_the_job_allows_it() -> None:
     source = tf.ResNetForImageClassification(
         tf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], num_labels=2)
     )
@@ -97,7 +97,7 @@ def llama(groups: int, heads: int = 4, width: int = 16) -> nn.Module:
     return tf.LlamaForCausalLM(config).eval()
 
 
-def test_a_decoder_into_its_like_computes_what_the_source_does() -> None:
+def test_a_decoder_into_one_of_the_same_size_computes_what_the_source_does() -> None:
     source, target = llama(2), llama(2)
     projected(source, target)
     tokens = torch.randint(0, len(WORDS), (2, 6))
@@ -134,7 +134,7 @@ def gpt2(width: int = 16) -> nn.Module:
     return tf.GPT2LMHeadModel(config).eval()
 
 
-def test_fused_and_turned_weights_of_a_target_are_written_in_place() -> None:
+def test_fused_and_transposed_weights_of_a_target_are_written_in_place() -> None:
     source, target = gpt2(), gpt2()
     projected(source, target)
     tokens = torch.randint(0, len(WORDS), (2, 6))

@@ -3,28 +3,34 @@ import itertools
 import pytest
 import torch
 
-from mergenet_core.transfer.shards import Piece, Shard
+from mergenet_core.transfer.shards import FlatSlice
+from mergenet_core.transfer.shards.tensor_shard import load_at_once_
 from mergenet_core.transfer.views import WeightView, view_of
 
 
-class Part(Shard):
+class RangeShard:
     """A range of a weight's entries on one of several processes, without the others: sums stay partial."""
 
+    is_whole = False
+
     def __init__(self, parameter, start, stop):
-        super().__init__(parameter)
+        self.parameter = parameter
+        self.shape = tuple(parameter.shape)
+        self.device = parameter.device
         self.start, self.stop = start, stop
         self.copy = parameter.detach().clone()
 
-    group = "parts"
-
-    def held(self):
-        return Piece(self.start, self.parameter.detach().view(-1)[self.start : self.stop])
+    def local(self):
+        return FlatSlice(self.start, self.parameter.detach().view(-1)[self.start : self.stop])
 
     def write_(self, flat):
         self.parameter.detach().view(-1)[self.start : self.stop] = flat
 
-    def followers(self):
-        return [Piece(0, self.copy.view(-1))]
+    def copies(self):
+        return [FlatSlice(0, self.copy.view(-1))]
+
+    def load_(self, read):
+        load_at_once_(self, read)
 
     def gradient(self):
         return self.parameter.grad.view(-1)[self.start : self.stop]
@@ -50,10 +56,10 @@ def parameter(shape):
     return weight
 
 
-def parts(weight, form, cuts):
-    """A weight as the views of processes that hold it in consecutive ranges, ragged ones and an empty one included."""
+def range_views(weight, form, cuts):
+    """Views of processes that hold a weight in consecutive ranges, some empty or ending within a row."""
     ends = [0, *(int(cut * weight.numel()) for cut in cuts), weight.numel()]
-    return [WeightView(Part(weight, a, b), form) for a, b in itertools.pairwise(ends)]
+    return [WeightView(RangeShard(weight, a, b), form) for a, b in itertools.pairwise(ends)]
 
 
 @SHAPES
@@ -62,7 +68,7 @@ def test_products_are_those_of_the_weight_as_a_matrix(shape, form, matrix, cuts)
     weight = parameter(shape)
     W, G = weight.detach().reshape(matrix).clone(), weight.grad.reshape(matrix).clone()
     X, Y = torch.randn(matrix[1], 2, dtype=torch.float64), torch.randn(matrix[0], 2, dtype=torch.float64)
-    views = parts(weight, form, cuts)
+    views = range_views(weight, form, cuts)
     expected = {
         "left": W @ X, "right": Y.T @ W, "grad_left": G @ X, "grad_right": Y.T @ G,
     }  # fmt: skip
@@ -81,7 +87,7 @@ def test_changes_reach_every_entry_once_and_every_copy(shape, form, matrix, cuts
     W, G = weight.detach().reshape(matrix).clone(), weight.grad.reshape(matrix).clone()
     a, s = torch.rand(matrix[0], dtype=torch.float64), torch.rand(matrix[0], dtype=torch.float64)
     B, A = torch.randn(matrix[0], 2, dtype=torch.float64), torch.randn(2, matrix[1], dtype=torch.float64)
-    views = parts(weight, form, cuts)
+    views = range_views(weight, form, cuts)
     for view in views:
         view.grad_combine_(a, s, B, A)
     torch.testing.assert_close(weight.grad.reshape(matrix), a[:, None] * G + s[:, None] * W + B @ A)
@@ -111,13 +117,15 @@ def test_a_weight_that_the_loss_does_not_reach_has_a_zero_gradient():
     assert view.grad_left(torch.ones(3, 1)).tolist() == [[0.0], [0.0]]
 
 
-def test_columns_are_written_whatever_piece_of_the_weight_is_held():
+def test_columns_are_written_into_a_whole_weight_and_into_a_range_of_one():
     W = torch.arange(12.0).view(4, 3).clone()
     view_of(W).write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
     assert W.tolist() == [[5, 1, 1], [6, 4, 2], [7, 7, 3], [8, 10, 4]]
-    held = WeightView(Part(torch.nn.Parameter(torch.zeros(4, 3)), 4, 9))  # from within the second row into the third
+    held = WeightView(
+        RangeShard(torch.nn.Parameter(torch.zeros(4, 3)), 4, 9)
+    )  # from within the second row into the third
     held.write_columns_(torch.tensor([1]), torch.tensor([[9.0, 8, 7, 6]]))
-    assert held.shard.held().flat.tolist() == [8, 0, 0, 7, 0]
+    assert held.shard.local().flat.tolist() == [8, 0, 0, 7, 0]
     held.write_columns_(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
-    assert held.shard.held().flat.tolist() == [8, 2, 7, 7, 3]
-    assert held.shard.followers()[0].flat.view(4, 3).tolist() == [[5, 9, 1], [6, 8, 2], [7, 7, 3], [8, 6, 4]]
+    assert held.shard.local().flat.tolist() == [8, 2, 7, 7, 3]
+    assert held.shard.copies()[0].flat.view(4, 3).tolist() == [[5, 9, 1], [6, 8, 2], [7, 7, 3], [8, 6, 4]]

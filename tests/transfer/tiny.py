@@ -1,4 +1,4 @@
-"""Real models, small enough to build in a test, and what pairing knows of them."""
+"""Real models, small enough to build in a test, and their pairing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.models.builtin import MergeNetCnn, MergeNetCnnConfig, MergeNetMlp, MergeNetMlpConfig
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.spec.job import TransferSpec
-from mergenet_core.transfer.cycle import Transfer
-from mergenet_core.transfer.maps import Written
-from mergenet_core.transfer.shards import Shard
+from mergenet_core.transfer.axis_maps import RowUpdate
+from mergenet_core.transfer.cycle import Transfer, TransferSource
+from mergenet_core.transfer.methods.method import MethodContext
+from mergenet_core.transfer.shards import ReplicatedShard, TensorShard
 from mergenet_core.transfer.views import WeightView, view_of
 
 LABELS = ("ant", "bee", "cat")
@@ -29,7 +30,7 @@ def bert(
         vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner,
         max_position_embeddings=20, num_labels=3, initializer_range=0.1,
     )  # fmt: skip
-    return _moved(BertForSequenceClassification(config), seed)
+    return _randomised(BertForSequenceClassification(config), seed)
 
 
 def vit(width: int = 12, layers: int = 2, heads: int = 2, inner: int = 20, seed: int = 0) -> nn.Module:
@@ -38,19 +39,19 @@ def vit(width: int = 12, layers: int = 2, heads: int = 2, inner: int = 20, seed:
         image_size=4, patch_size=2, num_channels=1, hidden_size=width, num_hidden_layers=layers, num_labels=3,
         num_attention_heads=heads, intermediate_size=inner, initializer_range=0.1,
     )  # fmt: skip
-    return _moved(ViTForImageClassification(config), seed)
+    return _randomised(ViTForImageClassification(config), seed)
 
 
 def mlp(sizes: tuple[int, ...] = (9, 7), seed: int = 0, labels: int = 3) -> nn.Module:
     torch.manual_seed(seed)
-    return _moved(
+    return _randomised(
         MergeNetMlp(MergeNetMlpConfig(image_size=4, num_channels=1, hidden_sizes=sizes, num_labels=labels)), seed
     )
 
 
 def cnn(channels: tuple[int, ...] = (6, 8, 7), seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return _moved(MergeNetCnn(MergeNetCnnConfig(num_channels=1, channels=channels, num_labels=3)), seed)
+    return _randomised(MergeNetCnn(MergeNetCnnConfig(num_channels=1, channels=channels, num_labels=3)), seed)
 
 
 def facts(model: nn.Module, labels: tuple[str, ...] = LABELS, vocabulary: Vocabulary | None = WORDS) -> ModelInfo:
@@ -63,26 +64,32 @@ def paired(source: nn.Module, target: nn.Module, spec: TransferSpec) -> Pairing:
 
 
 def transfer(source: nn.Module, target: nn.Module, spec: TransferSpec, steps: int = 40, seed: int = 3) -> Transfer:
-    return Transfer(source.state_dict(), shards(target), paired(source, target, spec), spec, steps=steps, seed=seed)
+    return Transfer(
+        TransferSource(source.state_dict()), shards(target), paired(source, target, spec), spec, steps=steps, seed=seed
+    )
 
 
-def shards(model: nn.Module) -> dict[str, Shard]:
-    return {name: Shard(W) for name, W in model.state_dict(keep_vars=True).items()}
+def context(source: nn.Module, target: nn.Module, spec: TransferSpec, seed: int = 0) -> MethodContext:
+    return MethodContext(source.state_dict(), shards(target), paired(source, target, spec), spec, seed)
+
+
+def shards(model: nn.Module) -> dict[str, TensorShard]:
+    return {name: ReplicatedShard(W) for name, W in model.state_dict(keep_vars=True).items()}
 
 
 def matrix(view: WeightView) -> Tensor:
-    """The weight behind a view that holds it whole."""
-    return view.shard.held().flat.view(view.shape)
+    """The matrix of a view whose weight is on this process."""
+    return view.shard.local().flat.view(view.shape)
 
 
-def applied(parts: Iterable[Written], target: nn.Module) -> dict[str, Tensor]:
-    """A copy of the target's weights with what is written into them."""
+def applied(updates: Iterable[RowUpdate], target: nn.Module) -> dict[str, Tensor]:
+    """Copies of the target's weights that updates change, after the updates."""
     copies = {name: W.clone() for name, W in target.state_dict().items()}
-    written = {}
-    for part in parts:
-        view_of(copies[part.pair.target], part.pair.form).write_rows_(part.rows, part.values)
-        written[part.pair.target] = copies[part.pair.target]
-    return written
+    changed = {}
+    for update in updates:
+        view_of(copies[update.pair.target], update.pair.form).write_rows_(update.rows, update.values)
+        changed[update.pair.target] = copies[update.pair.target]
+    return changed
 
 
 def batch(model: nn.Module, seed: int = 0, size: int = 8) -> dict[str, Tensor]:
@@ -99,8 +106,8 @@ def logits(model: nn.Module) -> Tensor:
     return result
 
 
-def _moved(model: nn.Module, seed: int) -> nn.Module:
-    """Biases, norms and statistics that are not the initial zeros and ones, so that a test sees where they go."""
+def _randomised(model: nn.Module, seed: int) -> nn.Module:
+    """Change the initial zeros and ones of biases, norms and statistics, so that a test sees where they end up."""
     generator = torch.Generator().manual_seed(11 + seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():

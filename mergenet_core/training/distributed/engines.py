@@ -23,7 +23,7 @@ from mergenet_core.spec.deepspeed import zero_config
 from mergenet_core.spec.job import TrainSpec
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.optim import make_optimizer
-from mergenet_core.transfer.shards import Piece, Shard, shard_of, whole_of
+from mergenet_core.transfer.shards import FlatSlice, ReplicatedShard, TensorShard, gather_whole, make_shard
 
 Reader = Callable[[str, int, int], Tensor]
 """Name, start and stop → those entries of a saved tensor, flat."""
@@ -41,13 +41,13 @@ class Engine:
         self._place()
         buffers = dict(self.module.named_buffers())
         saved = self.module.state_dict().keys()
-        self.shards: dict[str, Shard] = {
-            **{name: shard_of(parameter) for name, parameter in self._parameters().items()},
-            **{name: Shard(buffer) for name, buffer in buffers.items() if name in saved},
+        self.shards: dict[str, TensorShard] = {
+            **{name: make_shard(parameter) for name, parameter in self._parameters().items()},
+            **{name: ReplicatedShard(buffer) for name, buffer in buffers.items() if name in saved},
         }
         """This process's part of every saved tensor; one that goes by two names is listed once."""
 
-    def named(self) -> dict[str, Shard]:
+    def named(self) -> dict[str, TensorShard]:
         """The same by every name that a tensor goes by."""
         by_id = {id(shard.parameter): shard for shard in self.shards.values()}
         tied = self.module.named_parameters(remove_duplicate=False)
@@ -104,32 +104,32 @@ class Engine:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def held(self) -> dict[str, Piece]:
+    def held(self) -> dict[str, FlatSlice]:
         """What this process holds of every saved tensor."""
-        return {name: shard.held() for name, shard in self.shards.items()}
+        return {name: shard.local() for name, shard in self.shards.items()}
 
-    def snapshot(self) -> dict[str, Piece]:
+    def snapshot(self) -> dict[str, FlatSlice]:
         """A copy on the CPU of what this process holds, which no later step changes."""
         return {name: _copied(piece) for name, piece in self.held().items()}
 
-    def restore(self, pieces: Mapping[str, Piece]) -> None:
+    def restore(self, pieces: Mapping[str, FlatSlice]) -> None:
         """Take over weights from such a copy of this very process."""
         for name, shard in self.shards.items():
             shard.write_(pieces[name].flat.to(shard.device))
-            for copy in shard.followers():
-                copy.flat.copy_(whole_of(shard).view(-1))
+            for copy in shard.copies():
+                copy.flat.copy_(gather_whole(shard).view(-1))
 
     def load(self, read: Reader) -> None:
         """Take over saved weights; each process reads only what it holds."""
         for name, shard in self.shards.items():
             shard.load_(functools.partial(read, name))
 
-    def moments(self) -> dict[str, Piece]:
+    def moments(self) -> dict[str, FlatSlice]:
         """The optimizer's tensors as `moment/name`, in the pieces of this process."""
         found = {}
         for name, parameter in self._parameters().items():
             for key, value in self._state_of(parameter).items():
-                found[f"{key}/{name}"] = Piece(self.shards[name].held().start, value)
+                found[f"{key}/{name}"] = FlatSlice(self.shards[name].local().start, value)
         return found
 
     def load_moments(self, saved: Collection[str], read: Reader, steps: int) -> None:
@@ -138,7 +138,7 @@ class Engine:
             keys = [key for key in ("exp_avg", "exp_avg_sq", "momentum_buffer") if f"{key}/{name}" in saved]
             if not keys:
                 continue
-            held = self.shards[name].held()
+            held = self.shards[name].local()
             state = self._make_state(parameter, keys, steps)
             for key in keys:
                 state[key].copy_(read(f"{key}/{name}", held.start, held.stop))
@@ -245,7 +245,7 @@ class ZeroEngine(Engine):
         """The flat weight of the base optimizer that a parameter's entries here are part of, and which part."""
         if self._stage == 3:
             group, start, _ = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-            held = shard_of(parameter).held()
+            held = make_shard(parameter).local()
             return self.optimizer.fp32_partitioned_groups_flat[group], start, held.flat.numel()
         mapping = parameter._hp_mapping
         if mapping is None:
@@ -304,8 +304,8 @@ def quiet_deepspeed(world: World) -> Any:
     return deepspeed
 
 
-def _copied(piece: Piece) -> Piece:
-    return Piece(piece.start, piece.flat.detach().to("cpu", copy=True))
+def _copied(piece: FlatSlice) -> FlatSlice:
+    return FlatSlice(piece.start, piece.flat.detach().to("cpu", copy=True))
 
 
 def _local(value: Any) -> Tensor:

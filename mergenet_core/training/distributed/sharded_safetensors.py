@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mergenet_core.training.distributed.world import World
-from mergenet_core.transfer.shards import Piece
+from mergenet_core.transfer.shards import FlatSlice
 
 _NAMES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
@@ -31,7 +31,7 @@ _LENGTH_BYTES = 8
 class Part:
     """What one process writes of a tensor: a piece, and the shape of the whole."""
 
-    piece: Piece
+    piece: FlatSlice
     shape: tuple[int, ...]
 
 

@@ -1,23 +1,25 @@
-"""The naive baseline: the largest rows and columns of every source weight, each weight for itself, no map carried."""
+"""The naive baseline `copy`: each target matrix takes the source's largest rows and columns.
+
+Rows and columns are chosen for each weight alone, so no map is shared between layers. Equation: W_target[:a, :b] ←
+W_source[the a rows and the b columns of largest norm], in the source's order. It is not in the paper.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-from torch import Tensor
+from collections.abc import Iterator
 
 from mergenet_core.architectures.axes import matrix_shape
-from mergenet_core.pairing.result import Pairing
-from mergenet_core.transfer.maps import Written, as_oip, selection, written
+from mergenet_core.transfer.axis_maps import RowUpdate, as_oip, row_update, select_largest
+from mergenet_core.transfer.methods.method import MethodContext
 
 
-def copied(source: Mapping[str, Tensor], pairing: Pairing) -> Iterator[Written]:
-    """The target's paired matrices with the source's rows and columns of the largest norm; vectors stay as they are."""
-    for pair in pairing.pairs:
+def copy_largest(context: MethodContext) -> Iterator[RowUpdate]:
+    """The rows of the target's paired matrices that are replaced; vectors are left out."""
+    for pair in context.pairing.pairs:
         if pair.rank is None:
             continue
-        W_oip = as_oip(source[pair.source].detach().float(), pair.form)
+        W_oip = as_oip(context.source[pair.source].detach().float(), pair.form)
         outputs, inputs = matrix_shape(pair.target_shape, pair.form)
-        rows = selection(W_oip.flatten(1).norm(dim=1), outputs)
-        columns = selection(W_oip.transpose(0, 1).flatten(1).norm(dim=1), inputs // W_oip.shape[2])
-        yield written(pair, columns.apply(rows.apply(W_oip, 0), 1), rows, columns)
+        rows = select_largest(W_oip.flatten(1).norm(dim=1), outputs)
+        columns = select_largest(W_oip.transpose(0, 1).flatten(1).norm(dim=1), inputs // W_oip.shape[2])
+        yield row_update(pair, columns.apply(rows.apply(W_oip, 0), 1), rows, columns)

@@ -1,8 +1,9 @@
-"""Anchored projection: the source's knowledge written into the target once, before training, without any learning.
+"""The anchored projection `project`: the source's knowledge written into the target once, before training.
 
-The residual stream takes the top eigenvectors of the source's centred embedding as its map; attention heads,
-feed-forward units, filters and hidden units are selected by their size. Each map is made where its axis is first
-written and carried to the weights that read it.
+Equation: W_target ← M_out W_source M_inᵀ with one map M for each axis; a bias has M_out alone. The residual stream's
+map is the top eigenvectors of the source's centred embedding; attention heads, feed-forward units, filters and hidden
+units are selected by their norms. A map is made where its axis is first written, and used by every weight that reads
+the axis. Nothing is learned. The paper has no such method: it is the start of `anchored`, and a strong baseline.
 
 Shape suffixes: v vocabulary rows, D the source's stream, d the target's; o output, i input units, p kernel positions.
 """
@@ -17,15 +18,26 @@ from torch import Tensor
 
 from mergenet_core.architectures.axes import matrix_shape
 from mergenet_core.pairing.result import AxisPair, Pairing, WeightPair
-from mergenet_core.transfer.heads import grouped_map, is_grouped
-from mergenet_core.transfer.maps import AxisMap, Written, anchored_map, as_oip, selection, written
+from mergenet_core.transfer.attention_heads import grouped_map, is_grouped
+from mergenet_core.transfer.axis_maps import (
+    AxisMap,
+    RowUpdate,
+    anchored_map,
+    as_oip,
+    largest_entries,
+    row_update,
+    select_largest,
+)
+from mergenet_core.transfer.methods.method import MethodContext
+
+
+def project(context: MethodContext) -> Projection:
+    """The projection of a pair of models."""
+    return Projection(context.source, context.pairing)
 
 
 class Projection:
-    """The target's paired weights as the projection makes them, one at a time: neither model is ever held.
-
-    Equation: W_target ← M_out W_source M_inᵀ; a bias goes along M_out.
-    """
+    """The row updates of the projection, computed one weight at a time, so that no second model is in memory."""
 
     def __init__(self, source: Mapping[str, Tensor], pairing: Pairing) -> None:
         self._source, self._pairing = source, pairing
@@ -33,18 +45,18 @@ class Projection:
         for pair in pairing.pairs:
             for name in (pair.out, pair.inp):
                 if name is not None and name not in self._maps:
-                    self._maps[name] = _make(name, source, pairing, self._maps)
+                    self._maps[name] = _make_map(name, source, pairing, self._maps)
 
-    def retell(self, source: Mapping[str, Tensor]) -> None:
-        """Go on with the same source's weights as they were at another time; the maps stay."""
+    def set_source_weights(self, source: Mapping[str, Tensor]) -> None:
+        """Go on with another state of the source's weights; the maps stay."""
         self._source = source
 
-    def __iter__(self) -> Iterator[Written]:
-        """Every paired weight's rows that are written, in the order of the pairs."""
-        return (self.written(pair) for pair in self._pairing.pairs)
+    def __iter__(self) -> Iterator[RowUpdate]:
+        """The updates of all paired weights, in the order of the pairs."""
+        return (self.row_update(pair) for pair in self._pairing.pairs)
 
-    def written(self, pair: WeightPair) -> Written:
-        """The rows of one weight that are written, and what."""
+    def row_update(self, pair: WeightPair) -> RowUpdate:
+        """The replaced rows of one weight."""
         assert pair.out is not None
         out, inp = self._maps[pair.out], self._maps[pair.inp] if pair.inp is not None else None
         W = self._source[pair.source].detach().float()
@@ -56,14 +68,17 @@ class Projection:
                 block_oip = inp.apply(block_oip, 1)
         if pair.role.startswith("attention.query"):
             block_oip = block_oip * _score_scale(self._pairing.axes[pair.out])
-        return written(pair, block_oip, out, inp)
+        return row_update(pair, block_oip, out, inp)
 
     def filled(self, axis: str) -> Tensor:
-        """The entries of a target's axis that the source has something for, ascending."""
+        """The entries of a target's axis that have a source entry, ascending."""
         return self._maps[axis].cover_t
 
-    def carried(self, pair: WeightPair, B_or: Tensor, A_rn: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of a source's weight as those of the target's: M_out B and A M_inᵀ, zero where it has nothing."""
+    def project_factors(self, pair: WeightPair, B_or: Tensor, A_rn: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the projected weight: M_out B and A M_inᵀ, zero where the target's entry has no source entry.
+
+        Shapes: (source outputs, r), (r, source inputs) → (target outputs, r), (r, target inputs).
+        """
         assert pair.out is not None
         out, inp = self._maps[pair.out], self._maps[pair.inp] if pair.inp is not None else None
         rows, columns = matrix_shape(pair.target_shape, pair.form)
@@ -80,14 +95,14 @@ class Projection:
         return B_tr, A_rtp.flatten(1)
 
     def weight(self, pair: WeightPair) -> Tensor:
-        """One weight in the target's shape; zero where the source has nothing for it."""
-        part = self.written(pair)
-        W = torch.zeros(pair.target_shape, dtype=part.values.dtype, device=part.values.device)
-        W.view(matrix_shape(pair.target_shape, pair.form))[part.rows.to(W.device)] = part.values
+        """One projected weight in the target's shape; zero where an entry has no source entry."""
+        update = self.row_update(pair)
+        W = torch.zeros(pair.target_shape, dtype=update.values.dtype, device=update.values.device)
+        W.view(matrix_shape(pair.target_shape, pair.form))[update.rows.to(W.device)] = update.values
         return W
 
 
-def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> AxisMap:
+def _make_map(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> AxisMap:
     axis = pairing.axes[name]
     if axis.anchored:
         return anchored_map(axis)
@@ -96,18 +111,20 @@ def _make(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mappi
         return stream_map(W if axis.basis_form == "embedding" else W.flatten(1).T, axis.target_size)
     if axis.heads is not None:
         return (grouped_map if is_grouped(name, pairing) else _head_map)(name, source, pairing)
-    return selection(unit_scores(name, source, pairing, maps), axis.target_size)
+    return select_largest(unit_scores(name, source, pairing, maps), axis.target_size)
 
 
 def stream_map(E_vD: Tensor, size: int) -> AxisMap:
     """The map of the residual stream: the top eigenvectors of the centred embedding's Gram matrix.
 
-    A target that is as wide as the source, or wider, takes the stream as it is.
+    Shapes: E (v, D); the map is D × size.
+    Equation: M = the eigenvectors of (E − Ē)ᵀ(E − Ē) with the largest eigenvalues, the entry of largest magnitude in
+    each positive. In a target at least as wide as the source the stream keeps its entries.
     """
     width = E_vD.shape[1]
     if size >= width:
-        places = torch.arange(width)
-        return AxisMap(places, select_t=places)
+        entries = torch.arange(width)
+        return AxisMap(entries, select_t=entries)
     centred_vD = E_vD.detach().double()
     centred_vD = centred_vD - centred_vD.mean(0)
     vectors_Dd = torch.linalg.eigh(centred_vD.T @ centred_vD).eigenvectors.flip(1)[:, :size]
@@ -117,7 +134,10 @@ def stream_map(E_vD: Tensor, size: int) -> AxisMap:
 
 
 def unit_scores(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps: Mapping[str, AxisMap]) -> Tensor:
-    """How much each unit of a source's axis does: ‖in‖·|γ|/σ·‖out‖, over the weights that write and read it."""
+    """The importance of each unit of a source's axis, over the weights that write and read it.
+
+    Shapes: (units of the axis). Equation: ‖in‖·|γ|/σ·‖out‖ with the batch norm's gain γ and deviation σ.
+    """
     scores_o: Tensor | None = None
     for pair in pairing.pairs:
         W_oip = as_oip(source[pair.source].detach().float(), pair.form)
@@ -137,7 +157,7 @@ def unit_scores(name: str, source: Mapping[str, Tensor], pairing: Pairing, maps:
 
 
 def _head_map(name: str, source: Mapping[str, Tensor], pairing: Pairing) -> AxisMap:
-    """The heads with the largest ‖W_q‖·‖W_k‖; a wider head of the target takes several, a narrower one the top rows."""
+    """The heads with the largest ‖W_q‖·‖W_k‖; a wider target head holds several, a narrower one the strongest rows."""
     layer = name.rpartition(".")[2]
     axis = pairing.axes[name]
     assert axis.heads is not None
@@ -145,40 +165,39 @@ def _head_map(name: str, source: Mapping[str, Tensor], pairing: Pairing) -> Axis
     width_l, width_t = axis.source_size // count_l, axis.target_size // count_t
     packed = max(1, width_t // width_l)
     query_h, key_h = (
-        _rows(f"attention.{role}", f"queries.{layer}", source, pairing).view(count_l, -1) for role in ("query", "key")
+        _row_norms(f"attention.{role}", f"queries.{layer}", source, pairing).view(count_l, -1)
+        for role in ("query", "key")
     )
     scores_h = query_h.square().sum(1) * key_h.square().sum(1)
-    kept_h = selection(scores_h, count_t * packed).select_t
-    assert kept_h is not None
+    kept_h = largest_entries(scores_h, count_t * packed)
     width = min(width_l, width_t)
     if name.startswith("queries."):
         energy = query_h * key_h
     else:
-        value = _rows("attention.value", name, source, pairing)
-        energy = (value * _columns("attention.out", name, source, pairing)).view(count_l, -1)
+        value = _row_norms("attention.value", name, source, pairing)
+        energy = (value * _column_norms("attention.out", name, source, pairing)).view(count_l, -1)
     cover, select = [], []
-    for place, head in enumerate(kept_h.tolist()):
-        rows = selection(energy[head], width).select_t
-        assert rows is not None
+    for index, head in enumerate(kept_h.tolist()):
+        rows = largest_entries(energy[head], width)
         select.append(head * width_l + rows)
-        cover.append(place // packed * width_t + place % packed * width_l + torch.arange(width))
+        cover.append(index // packed * width_t + index % packed * width_l + torch.arange(width))
     return AxisMap(torch.cat(cover), select_t=torch.cat(select))
 
 
-def _rows(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
+def _row_norms(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
     pair = next(pair for pair in pairing.pairs if pair.role == f"{role}.weight" and pair.out == axis)
     norms: Tensor = torch.linalg.vector_norm(source[pair.source].detach().float(), dim=1)
     return norms
 
 
-def _columns(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
+def _column_norms(role: str, axis: str, source: Mapping[str, Tensor], pairing: Pairing) -> Tensor:
     pair = next(pair for pair in pairing.pairs if pair.role == f"{role}.weight" and pair.inp == axis)
     norms: Tensor = torch.linalg.vector_norm(source[pair.source].detach().float(), dim=0)
     return norms
 
 
 def _score_scale(axis: AxisPair) -> float:
-    """Keeps q·k/√width what it was in the source where the target's heads are of another width."""
+    """The factor on queries that keeps q·k/√width as in the source where the target's heads have another width."""
     assert axis.heads is not None
     width_l, width_t = axis.source_size // axis.heads[0], axis.target_size // axis.heads[1]
     return float((width_t / width_l) ** 0.5)

@@ -1,4 +1,7 @@
-"""A source's weights as the parts that pairing names: a fused weight cut, a transposed one turned, outputs first."""
+"""A source's weights under the names that pairing uses.
+
+A fused weight is cut into its slices and a transposed one is turned, so that outputs always come first.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from torch import Tensor
 
 from mergenet_core.architectures.axes import StoredSlice
 from mergenet_core.pairing.result import Pairing
-from mergenet_core.transfer.reencode import Factored
+from mergenet_core.transfer.reencode import FactoredWeights
 
 
-class Parts(Mapping[str, Tensor]):
-    """Weights by the name of the part, each a view of the weight that holds it; other names stay what they are."""
+class SourceWeights(Mapping[str, Tensor]):
+    """Weights by pairing's names, each a view of the stored weight; names that pairing does not cut are unchanged."""
 
     def __init__(self, weights: Mapping[str, Tensor], pairing: Pairing) -> None:
         self._weights = weights
@@ -20,12 +23,13 @@ class Parts(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored.get(name)
-        return self._weights[name] if stored is None else part_of(self._weights[stored.name], stored)
+        return self._weights[name] if stored is None else stored_slice(self._weights[stored.name], stored)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """The factors that a weight is kept by; None where it is kept whole, or is a part of another."""
-        kept = isinstance(self._weights, Factored) and name not in self._stored
-        return self._weights.factors(name) if kept else None  # type: ignore[attr-defined]
+        """The stored factors B and A of a weight; None where it is stored whole, or is a slice of another weight."""
+        if name in self._stored or not isinstance(self._weights, FactoredWeights):
+            return None
+        return self._weights.factors(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**dict.fromkeys(self._weights), **dict.fromkeys(self._stored)})
@@ -34,7 +38,7 @@ class Parts(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def part_of(W: Tensor, stored: StoredSlice) -> Tensor:
-    """A part of a weight, outputs first, sharing its storage."""
+def stored_slice(W: Tensor, stored: StoredSlice) -> Tensor:
+    """A slice of a stored weight, outputs first, sharing its memory."""
     W = W.T if stored.transposed else W
     return W if stored.rows is None else W[slice(*stored.rows)]
