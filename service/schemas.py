@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.artifacts import Artifact
 from mergenet_core.records.events import Event, Metric, Progress
 from mergenet_core.records.job import Checkpoint, Job, JobState
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.records.record import Record
 
 PROBLEM_TYPE = "urn:mergenet:problem:"
@@ -97,8 +98,8 @@ class ArtifactList(Record):
     """The files of a job's result, with size and hash."""
 
     items: list[ArtifactFile]
-    about: dict[str, Any]
-    """Hashes of inputs and spec, code version, environment."""
+    about: Provenance
+    """What the result was made from."""
 
 
 class KeyView(Record):

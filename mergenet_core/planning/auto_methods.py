@@ -48,7 +48,7 @@ def preferred(control: Trial, transfers: Iterable[Trial]) -> Trial:
     """
     found, metric = best(transfers), _validation(control)
     data = control.result.data.get("validation", {}) if control.result is not None else {}
-    error = math.sqrt(metric * (1 - metric) / data["examples"]) if 0 < metric < 1 and data else 0.0
+    error = math.sqrt(metric * (1 - metric) / int(data["examples"])) if 0 < metric < 1 and data else 0.0
     return found if _validation(found) > metric + error else control
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.records.record import Record
 
 
@@ -18,10 +19,10 @@ class Artifact(Record):
 
 
 class Manifest(Record):
-    """What a published folder holds, written last; a folder is whole when every file here matches."""
+    """The files of a published folder. It is written last: the folder is complete when every file here matches."""
 
     kind: Literal["checkpoint", "artifact"]
     step: int
     files: tuple[Artifact, ...]
-    about: dict[str, Any] = {}
-    """Hashes of inputs and spec, code version, environment, seeds."""
+    about: Provenance = {}
+    """What the folder was made from."""

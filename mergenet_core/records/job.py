@@ -7,9 +7,10 @@ whoever writes for a trial says which attempt it is, and an old one is refused.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from mergenet_core.records.attempt import AttemptRef
+from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.records.record import Record
 
 JobState = Literal[
@@ -79,8 +80,8 @@ class TrialResult(Record):
     transferred_parameters: int = 0
     """Target parameters that a transfer wrote."""
     versions: dict[str, str] = {}
-    data: dict[str, Any] = {}
-    """Per split: number of examples and a hash of what was read."""
+    data: dict[str, SplitSummary] = {}
+    """What was read of each split: `train`, `validation` and `test`."""
     source: dict[str, float] = {}
     """A source that learned beside the target: every metric of its own task over its test split."""
     teacher: dict[str, float] = {}

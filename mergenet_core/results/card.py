@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import yaml
 
 from mergenet_core.records.job import Trial
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.results.report import Report, markdown
 from mergenet_core.spec.job import JobSpec, ModelSpec
 from mergenet_core.spec.task_info import TASKS
@@ -19,7 +19,7 @@ ADAPTER = """\
 """
 
 
-def model_card(job: JobSpec, report: Report, trial: Trial, about: dict[str, Any]) -> str:
+def model_card(job: JobSpec, report: Report, trial: Trial, about: Provenance) -> str:
     """README.md of the artifact, with the front matter that the hub reads."""
     assert trial.result is not None
     result, task = trial.result, TASKS[job.target.task]

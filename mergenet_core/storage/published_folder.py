@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from mergenet_core.errors import CheckpointInvalid, StorageFull
 from mergenet_core.records.artifacts import Artifact, Manifest
+from mergenet_core.records.provenance import Provenance
 
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +30,7 @@ def publishing(
     step: int,
     attempt: int,
     roles: Mapping[str, str] | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: Provenance | None = None,
 ) -> Iterator[Path]:
     """Give an empty folder to write into; on leaving, hash, fsync and rename it to `final`, which is whole or absent.
 
@@ -42,7 +43,7 @@ def publishing(
         draft.mkdir(parents=True)
         yield draft
         files = tuple(_describe(draft, path, roles or {}) for path in _files(draft))
-        manifest = Manifest(kind=kind, step=step, files=files, about=dict(about or {}))
+        manifest = Manifest(kind=kind, step=step, files=files, about=about or {})
         _write_synced(draft / MANIFEST, manifest.model_dump_json(indent=1).encode())
         for folder in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
             _sync(folder)

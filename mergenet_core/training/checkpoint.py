@@ -16,6 +16,7 @@ import torch
 from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.models.saved import SavedTensors
 from mergenet_core.records.job import Checkpoint
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.storage.published_folder import MANIFEST, publishing, sha256, sweep, verify
 from mergenet_core.training.distributed.engines import Engine
 from mergenet_core.training.distributed.sharded_safetensors import Part, save_together
@@ -28,7 +29,7 @@ _MODEL, _BEST, _OPTIMIZER, _STATE = "model.safetensors", "best.safetensors", "op
 
 
 def publish(
-    training: Training, selection: Selection, trial_folder: Path, *, attempt: int, keep: int, about: dict[str, Any]
+    training: Training, selection: Selection, trial_folder: Path, *, attempt: int, keep: int, about: Provenance
 ) -> Checkpoint:
     """Write the state after `training.step` steps and drop all but the newest `keep`. Raises: `StorageFull`."""
     folder = _parent(trial_folder) / f"step-{training.step:08d}"

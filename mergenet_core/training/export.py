@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mergenet_core import __version__
 from mergenet_core.pairing.pair import Pairing
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.storage.published_folder import publishing
 from mergenet_core.training.checkpoint import parts, publishing_together
@@ -36,7 +37,7 @@ ROLES = {
 }
 
 
-def export_model(engine: Engine, processor: Any, folder: Path, *, attempt: int, about: dict[str, Any]) -> None:
+def export_model(engine: Engine, processor: Any, folder: Path, *, attempt: int, about: Provenance) -> None:
     """Publish the model as it is, in single precision, with its tokenizer or image processor. Raises: `StorageFull`.
 
     Every process writes what it holds into the files, so no process needs more memory than in training.
@@ -53,7 +54,7 @@ def export_model(engine: Engine, processor: Any, folder: Path, *, attempt: int, 
 
 
 def export_adapter(
-    transfer: Transfer, pairing: Pairing, spec: TransferSpec, folder: Path, *, attempt: int, about: dict[str, Any]
+    transfer: Transfer, pairing: Pairing, spec: TransferSpec, folder: Path, *, attempt: int, about: Provenance
 ) -> None:
     """Publish the adapter beside the model: its tensors, how it was set, and which weights it paired."""
     tensors = {name: tensor.cpu().clone() for name, tensor in transfer.adapter_tensors().items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import mergenet_core
 from mergenet_core.errors import NotFound
 from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.loading import folder_of
 from mergenet_core.records.job import Job, Trial
+from mergenet_core.records.provenance import Inputs, Provenance
 from mergenet_core.results.card import model_card
 from mergenet_core.results.report import build_report
 from mergenet_core.spec.job import JobSpec
@@ -48,29 +48,37 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
         if job.transfer.back_cycle is not None:
             _copy(trial_folder / "source-model", draft / "source-model")
         (draft / "report.json").write_text(report.model_dump_json(indent=1))
-        (draft / "job.json").write_text(job.model_dump_json(indent=1))
+        (draft / "job.json").write_text(_document(job))
         (draft / "README.md").write_text(model_card(job, report, trial, about))
     return folder.artifact.relative_to(folder.path).as_posix()
 
 
-def _about(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> dict[str, Any]:
+def _about(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> Provenance:
     if trial.result is None:
         raise NotFound(f"trial {trial.id} has no result; the job cannot be finalized before its trials have succeeded")
-    models = {"source": source_folder(job, folder, roots), "target": folder_of(job.target.model, roots, "target.model")}
-    weights = {
-        side: {path.name: sha256(path) for path in weight_files(place)}
-        for side, place in models.items()
-        if place is not None
-    }
+    inputs: Inputs = {"data": trial.result.data}
+    if (source := source_folder(job, folder, roots)) is not None:
+        inputs["source"] = _weight_hashes(source)
+    if (target := folder_of(job.target.model, roots, "target.model")) is not None:
+        inputs["target"] = _weight_hashes(target)
     return {
         "job": record.id,
         "trial": trial.id,
         "seeds": job.seeds,
-        "spec_sha256": hashlib.sha256(job.model_dump_json().encode()).hexdigest(),
-        "inputs": {"data": trial.result.data, **weights},
+        "spec_sha256": hashlib.sha256(_document(job).encode()).hexdigest(),
+        "inputs": inputs,
         "code": {"version": mergenet_core.__version__, "sha256": code_sha256()},
         "environment": trial.result.versions or environment(),
     }
+
+
+def _document(job: JobSpec) -> str:
+    """The content of the artifact's job.json."""
+    return job.model_dump_json(indent=1)
+
+
+def _weight_hashes(model: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in weight_files(model)}
 
 
 def code_sha256() -> str:

@@ -16,6 +16,7 @@ from mergenet_core.model_files.read_model import read_config
 from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.records.job import Trial
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import DistillSpec, JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.storage.published_folder import verify
@@ -70,7 +71,7 @@ def prepare_teacher(
             while training.step < spec.teacher.steps:
                 stop_if_asked()
                 training.advance()
-            about = {"step": training.step, "seconds": time.perf_counter() - begun}
+            about: Provenance = {"step": training.step, "seconds": time.perf_counter() - begun}
             export_model(engine, task.processor, saved, attempt=attempt, about=about)
         seconds = float(verify(saved).about["seconds"])
         model = load_trained(saved, job.target.task, labels, seed=trial.seed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 from transformers.utils import logging as transformers_logging
 
 from mergenet_core.records.job import ArmCost, Checkpoint, Trial, TrialResult
+from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import DISTILLS, Arm, prepare_arm, prepare_source
@@ -69,7 +70,7 @@ def run_trial(
         reporter.event("trial.resumed", f"goes on from step {training.step}", step=training.step)
 
     def publish_now() -> Checkpoint:
-        about = {"trial": trial.id, "seed": trial.seed}
+        about: Provenance = {"trial": trial.id, "seed": trial.seed}
         keep = job.retention.checkpoints
         checkpoint = publish(training, selection, trial_folder, attempt=attempt, keep=keep, about=about)
         reporter.checkpoint(checkpoint)
@@ -102,7 +103,7 @@ def run_trial(
         training.distillation = teacher.distillation
     training.start()
 
-    def about() -> dict[str, Any]:
+    def about() -> Provenance:
         return {"step": training.step, "seed": trial.seed, "trial": trial.id}
 
     def keep_state() -> None:

@@ -12,7 +12,7 @@ from mergenet_core.errors import CheckpointInvalid
 from mergenet_core.records.job import Job, Trial, Way
 from mergenet_core.records.record import now
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.storage.published_folder import verify
+from mergenet_core.storage.published_folder import sha256, verify
 from mergenet_core.training.finalize import finalize
 from tests.training.tiny import run, text_job
 
@@ -45,6 +45,8 @@ def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path,
     assert roles["model/tokenizer.json"] == "tokenizer"
     assert roles["adapter.safetensors"] == roles["adapter.json"] == roles["pairing.json"] == "adapter"
     assert (roles["report.json"], roles["README.md"], roles["job.json"]) == ("report", "card", "spec")
+    (document,) = [entry for entry in manifest.files if entry.path == "job.json"]
+    assert manifest.about["spec_sha256"] == document.sha256 == sha256(folder.artifact / "job.json")
     assert manifest.about["trial"] == "transfer-1", "the seed that is best on validation"
     assert set(manifest.about["inputs"]) == {"data", "source"}
     assert len(manifest.about["inputs"]["source"]["model.safetensors"]) == 64
