@@ -12,7 +12,6 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from PIL import Image
 from rq import Queue
 
 from mergenet_core.planning.plan import make_plan
+from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
 from mergenet_core.records.events import Event
 from mergenet_core.records.job import TERMINAL, Job, Request, Trial, TrialResult
@@ -40,6 +40,7 @@ Found = TypeVar("Found")
 SOLO = "control-0"
 LEASE_SECONDS = 3.0
 _SIZE = 8
+_ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -98,12 +99,15 @@ class Lab:
     def store(self) -> Store:
         return Store(self.redis_server.client())
 
-    def start_worker(self, *options: str, module: str = "workers", **environment: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, *options: str, module: str = "workers", working_directory: Path | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """A real worker process; what it prints ends up in the lab's folder."""
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
-            [sys.executable, "-m", module, *options],
-            env={**os.environ, **self.environment, **environment},
+            python_command(module, *options),
+            cwd=working_directory,
+            env={**os.environ, "PYTHONPATH": str(_ROOT), **self.environment, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

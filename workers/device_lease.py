@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from mergenet_core.processes import trees
 from mergenet_core.records import state_machine
 from mergenet_core.records.job import Job
 from mergenet_core.records.workers import Device
@@ -68,7 +69,7 @@ def visible(lease: Lease | None) -> dict[str, str]:
 
 def give_back(mine: Attempt, lease: Lease) -> None:
     """Return the devices; those on which something still runs are lent to nobody until an operator has looked."""
-    alive = processes.end(processes.marked(mine.mark), _REAP_SECONDS)
+    alive = trees.end(processes.marked(mine.mark), _REAP_SECONDS)
     try:
         if alive:
             device_leases.quarantine(mine.store.redis, lease, _stuck(mine.mark, alive))
@@ -99,7 +100,7 @@ def _swept(mine: Attempt, lease: Lease) -> bool:
     clean = set(lease.devices)
     try:
         for mark in set(lease.previous_holders.values()):
-            alive = processes.end(processes.marked(mark), _REAP_SECONDS)
+            alive = trees.end(processes.marked(mark), _REAP_SECONDS)
             if alive:
                 stuck = tuple(device for device, holder in lease.previous_holders.items() if holder == mark)
                 clean -= set(stuck)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import hashlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
-from mergenet_core.processes import die_with
+from mergenet_core.processes.linux import die_with, set_process_name
+from mergenet_core.processes.trees import tree
 from mergenet_core.records.attempt import AttemptRef
 
 MARK = "MERGENET_ATTEMPT"
 """Environment variable of the processes of an attempt."""
 HELD = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that a new process keeps waiting until it has its handlers (see `start`)."""
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mark(attempt: AttemptRef, worker: str) -> str:
@@ -75,11 +73,7 @@ class Child:
 
     def tree(self) -> list[psutil.Process]:
         """It and everything it started, as far as that still hangs together."""
-        with contextlib.suppress(psutil.Error):
-            if self.poll() is None:
-                process = psutil.Process(self.pid)
-                return [process, *process.children(recursive=True)]
-        return []
+        return tree(self.pid) if self.poll() is None else []
 
 
 def start(
@@ -113,7 +107,7 @@ def start(
         if run is None:
             os.set_inheritable(fd, True)
             os.execv(command[0], command)
-        _libc.prctl(_PR_SET_NAME, _name(environment[MARK]).encode())
+        set_process_name(_name(environment[MARK]))
         run()
         status = 0
     finally:
@@ -131,25 +125,6 @@ def copy_out(text: bytes) -> None:
             text = text[os.write(1, text) :]
 
 
-def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill at once; who is gone already is no error."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def end(processes: Iterable[psutil.Process], seconds: float) -> list[int]:
-    """Kill, and wait until the kernel has ended them; returns the ids of those that it still holds by then."""
-    found = list(processes)
-    kill(found)
-    deadline = time.monotonic() + seconds
-    while alive := [process.pid for process in found if _runs(process)]:
-        if time.monotonic() > deadline:
-            return alive
-        time.sleep(0.02)
-    return []
-
-
 def memory_kills() -> int:
     """How often the kernel has killed for lack of memory: in this control group, or where unknown on this host."""
     for path in (*_group_counters(), Path("/proc/vmstat")):
@@ -159,14 +134,6 @@ def memory_kills() -> int:
                 if name == "oom_kill":
                     return int(value)
     return 0
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Not so a zombie: it holds nothing but its exit status."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def _name(prefix: str) -> str:

@@ -14,13 +14,14 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import time
 from types import FrameType
 
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import NotFound
+from mergenet_core.processes import trees
+from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Checkpoint, Job, Trial
@@ -96,7 +97,7 @@ def _bury(mine: Attempt) -> None:
 def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
     """Run the training process to its end, or end it with everything it started."""
     settings = mine.settings
-    processes.kill(processes.marked(f"{mine.ref.trial_path}/"))
+    trees.kill(processes.marked(f"{mine.ref.trial_path}/"))
     _sweep(settings, job, trial)
     several = job.nodes > 1 and trial.kind != "finalize"
     if several:
@@ -132,7 +133,7 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     try:
         child = processes.start(
             functools.partial(report, writer, mine.ref) if prewarm.is_warm() and module == _TRIAL else None,
-            [sys.executable, "-m", module, str(mine.ref), *options],
+            python_command(module, str(mine.ref), *options),
             environment=environment | visible(lease),
             log=mine.settings.job_folder(mine.ref.job_id).log(mine.ref.trial_id, mine.ref.number),
             fd=writer,
@@ -142,7 +143,7 @@ def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | No
     try:
         stopped = _watch(mine, child, drain, lease)
     finally:
-        processes.kill([*child.tree(), *processes.marked(mine.mark)])
+        trees.kill([*child.tree(), *processes.marked(mine.mark)])
         status = child.wait(_REAP_SECONDS)
     memory_ran_out = processes.memory_kills() > kills_before
     return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)

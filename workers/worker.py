@@ -24,7 +24,8 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mergenet_core.errors import MergeNetError
-from mergenet_core.processes import die_with
+from mergenet_core.processes import trees
+from mergenet_core.processes.linux import die_with
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
@@ -201,7 +202,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
             deadline = time.monotonic() + _LAST_WORDS_SECONDS
             while horse.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
                 time.sleep(0.05)
-            processes.kill([horse, *tree])
+            trees.kill([horse, *tree])
 
     def _signal_horse(self, number: signal.Signals) -> None:
         if self.horse_pid:
@@ -230,7 +231,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         except Exception:  # a message that is none of ours
             return
         mark = processes.mark(attempt, self.name)
-        ended = not processes.end(processes.marked(mark), _LAST_WORDS_SECONDS)
+        ended = not trees.end(processes.marked(mark), _LAST_WORDS_SECONDS)
         reason = "the supervising process on the worker was killed"
 
         def lose(record: Job) -> Job:

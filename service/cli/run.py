@@ -7,20 +7,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from mergenet_core.errors import NotFound, Unavailable
+from mergenet_core.processes.command import python_command
+from mergenet_core.processes.linux import terminate_with
 from mergenet_core.records.job import TERMINAL
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import digest
 from service.cli.watch import watch_job
 from service.client import Client
 from service.client.profile import Profile
-from service.local.child_process import tie_to
 from service.local.local_service import LocalOptions
 from service.schemas import JobView
 
@@ -80,11 +80,11 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.local.local_service", wanted_json],
+            python_command("service.local.local_service", wanted_json),
             stdout=subprocess.DEVNULL,
             pass_fds=(writing,),
             start_new_session=True,
-            preexec_fn=lambda: tie_to(parent),
+            preexec_fn=lambda: terminate_with(parent),
         )
         os.close(writing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergenet_core.errors import MergeNetError, PathRefused, Unavailable
+from mergenet_core.processes.command import python_command
+from mergenet_core.processes.kept_process import KeptProcess
+from mergenet_core.processes.linux import adopt_orphans
+from mergenet_core.processes.trees import end_descendants, reap_orphans
 from service.client.profile import Profile, read_profile, write_profile
-from service.local import child_process
-from service.local.child_process import Child
 
 READY_SECONDS = 60.0
 """How long Redis and the API may take to answer."""
@@ -50,7 +52,7 @@ class _Service:
     options: LocalOptions
     stops: int = 0
     """How often a signal asked for the end."""
-    children: list[Child] = field(default_factory=list)
+    children: list[KeptProcess] = field(default_factory=list)
 
 
 def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None:
@@ -65,7 +67,7 @@ def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ask_to_stop)
-    child_process.adopt_orphans()
+    adopt_orphans()
     home = options.home.resolve()
     (home / "logs").mkdir(parents=True, exist_ok=True)
     lock = (home / ".lock").open("w")
@@ -81,7 +83,7 @@ def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None
         while not service.stops:
             for child in service.children:
                 child.keep_alive()
-            child_process.reap_orphans({child.pid for child in service.children})
+            reap_orphans({child.pid for child in service.children})
             time.sleep(0.1)
     finally:
         listening.close()
@@ -117,7 +119,7 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
         "PYTHONUNBUFFERED": "1",
     }
     environment.pop("MERGENET_API_KEY", None)  # a worker has no use for it
-    redis = Child(
+    redis = KeptProcess(
         "redis",
         [redis_binary(), "-"],
         log=home / "logs" / "redis.log",
@@ -130,9 +132,9 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
     _wait(service, "Redis", lambda: _redis_answers(port, password))
     _launch(
         service,
-        Child(
+        KeptProcess(
             "api",
-            [sys.executable, "-m", "service", "--fd", str(listening.fileno())],
+            python_command("service", "--fd", str(listening.fileno())),
             log=home / "logs" / "api.log",
             environment=environment | {"MERGENET_API_KEY": profile.api_key},
             descriptors=(listening.fileno(),),
@@ -140,15 +142,15 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
     )
     if options.workers != 0:
         count = {} if options.workers is None else {"MERGENET_WORKERS": str(options.workers)}
-        log, command = home / "logs" / "workers.log", [sys.executable, "-m", "workers"]
-        _launch(service, Child("workers", command, log=log, environment=environment | count))
+        log, command = home / "logs" / "workers.log", python_command("workers")
+        _launch(service, KeptProcess("workers", command, log=log, environment=environment | count))
     _wait(service, "the API", lambda: _api_answers(listening))
     if not service.stops:
         write_profile(home, profile)
         ready(profile)
 
 
-def _launch(service: _Service, child: Child) -> None:
+def _launch(service: _Service, child: KeptProcess) -> None:
     if service.stops:
         return
     service.children.append(child)
@@ -175,7 +177,7 @@ def _stop(service: _Service) -> None:
         deadline = time.monotonic() + seconds
         while any(child.alive() for child in group) and time.monotonic() < deadline and service.stops <= 1:
             time.sleep(0.02)
-    child_process.end_all_descendants()
+    end_descendants()
 
 
 def _listen(options: LocalOptions) -> socket.socket:

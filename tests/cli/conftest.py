@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from mergenet_core.processes.command import python_command
 from service.cli.commands import app
 from service.client.profile import read_profile
 from tests.service.conftest import job_document, write_model
@@ -37,7 +37,7 @@ class Shell:
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MERGENET_")}
         environment |= {MARK: self.mark, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "service.cli.main", *arguments]
+        command = python_command("service.cli.main", *arguments)
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **(streams | options))
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mergenet_core.processes import trees
 from mergenet_core.records.job import Job
 from mergenet_core.store import keys
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
@@ -113,7 +114,7 @@ def test_a_killed_driver_leaves_nothing_on_the_hosts_and_the_trial_goes_on(fleet
     old = processes.marked(f"{job.id}/{SOLO}/1/")
     launchers = [process for process in old if "tests.workers.fleet_launcher" in process.cmdline()]
     assert len(launchers) == 2
-    processes.kill(process for process in old if "tests.workers.fleet_driver" in process.cmdline())
+    trees.kill(process for process in old if "tests.workers.fleet_driver" in process.cmdline())
     see_it_go_on(lab, job, launchers, 10)
 
 

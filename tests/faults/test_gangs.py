@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
+from mergenet_core.processes import trees
 from mergenet_core.records.job import Job
 from tests.harness import SOLO, Lab, document, result_of
 from tests.workers import gangs
-from workers import processes
 
 pytestmark = pytest.mark.faults
 
@@ -65,7 +65,7 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path: Path) -> None:
     gang = gangs.start(tmp_path, "endless")
     gang.wait_for_step(3)
     ranks = gang.ranks()
-    processes.kill(gang.child.tree()[:1])
+    trees.kill(gang.child.tree()[:1])
     assert gang.child.wait(5) == -9
     deadline = time.monotonic() + 5
     while gang.alive():

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from mergenet_core.processes import die_with
+from mergenet_core.processes.linux import die_with
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import ArmCost, TrialResult
 from mergenet_core.settings import Settings

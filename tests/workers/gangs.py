@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from mergenet_core.processes.command import python_command
 from mergenet_core.records.attempt import AttemptRef
 from tests.harness import ended, wait
 from workers import processes
@@ -19,6 +19,7 @@ from workers.trial import OUTCOME_FD
 SILENCE_SECONDS = 5
 FOLDER, FAULT = "GANG_FOLDER", "GANG_FAULT"
 """Environment variables of `gang_rank`: where it writes, and what goes wrong."""
+_ROOT = Path(__file__).parents[2]
 LIMITS = {
     "MERGENET_SILENCE_SECONDS": str(SILENCE_SECONDS),
     "MERGENET_STALL_SECONDS": "60",
@@ -83,8 +84,8 @@ def start(
     own = {processes.MARK: mark, OUTCOME_FD: str(writer), FOLDER: str(folder), FAULT: how}
     child = processes.start(
         None,
-        [sys.executable, "-m", "tests.workers.gang_launcher", str(ref), *words],
-        environment=LIMITS | own | environment,
+        python_command("tests.workers.gang_launcher", str(ref), *words),
+        environment=LIMITS | {"PYTHONPATH": str(_ROOT)} | own | environment,
         log=folder / log,
         fd=writer,
     )

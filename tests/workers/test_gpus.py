@@ -96,7 +96,7 @@ def test_on_a_gpu_a_trial_sees_its_own_alone_and_the_worker_never_imports_torch(
     for job in jobs:
         lab.wait_for_checkpoint(job)
         trainings.append(lab.chain(job)[0])
-        assert trainings[-1].cmdline()[1:] == ["-m", "workers.trial", job.id, SOLO, "1"]
+        assert trainings[-1].cmdline()[1:] == ["-P", "-m", "workers.trial", f"{job.id}/{SOLO}/1"]
     assert sorted(training.environ()["CUDA_VISIBLE_DEVICES"] for training in trainings) == TWO.split(",")
     for process in psutil.Process(pool.pid).children():
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()

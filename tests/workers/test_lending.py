@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mergenet_core.processes import trees
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job
 from mergenet_core.records.workers import DeviceState
@@ -184,7 +185,7 @@ def test_a_host_trains_the_trials_of_a_job_side_by_side(host: tuple[Lab, subproc
     assert len(running) == 2
     failing = processes.marked(f"{job.id}/{running[0]}/")
     wait(lambda: processes.marked(f"{job.id}/{running[0]}/") or failing, "its process", lab.explain)
-    processes.kill(processes.marked(f"{job.id}/{running[0]}/"))
+    trees.kill(processes.marked(f"{job.id}/{running[0]}/"))
     job = lab.wait_for_state(job, "succeeded", 120)
     assert {trial.id: trial.attempt for trial in job.trials if trial.id in running} == {running[0]: 2, running[1]: 1}
     pool.terminate()
@@ -215,7 +216,7 @@ def test_a_device_on_which_something_cannot_be_ended_is_lent_to_nobody(
 ) -> None:
     monkeypatch.setattr(device_lease, "_REAP_SECONDS", 0.1)
     # a process that a kill does not end needs a fault of the kernel: here the kill itself is what fails
-    monkeypatch.setattr(processes, "kill", lambda found: None)
+    monkeypatch.setattr(trees, "kill", lambda found: None)
     for name, value in lab.environment.items():
         monkeypatch.setenv(name, value)
     mine = Attempt(lab.settings, AttemptRef("job", SOLO, 1), "worker")

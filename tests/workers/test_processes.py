@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mergenet_core.processes import trees
 from mergenet_core.records.attempt import AttemptRef
 from tests.harness import wait
 from workers import processes
@@ -42,7 +43,7 @@ def test_a_program_and_all_it_starts_are_found_by_their_mark(mark: str, tmp_path
         assert processes.marked(mark.replace("/1/", "/2/")) == []
     finally:
         found = processes.marked(mark)
-        processes.kill(found)
+        trees.kill(found)
     assert child.wait(5) == -signal.SIGKILL
     psutil.wait_procs(found, timeout=5)
     assert processes.marked(mark) == []
@@ -55,7 +56,7 @@ def test_a_fork_is_found_by_its_mark_too(mark: str, tmp_path: Path) -> None:
         assert [process.pid for process in processes.marked(mark.rsplit("/", 2)[0] + "/")] == [child.pid]
         assert processes.marked(mark.replace("/1/", "/2/")) == []
     finally:
-        processes.kill(child.tree())
+        trees.kill(child.tree())
     assert child.wait(5) == -signal.SIGKILL
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import MergeNetError, NotFound, StaleAttempt
-from mergenet_core.processes import die_with
+from mergenet_core.processes.linux import die_with
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job

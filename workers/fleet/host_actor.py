@@ -10,12 +10,11 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 
-import psutil
-
 from mergenet_core.errors import PathRefused
+from mergenet_core.processes import trees
+from mergenet_core.processes.command import python_command
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.settings import Settings
 from workers import processes
@@ -64,7 +63,7 @@ class FleetHost:
         """End what an earlier attempt left here, and see whether the job's folder is. Raises: `PathRefused`."""
         earlier = processes.marked(f"{self._attempt.trial_path}/")
         own = {process.pid for process in processes.marked(self._attempt_mark)}
-        processes.kill(process for process in earlier if process.pid not in own)
+        trees.kill(process for process in earlier if process.pid not in own)
         folder = Settings().job_folder(self._attempt.job_id)
         if not folder.spec.exists():
             raise PathRefused(
@@ -90,7 +89,7 @@ class FleetHost:
         }
         words = [word for option in options.items() for word in option]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", module, str(self._attempt), *words],
+            python_command(module, str(self._attempt), *words),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -120,11 +119,9 @@ class FleetHost:
 
     def end(self) -> None:
         """Kill the launcher with all that it started, and stay until they are gone."""
-        child = [psutil.Process(self._child.pid)] if self._child is not None and self._child.poll() is None else []
-        below = [process for parent in child for process in parent.children(recursive=True)]
-        tree = [*child, *below, *processes.marked(self._mark)]
-        processes.kill(tree)
-        psutil.wait_procs(tree, timeout=_END_SECONDS)
+        running = self._child is not None and self._child.poll() is None
+        below = trees.tree(self._child.pid) if self._child is not None and running else []
+        trees.end([*below, *processes.marked(self._mark)], _END_SECONDS)
 
     def _read(self) -> bytes:
         text = b""

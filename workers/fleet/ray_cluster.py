@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -20,6 +21,8 @@ from workers.fleet.host_actor import FleetHost
 
 Kind = Literal["GPU", "CPU"]
 _PROBE_SECONDS = 2.0
+_PACKAGES = Path(__file__).parents[2]
+"""The folder that this package was imported from."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def connect(address: str) -> str | None:
     try:
         # Ray itself waits a minute for a head that is not there
         socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        # Ray puts the driver's working directory first on the `sys.path` of all its processes, on every host
+        with contextlib.chdir(_PACKAGES):
+            ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises what it likes here
         with contextlib.suppress(Exception):
             ray.shutdown()

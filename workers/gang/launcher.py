@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 
 from mergenet_core.errors import RankLost
-from mergenet_core.processes import die_with
+from mergenet_core.processes import trees
+from mergenet_core.processes.command import python_command
+from mergenet_core.processes.linux import die_with
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.settings import Settings
 from mergenet_core.training.protocols import COLLECTIVE_SECONDS
@@ -139,7 +141,7 @@ def _end_all() -> None:
     mark = os.environ.get(processes.MARK)
     marked = processes.marked(mark) if mark else []
     found = {process.pid: process for process in [*psutil.Process().children(recursive=True), *marked]}
-    processes.kill(process for pid, process in found.items() if pid != me)
+    trees.kill(process for pid, process in found.items() if pid != me)
 
 
 def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
@@ -193,7 +195,8 @@ class _Agent(threading.Thread):
             local_addr=place.address,
             logs_specs=self._logs,
         )
-        elastic_launch(config, sys.executable)("-m", *self._words)
+        program, *arguments = python_command(*self._words)
+        elastic_launch(config, program)(*arguments)
 
     def exits(self) -> dict[int, int]:
         """Exit statuses other than 0 by world rank, as far as they are known."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from typing import Literal
 
-from mergenet_core.processes import die_with
+from mergenet_core.processes.linux import die_with
 from mergenet_core.records.job import Checkpoint
 from mergenet_core.records.record import Record
 from mergenet_core.training.protocols import Control, Reporter

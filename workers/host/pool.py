@@ -1,52 +1,52 @@
-"""Several workers of one host: each a process of its own, started again when it dies, all ended together."""
+"""Several workers of one host: each a process of its own, started again when it ends, all stopped together."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
 
-from mergenet_core.processes import die_with
+from mergenet_core.errors import Unavailable
+from mergenet_core.processes.command import python_command
+from mergenet_core.processes.kept_process import KeptProcess
 
-_TICK_SECONDS = 0.5
-_PAUSE_SECONDS = 2.0
-"""Before a worker that died is started again."""
+_TICK_SECONDS = 0.1
 _log = logging.getLogger("workers.host.pool")
 
 
 def run(count: int, options: Sequence[str] = ()) -> None:
-    """Keep so many workers running until SIGTERM or SIGINT; a second one cuts their checkpoints short."""
-    asked: list[int] = []
+    """Keep `count` workers running until SIGTERM or SIGINT; a second signal cuts their checkpoints short.
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        for child in children:
-            if child is not None and child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+    Raises: `Unavailable` when a worker keeps ending right after its start; the others are drained first.
+    """
+    command = python_command("workers", "--one", *options)
+    workers = [KeptProcess(f"worker {index}", command, dict(os.environ)) for index in range(count)]
+    requests = 0
 
-    children: list[subprocess.Popen[bytes] | None] = [_start(options) for _ in range(count)]
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal requests
+        requests += 1  # nothing else, so that no worker can be started without being stopped
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    died_at = [0.0] * count
-    while not asked or any(child is not None and child.poll() is None for child in children):
-        time.sleep(_TICK_SECONDS)
-        for place, child in enumerate(children):
-            if child is not None and child.poll() is not None and not asked:
-                _log.warning("worker %d ended with status %s and is started again", place, child.returncode)
-                children[place], died_at[place] = None, time.monotonic()
-            if child is None and not asked and time.monotonic() > died_at[place] + _PAUSE_SECONDS:
-                children[place] = _start(options)
-
-
-def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
-    return subprocess.Popen(
-        [sys.executable, "-m", "workers", "--one", *options],
-        start_new_session=True,
-        preexec_fn=lambda: die_with(parent, signal.SIGTERM),
-    )
+    try:
+        for worker in workers:
+            worker.start()
+        while not requests:
+            for worker in workers:
+                worker.keep_alive()
+            time.sleep(_TICK_SECONDS)
+    except Unavailable:
+        requests += 1
+        raise
+    finally:
+        sent = 0
+        while any(worker.alive() for worker in workers):
+            if sent < requests:
+                sent = requests
+                for worker in workers:
+                    worker.ask_to_end()
+            time.sleep(_TICK_SECONDS)
