@@ -1,4 +1,4 @@
-"""`mergenet pack`: the service itself has no torch, so the work is done by a process that has."""
+"""`mergenet pack`: runs the factorization in a child process, because the command line does not import torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mergenet_core.processes.command import python_command
 
 
 def run_pack(sources: Sequence[Path], rank: int, out: Path, dtype: str) -> int:
-    """Write a pack and print what it keeps. Returns: the exit status. Raises: `Unavailable` where torch is missing."""
+    """Write a pack and print its summary. Returns: the exit status. Raises: `Unavailable` if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise Unavailable("mergenet pack computes, so it needs torch here: pip install 'mergenet-service[worker]'")
+        raise Unavailable("mergenet pack needs torch on this machine: pip install 'mergenet-service[worker]'")
     options = ["--rank", str(rank), "--out", str(out), "--dtype", dtype]
     command = python_command("mergenet_core.models.pack", *options, "--", *map(str, sources))
     return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode

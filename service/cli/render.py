@@ -1,4 +1,4 @@
-"""How the command line shows plans, jobs and reports: tables on a terminal, Markdown elsewhere."""
+"""Prints plans, jobs and reports: as tables on a terminal, as Markdown elsewhere."""
 
 from __future__ import annotations
 
@@ -10,65 +10,75 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mergenet_core.pairing.result import Pairing
+from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.results.report import Difference, Report, memory
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
+_HOW: dict[How, str] = {
+    "same": "shared",
+    "names": "shared by name",
+    "carried": "mapped",
+    "free": "mapped freely",
+}
+"""How source and target agree on an axis, in words for the pairing's table."""
 
 
 def plan(console: Console, plan: Plan) -> None:
-    """Pairing, estimate and notes."""
+    """Print a plan: the pairing, the estimate and notes."""
     if plan.pairing is not None:
-        found = plan.pairing
-        total = plan.estimate.target_parameters
-        share = f" of {total:,} ({found.transferable_parameters / total:.0%})" if total else ""
-        console.print(
-            f"{len(found.pairs)} pairs of weights; {found.transferable_parameters:,}{share} target parameters "
-            f"can be written by method {found.method}"
-        )
-        shared = [f"{name} ({axis.source_size})" for name, axis in found.axes.items() if axis.anchored]
-        carried = [
-            f"{name} ({axis.source_size} → {axis.target_size})"
-            for name, axis in found.axes.items()
-            if not axis.anchored
-        ]
-        console.print(f"axes that mean the same in both: {', '.join(shared) or 'none'}", markup=False)
-        if carried:
-            console.print(f"axes with a map from one to the other: {', '.join(carried)}", markup=False)
-        for name, reason in found.unshared.items():
-            console.print(f"not shared: {name}: {reason}", markup=False)
-        pairing(console, found)
+        _pairing_summary(console, plan.pairing, plan.estimate.target_parameters)
+        pairing(console, plan.pairing)
     estimate = plan.estimate
     trained = sum(trial.kind != "finalize" for trial in plan.trials)
     console.print(
-        f"{trained} trials, {estimate.steps:,} steps together; memory of a process {_size(estimate.memory_bytes)}, "
-        f"disk {_size(estimate.disk_bytes)}"
+        f"{trained} trials with {estimate.steps:,} steps in total; memory of a process: "
+        f"{_size(estimate.memory_bytes)}; disk: {_size(estimate.disk_bytes)}"
     )
     if estimate.strategies:
         memory_by_strategy(console, plan)
     for note in plan.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"Note: {note}", markup=False)
+
+
+def _pairing_summary(console: Console, found: Pairing, target_parameters: int | None) -> None:
+    share = ""
+    if target_parameters:
+        share = f" of {target_parameters:,} ({found.transferable_parameters / target_parameters:.0%})"
+    console.print(
+        f"{len(found.pairs)} pairs of weights; the method {found.method} can write "
+        f"{found.transferable_parameters:,}{share} target parameters"
+    )
+    shared = [f"{name} ({axis.source_size})" for name, axis in found.axes.items() if axis.anchored]
+    mapped = [
+        f"{name} ({axis.source_size} → {axis.target_size})" for name, axis in found.axes.items() if not axis.anchored
+    ]
+    console.print(f"Axes with the same meaning in both models: {', '.join(shared) or 'none'}", markup=False)
+    if mapped:
+        console.print(f"Axes mapped from source to target: {', '.join(mapped)}", markup=False)
+    for name, reason in found.unshared.items():
+        console.print(f"Axis {name} is not shared: {reason}", markup=False)
 
 
 def memory_by_strategy(console: Console, plan: Plan) -> None:
-    """What a process needs under each strategy, and what a step exchanges."""
-    parts = ("weights", "gradients", "moments", "buffers", "activations", "transfer")
-    needs = table(console, "strategy", *parts, "on its device", "in the host", "sent in a step")
+    """Print the memory of a process under each strategy, and what it sends in a step; * marks the plan's strategy."""
+    kinds = ("weights", "gradients", "moments", "buffers", "activations", "transfer")
+    needs = table(console, "strategy", *kinds, "device peak", "host", "numbers sent in a step")
     for one in plan.estimate.strategies:
-        chosen = "*" if one.strategy == plan.strategy else ""
-        held = [_size(getattr(one, part)) for part in (*parts, "device_bytes", "host_bytes")]
-        needs.add_row(f"{one.strategy}{chosen}", *held, f"{one.exchanged:,}")
+        mark = "*" if one.strategy == plan.strategy else ""
+        kept = (one.weights, one.gradients, one.moments, one.buffers, one.activations, one.transfer)
+        held = [_size(count) for count in (*kept, one.device_bytes, one.host_bytes)]
+        needs.add_row(f"{one.strategy}{mark}", *held, f"{one.exchanged:,}")
     console.print(needs)
     if plan.strategy not in ("single", "ddp"):
-        console.print(f"a transfer exchanges about {plan.estimate.transfer_numbers:,} numbers")
+        console.print(f"A transfer exchanges about {plan.estimate.transfer_numbers:,} numbers between the processes")
 
 
 def pairing(console: Console, found: Pairing) -> None:
-    """The weights layer by layer, with how each axis is anchored and how much of each weight is written."""
-    pairs = table(console, "layer", "target", "source", "rows", "columns", "entries")
+    """Print the pairs of weights layer by layer: how each axis agrees, and how many entries are written."""
+    pairs = table(console, "layer", "target weight", "source weight", "output axis", "input axis", "entries written")
     matrices = [pair for pair in found.pairs if pair.rank is not None]
     for pair in matrices:
         pairs.add_row(
@@ -82,18 +92,18 @@ def pairing(console: Console, found: Pairing) -> None:
     console.print(pairs)
     vectors = len(found.pairs) - len(matrices)
     if vectors:
-        console.print(f"and {vectors} biases, norms and statistics along the same axes")
+        console.print(f"Also paired: biases, norms and statistics on the same axes ({vectors})")
     reasons: dict[str, list[str]] = {}
     for name, reason in found.unpaired.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        console.print(f"not paired: {', '.join(names[:_NAMES_SHOWN])}{more}: {reason}", markup=False)
+        console.print(f"Not paired: {', '.join(names[:_NAMES_SHOWN])}{more}: {reason}", markup=False)
 
 
 def jobs(console: Console, page: JobPage) -> None:
-    """A list of jobs."""
-    listed = table(console, "job", "name", "state", "trials", "created", "reason")
+    """Print a list of jobs."""
+    listed = table(console, "job", "name", "state", "trials done", "created", "reason")
     for one in page.items:
         done = f"{one.trials_done}/{one.trials}"
         created = one.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
@@ -102,7 +112,7 @@ def jobs(console: Console, page: JobPage) -> None:
 
 
 def job(console: Console, job: JobView) -> None:
-    """A job and its trials."""
+    """Print a job and its trials."""
     console.print(f"{job.name} ({job.id}) is {job.state}: {job.reason}", markup=False)
     if job.waiting_reason:
         console.print(f"Waiting: {job.waiting_reason}", markup=False)
@@ -110,8 +120,8 @@ def job(console: Console, job: JobView) -> None:
 
 
 def trials(console: Console, job: JobView) -> Table:
-    """A line for every trial: where it is."""
-    listed = table(console, "trial", "state", "step", "loss", "metric", "left", "attempt")
+    """A table of a job's trials with their progress."""
+    listed = table(console, "trial", "state", "step", "loss", "metric", "time left", "attempt")
     for trial in job.trials:
         at = job.progress.get(trial.id)
         step = f"{at.step}/{at.steps}" if at else ""
@@ -132,7 +142,7 @@ def trials(console: Console, job: JobView) -> Table:
 
 
 def workers(console: Console, found: Sequence[WorkerInfo]) -> None:
-    """The workers, and what each does."""
+    """Print the workers and the trial that each of them runs."""
     listed = table(console, "worker", "host", "state", "job", "trial", "device")
     for one in found:
         listed.add_row(one.name, one.host, one.state, one.job or "", one.trial or "", escape(one.device))
@@ -140,8 +150,8 @@ def workers(console: Console, found: Sequence[WorkerInfo]) -> None:
 
 
 def devices(console: Console, found: Sequence[DeviceState]) -> None:
-    """The devices of hosts, and who holds them."""
-    listed = table(console, "host", "device", "what", "memory", "state", "held by, or why it is lent to nobody")
+    """Print the hosts' devices: the attempt that holds each, or why it is quarantined."""
+    listed = table(console, "host", "device", "model", "memory", "state", "held by, or reason")
     for one in found:
         about = one.reason or one.holder or ""
         listed.add_row(one.host, one.id, escape(one.name), _size(one.memory_bytes), one.state, escape(about))
@@ -149,13 +159,13 @@ def devices(console: Console, found: Sequence[DeviceState]) -> None:
 
 
 def report(console: Console, report: Report) -> None:
-    """The arms side by side, and the verdict."""
+    """Print the arms side by side, and the verdict."""
     listed = table(
         console,
         "arm",
         f"test {report.metric}",
         "best on validation",
-        "Δ to control, points [95 %]",
+        "Δ to control, points [95 % interval]",
         "step, ms",
         "training, s",
     )
@@ -171,13 +181,13 @@ def report(console: Console, report: Report) -> None:
         )
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
-    if told := memory(report):
-        console.print(told, markup=False)
-    console.print(f"the artifact is {report.chosen}", markup=False)
+    if used := memory(report):
+        console.print(used, markup=False)
+    console.print(f"The result has the weights of {report.chosen}", markup=False)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for a reader: 45 s, 3 min, 2.5 h."""
+    """Seconds in a readable unit: 45 s, 3 min, 2.5 h."""
     if seconds is None:
         return ""
     if seconds < 90:
@@ -186,7 +196,7 @@ def duration(seconds: float | None) -> str:
 
 
 def table(console: Console, *columns: str) -> Table:
-    """An empty table: with lines on a terminal, Markdown elsewhere."""
+    """An empty table, drawn with lines on a terminal and as Markdown elsewhere."""
     made = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
     for column in columns:
         made.add_column(column, no_wrap=not console.is_terminal)
@@ -205,17 +215,19 @@ def _difference(found: Difference | None) -> str:
 
 
 def _axis(found: Pairing, name: str | None) -> str:
-    """An axis of the target: what it is called, how it is anchored, and how many of its entries are covered."""
+    """An axis of the target: its name, how source and target agree on it, and how many of its entries are covered."""
     if name is None or name not in found.axes:
         return ""
     axis = found.axes[name]
-    if axis.anchored:
-        covered = f"{axis.shared_size} of " if axis.shared_size < axis.target_size else ""
-        return f"{name} {'by names' if axis.how == 'names' else 'the same'}, {covered}{axis.target_size}"
-    return f"{name} {axis.how}, {axis.source_size} → {axis.target_size}"
+    if not axis.anchored:
+        return f"{name} {_HOW[axis.how]}, {axis.source_size} → {axis.target_size}"
+    covered = f"{axis.shared_size} of " if axis.shared_size < axis.target_size else ""
+    return f"{name} {_HOW[axis.how]}, {covered}{axis.target_size}"
 
 
 def _size(count: int | None) -> str:
     if count is None:
-        return "not known yet"
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+        return "not known"
+    if count >= 1e8:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,4 +1,4 @@
-"""`mergenet run`: one job on this machine from nothing to the downloaded result."""
+"""`mergenet run`: starts a service on this machine, runs one job in it and downloads the result."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_job(spec: JobSpec, options: LocalOptions, out: Path | None, console: Console) -> bool:
-    """Start the service, submit, watch, download, stop; true when the job succeeded.
+    """Start the service, submit the job, watch it, download its result, stop the service.
 
-    A run that was interrupted goes on: the home remembers which job a document became.
-    Raises: what the service refuses, `Unavailable` when it does not start.
+    A file in the home maps each document to its job, so that a second run continues an interrupted one.
+    Returns: whether the job succeeded. Raises: the service's errors; `Unavailable` if it does not start.
     """
     with local_service(options) as profile, Client(profile.url, profile.api_key) as client:
         job = _unfinished(client, spec, options.home)
         if job is not None:
-            console.print(f"going on with {job.id}, which was interrupted", markup=False)
+            console.print(f"Continuing job {job.id}, which was interrupted", markup=False)
             if job.state in ("paused", "pausing"):
                 client.resume(job.id)
         else:
@@ -55,9 +55,11 @@ def run_job(spec: JobSpec, options: LocalOptions, out: Path | None, console: Con
 
 @contextlib.contextmanager
 def local_service(options: LocalOptions) -> Iterator[Profile]:
-    """A service in a process of its own, stopped on leaving, also by Ctrl-C or SIGTERM; a second one hurries it.
+    """Run a service in a process of its own; leaving the context stops it.
 
-    Raises: `Unavailable` when it does not start, `KeyboardInterrupt` once, for the first signal.
+    The first SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt`; each further one makes the service stop faster.
+
+    Raises: `Unavailable` if it does not start.
     """
     reading, writing = os.pipe()
     wanted = {"home": str(options.home), "models": str(options.models), "data": str(options.data)}
@@ -71,12 +73,12 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
 
     def interrupt(signum: int, frame: object) -> None:
         for number in _SIGNALS:
-            signal.signal(number, hurry)  # so that clean-up is never interrupted itself
+            signal.signal(number, hurry)  # so that no signal interrupts the clean-up
         raise KeyboardInterrupt
 
     for number in _SIGNALS:
         signal.signal(number, interrupt)
-    # no signal between the start and the moment in which `process` is known
+    # no signal between the start of the process and the assignment of `process`
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         process = subprocess.Popen(
@@ -89,10 +91,10 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
         os.close(writing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         with os.fdopen(reading) as pipe:
-            said = pipe.read()
-        if not said:
-            raise Unavailable("the service did not start; what it said stands above")
-        yield Profile.model_validate_json(said)
+            profile = pipe.read()
+        if not profile:
+            raise Unavailable("the service did not start; its error message is above")
+        yield Profile.model_validate_json(profile)
     finally:
         try:
             for number in _SIGNALS:

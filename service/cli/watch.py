@@ -1,4 +1,4 @@
-"""Watches a job: a live table on a terminal, a line for every event elsewhere, the report at the end."""
+"""Watches a job until it has ended: a live table on a terminal, a line for each event elsewhere, then the report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from service.client import Client
 from service.schemas import JobView
 
 LINE_SECONDS = 5.0
-"""Off a terminal: how often a trial's progress is worth a line."""
+"""Time between two lines of progress of one trial, where the output is not a terminal."""
 
 
 def watch_job(client: Client, job_id: str, console: Console) -> bool:
-    """Show a job until it has ended; true when it succeeded. Raises: `NotFound`, `Unavailable`."""
+    """Show a job until it has ended. Returns: whether it succeeded. Raises: `NotFound`, `Unavailable`."""
     job = client.get(job_id)
     if console.is_terminal:
         _live(client, job, console)
@@ -31,30 +31,30 @@ def watch_job(client: Client, job_id: str, console: Console) -> bool:
         try:
             render.report(console, client.report(job_id))
         except NotFound:
-            console.print("the job succeeded; its report is not there", markup=False)
+            console.print(f"{job.name} ({job.id}) succeeded, but it has no report", markup=False)
     else:
-        console.print(f"{job.name} ({job.id}) {job.state}: {job.reason}", markup=False)
+        console.print(f"{job.name} ({job.id}) is {job.state}: {job.reason}", markup=False)
         if job.state == "failed":
-            console.print(f"`mergenet logs {job.id}` shows what its processes printed", markup=False)
+            console.print(f"Run `mergenet logs {job.id}` to read its log", markup=False)
     return job.state == "succeeded"
 
 
 def _live(client: Client, job: JobView, console: Console) -> None:
-    with Live(_picture(console, job), console=console, refresh_per_second=4, transient=True) as live:
+    with Live(_live_view(console, job), console=console, refresh_per_second=4, transient=True) as live:
         for item in client.follow(job.id):
             if isinstance(item, Progress):
                 job = job.model_copy(update={"progress": job.progress | {item.trial: item}})
-            elif _now(job, item):
-                job = client.get(job.id)  # the record also knows results and why it waits
-            live.update(_picture(console, job))
+            elif _is_news(job, item):
+                job = client.get(job.id)  # the record also has results and the reason for waiting
+            live.update(_live_view(console, job))
 
 
-def _now(job: JobView, event: Event) -> bool:
-    """Whether an event is newer than what is known; the first ones of a stream are history."""
+def _is_news(job: JobView, event: Event) -> bool:
+    """Whether an event is newer than the job's record; a stream begins with past events."""
     return event.ts >= job.updated_at
 
 
-def _picture(console: Console, job: JobView) -> Group:
+def _live_view(console: Console, job: JobView) -> Group:
     head = f"{job.name} ({job.id}) is {job.state}: {job.waiting_reason or job.reason}"
     left = _seconds_left(job)
     if left is not None:
@@ -63,7 +63,7 @@ def _picture(console: Console, job: JobView) -> Group:
 
 
 def _seconds_left(job: JobView) -> float | None:
-    """Steps left in all trials, at the speed of the one that runs."""
+    """Time for the remaining steps of all trials, at the speed of the newest progress."""
     running = [at for at in job.progress.values() if at.eta_seconds is not None and 0 < at.step < at.steps]
     if not running:
         return None
@@ -79,17 +79,17 @@ def _seconds_left(job: JobView) -> float | None:
 
 
 def _lines(client: Client, job: JobView, console: Console) -> None:
-    said: dict[str, float] = {}
+    printed_at: dict[str, float] = {}
     for item in client.follow(job.id):
         if isinstance(item, Event):
-            about = "" if item.trial is None or item.trial in item.message else f"{item.trial}: "
-            console.print(f"{item.ts.astimezone():%H:%M:%S} {about}{item.message}", markup=False, highlight=False)
-        elif time.monotonic() - said.get(item.trial, 0.0) >= LINE_SECONDS:
-            said[item.trial] = time.monotonic()
-            console.print(" ".join(_words(item)), markup=False, highlight=False)
+            trial = "" if item.trial is None or item.trial in item.message else f"{item.trial}: "
+            console.print(f"{item.ts.astimezone():%H:%M:%S} {trial}{item.message}", markup=False, highlight=False)
+        elif time.monotonic() - printed_at.get(item.trial, 0.0) >= LINE_SECONDS:
+            printed_at[item.trial] = time.monotonic()
+            console.print(" ".join(_progress_words(item)), markup=False, highlight=False)
 
 
-def _words(at: Progress) -> Iterator[str]:
+def _progress_words(at: Progress) -> Iterator[str]:
     yield f"{at.at.astimezone():%H:%M:%S} {at.trial} step {at.step}/{at.steps}"
     if at.loss is not None:
         yield f"loss {at.loss:.4f}"

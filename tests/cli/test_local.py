@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on_with_the_same_job(shell: Shell) -> None:
     assert not shell.processes()
     second = shell.start("run", document)
     assert second.stdout is not None
-    assert next(iter(second.stdout.readline, "")).split()[:4] == ["going", "on", "with", f"{job_id},"]
+    assert next(iter(second.stdout.readline, "")).split()[:3] == ["Continuing", "job", f"{job_id},"]
     next(line for line in iter(second.stdout.readline, "") if "checkpoint at step" in line)
     second.send_signal(signal.SIGINT)
     second.communicate(timeout=100)

@@ -23,7 +23,7 @@ def pairing() -> Pairing:
     return pair(cnn(8, 8, 8), cnn(4, 4, labels=("b<e>", "x")), TransferSpec())
 
 
-def test_every_pair_is_a_line_in_the_colour_of_its_anchor(pairing: Pairing) -> None:
+def test_every_pair_is_a_line_in_the_colour_of_its_axes(pairing: Pairing) -> None:
     root = ElementTree.fromstring(draw(pairing))
     lines = [line for line in root.iter(f"{SVG}line") if line.find(f"{SVG}title") is not None]
     matrices = [entry for entry in pairing.pairs if entry.rank is not None]
@@ -32,10 +32,10 @@ def test_every_pair_is_a_line_in_the_colour_of_its_anchor(pairing: Pairing) -> N
     assert len({line.get("stroke") for line in lines}) == 2
 
 
-def test_what_does_not_pair_is_drawn_with_its_reason(pairing: Pairing) -> None:
+def test_an_unpaired_weight_is_drawn_with_its_reason(pairing: Pairing) -> None:
     root = ElementTree.fromstring(draw(pairing))
-    told = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
-    assert "not paired: labels is not shared; it would be with labels of the same nameshead.weight" in told
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert "not paired: labels is not shared; it would be with labels of the same nameshead.weight" in texts
 
 
 def test_weights_stay_inside_the_picture(pairing: Pairing) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mergenet_core.errors import ModelRefused
+from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.knowledge_pack import MANIFEST_KEY, read_pack, unpack
 from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.loading import SourceWeights
@@ -210,6 +210,11 @@ def test_wrong_files_are_refused_with_what_to_do(source, pack, tmp_path):
     (tmp_path / "text").write_text("not a pack at all")
     with pytest.raises(ModelRefused, match="not a whole safetensors file"):
         open_pack(tmp_path / "text")
+
+
+def test_a_pack_is_not_written_into_a_folder_that_does_not_exist(source, tmp_path):
+    with pytest.raises(PathRefused, match=r"there is no folder .*no/such to write the pack into"):
+        write_pack([source], tmp_path / "no" / "such" / "pack", rank=4)
 
 
 def test_tensors_that_are_not_the_manifest_s_are_refused(pack):

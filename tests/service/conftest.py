@@ -1,4 +1,4 @@
-"""A service over a private Redis, and a job document that it accepts."""
+"""A service with a Redis of its own, and a job document that it accepts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, redis_server: RedisServer) -> ServiceSettings:
 
 
 def roots(folder: Path, redis_url: str) -> ServiceSettings:
-    """A home, and model and data roots that hold what `job_document` names."""
+    """Settings with a home, and with roots that hold the model and data of `job_document`."""
     write_model(folder / "models" / "mlp", [[144, 32], [32, 32]])
     for split in ("train", "test"):
         (folder / "data" / "digits" / split / "one").mkdir(parents=True)
@@ -45,7 +45,7 @@ def roots(folder: Path, redis_url: str) -> ServiceSettings:
 
 @pytest.fixture
 def client(settings: ServiceSettings) -> Iterator[TestClient]:
-    """The API with the operator's key."""
+    """A client of the API with the operator's key."""
     with TestClient(create_app(settings), headers={"Authorization": f"Bearer {KEY}"}) as client:
         yield client
 
@@ -90,7 +90,7 @@ def job_document() -> dict[str, Any]:
 
 
 def write_model(folder: Path, layers: list[list[int]]) -> None:
-    """A model folder as save_pretrained leaves one, its weights all zero."""
+    """Write a model folder like that of `save_pretrained`, with weights of zero."""
     folder.mkdir(parents=True)
     config = {
         "model_type": "mergenet-mlp",
@@ -115,7 +115,7 @@ def write_model(folder: Path, layers: list[list[int]]) -> None:
 
 @pytest.fixture(scope="session")
 def server(_redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real API process over the same Redis; its home is `settings_of(server)`'s."""
+    """The address of a real API process with the same Redis; `settings_of` has its settings."""
     folder = tmp_path_factory.mktemp("server")
     settings = roots(folder, _redis_server.url)
     process, url = start_server(settings)
@@ -133,7 +133,7 @@ def settings_of(url: str) -> ServiceSettings:
 
 
 def start_server(settings: ServiceSettings) -> tuple[subprocess.Popen[bytes], str]:
-    """A real API process on a socket that listens before it does, so that nobody has to wait for it."""
+    """Start a real API process on a socket that already listens, so that requests need not wait for it."""
     listening = socket.create_server(("127.0.0.1", 0))
     assert settings.api_key is not None
     environment = os.environ | {

@@ -1,4 +1,4 @@
-"""Plays the worker: takes a job's trials through the state machine, and publishes what a worker would."""
+"""Does the work of a worker: takes a job's trials through the state machine and publishes a result."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def checkpoint(store: Store, job_id: str, trial_id: str, folder: JobFolder) -> N
 
 
 def finish(store: Store, job_id: str, folder: JobFolder) -> Path:
-    """Everything of a job, its artifact published; returns the artifact's folder."""
+    """Finish all trials of a job and publish its artifact; returns the artifact's folder."""
     for trial in store.get(job_id).trials[:-1]:
         start(store, job_id, trial.id)
         commit(store, job_id, trial.id)

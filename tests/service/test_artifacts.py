@@ -1,4 +1,4 @@
-"""The result over HTTP: ranges, conditions, hashes; only what the manifest names is served."""
+"""The files of a result over HTTP: ranges, conditions, hashes; only files of the manifest are served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job_id(post: Callable[..., str], store: Store, settings: ServiceSettings) ->
     return job_id
 
 
-def test_there_is_nothing_before_the_end(client: TestClient, post: Callable[..., str]) -> None:
+def test_there_is_no_artifact_before_the_job_has_succeeded(client: TestClient, post: Callable[..., str]) -> None:
     job_id = post()
     for path in ("", f"/{FILE}"):
         problem = client.get(f"/jobs/{job_id}/artifacts{path}")
@@ -34,7 +34,7 @@ def test_there_is_nothing_before_the_end(client: TestClient, post: Callable[...,
         assert "there is no artifact yet: the job is queued" in problem.json()["detail"]
 
 
-def test_every_file_is_listed_with_its_hash_and_comes_with_it(client: TestClient, job_id: str) -> None:
+def test_every_file_is_listed_and_served_with_its_hash(client: TestClient, job_id: str) -> None:
     files = client.get(f"/jobs/{job_id}/artifacts").json()["items"]
     assert {file["path"] for file in files} == {FILE, "report.json", "job.json", "manifest.json"}
     assert next(file["role"] for file in files if file["path"] == FILE) == "model"
@@ -48,7 +48,7 @@ def test_every_file_is_listed_with_its_hash_and_comes_with_it(client: TestClient
         assert answer.headers["repr-digest"] == f"sha-256=:{digest}:"
 
 
-def test_head_tells_the_same_without_the_body(client: TestClient, job_id: str) -> None:
+def test_head_gives_the_same_headers_without_the_body(client: TestClient, job_id: str) -> None:
     answer = client.head(f"/jobs/{job_id}/artifacts/{FILE}")
     assert (answer.status_code, answer.content) == (200, b"")
     assert (answer.headers["content-length"], answer.headers["etag"]) == (str(SIZE), f'"{SHA}"')
@@ -70,7 +70,7 @@ def test_a_range(client: TestClient, job_id: str, asked: str, status: int, begin
     assert answer.headers["content-range"] == f"bytes {begin}-{end - 1}/{SIZE}"
 
 
-def test_a_range_that_cannot_be(client: TestClient, job_id: str) -> None:
+def test_a_range_that_is_invalid_or_beyond_the_end(client: TestClient, job_id: str) -> None:
     for beyond in (f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"):
         answer = client.get(f"/jobs/{job_id}/artifacts/{FILE}", headers={"Range": beyond})
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}"), beyond
@@ -80,14 +80,14 @@ def test_a_range_that_cannot_be(client: TestClient, job_id: str) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), wrong
 
 
-def test_if_range_gives_the_whole_file_when_it_is_another(client: TestClient, job_id: str) -> None:
+def test_if_range_gives_the_whole_file_when_the_hash_differs(client: TestClient, job_id: str) -> None:
     path = f"/jobs/{job_id}/artifacts/{FILE}"
     same = client.get(path, headers={"Range": "bytes=9-", "If-Range": f'"{SHA}"'})
     other = client.get(path, headers={"Range": "bytes=9-", "If-Range": f'"{"0" * 64}"'})
     assert (same.status_code, other.status_code, len(other.content)) == (206, 200, SIZE)
 
 
-def test_if_none_match_spares_the_transfer(client: TestClient, job_id: str) -> None:
+def test_if_none_match_with_the_same_hash_gets_304(client: TestClient, job_id: str) -> None:
     path = f"/jobs/{job_id}/artifacts/{FILE}"
     for tag, status in ((f'"{SHA}"', 304), (f'"x", W/"{SHA}"', 304), ("*", 304), ('"x"', 200)):
         answer = client.get(path, headers={"If-None-Match": tag})
@@ -98,14 +98,14 @@ def test_if_none_match_spares_the_transfer(client: TestClient, job_id: str) -> N
 @pytest.mark.parametrize(
     "path", ["nothing", "..%2F..%2Fjob.json", "../../job.json", "model", "%2Fetc%2Fpasswd", "secret.txt", "model%00"]
 )
-def test_only_what_the_manifest_names_is_served(
+def test_only_files_of_the_manifest_are_served(
     client: TestClient, job_id: str, settings: ServiceSettings, path: str
 ) -> None:
     (settings.job_folder(job_id).artifact / "secret.txt").write_text("not in the manifest")
     assert client.get(f"/jobs/{job_id}/artifacts/{path}").status_code == 404
 
 
-def test_what_differs_from_the_manifest_is_not_handed_out(
+def test_a_file_that_differs_from_the_manifest_is_not_served(
     client: TestClient, job_id: str, settings: ServiceSettings
 ) -> None:
     def torn(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nobody without a key gets in, and a key does only what its scopes say."""
+"""Every request needs a key, and a key allows only what its scopes cover."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.cuts = cuts
         self.count = itertools.count(1)
         super().__init__(("127.0.0.1", 0), _Forward)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -122,7 +122,7 @@ def cut(server: str, redis_server: RedisServer) -> Iterator[Callable[[dict[int, 
             one.close()
 
 
-def test_a_job_from_data_from_text_and_from_a_spec(client: Client) -> None:
+def test_a_job_is_submitted_as_a_mapping_a_spec_or_text(client: Client) -> None:
     made = [
         client.submit(job_document()),
         client.submit(parse(job_document())),
@@ -191,7 +191,7 @@ def test_every_result_has_its_type(client: Client, server: str, store: Store) ->
         client.logs(job_id, trial="transfer-0")
 
 
-def test_errors_come_back_under_their_own_names(client: Client, server: str) -> None:
+def test_the_service_s_errors_are_raised_under_their_own_classes(client: Client, server: str) -> None:
     with pytest.raises(NotFound, match="there is no job nothing"):
         client.get("nothing")
     with pytest.raises(SpecInvalid) as caught:
@@ -209,11 +209,15 @@ def test_errors_come_back_under_their_own_names(client: Client, server: str) -> 
     reader = client.create_key("reader", ("read",)).key
     with pytest.raises(Forbidden, match="this needs submit"), Client(server, reader) as other:
         other.submit(job_document())
-    with pytest.raises(Unavailable, match="does not answer"), Client("http://127.0.0.1:9", KEY) as nobody:
-        nobody.jobs()
 
 
-def test_steering(client: Client) -> None:
+def test_a_service_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.client.TRIES", 2)
+    with pytest.raises(Unavailable, match="does not answer"), Client("http://127.0.0.1:9", KEY) as client:
+        client.jobs()
+
+
+def test_a_job_is_paused_resumed_cancelled_and_deleted(client: Client) -> None:
     job = client.submit(job_document())
     assert client.pause(job.id).state == "paused"
     assert client.resume(job.id).state == "queued"

@@ -1,4 +1,4 @@
-"""Events, metrics and logs: as pages, as a stream that goes on where it broke, as files."""
+"""Events, metrics and logs: as pages, as a stream that can be resumed, as files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_events_come_in_pages_oldest_first(
     }
 
 
-def test_the_stream_tells_everything_and_ends_with_the_job(http: httpx2.Client, store: Store, server: str) -> None:
+def test_the_stream_sends_every_event_and_ends_with_the_job(http: httpx2.Client, store: Store, server: str) -> None:
     job_id = http.post("/jobs", json=job_document()).json()["id"]
     seen: list[httpx2.ServerSentEvent] = []
     reader = threading.Thread(target=lambda: seen.extend(listen(http, job_id)))
@@ -73,16 +73,16 @@ def test_the_stream_tells_everything_and_ends_with_the_job(http: httpx2.Client, 
     finishing.commit(store, job_id, "finalize", artifact="artifact")
     reader.join(10)
     assert not reader.is_alive()
-    told = [event for event in seen if event.event != "progress"]
+    received = [event for event in seen if event.event != "progress"]
     kept = events.events(store.redis, job_id)
-    assert [event.id for event in told] == [event.id for event in kept]
-    assert [event.event for event in told] == [event.type for event in kept]
-    assert told[-1].json()["data"]["state"] == "succeeded"  # type: ignore[index]
-    (progress,) = [event for event in seen if event.event == "progress"]  # told once, it did not move
+    assert [event.id for event in received] == [event.id for event in kept]
+    assert [event.event for event in received] == [event.type for event in kept]
+    assert received[-1].json()["data"]["state"] == "succeeded"  # type: ignore[index]
+    (progress,) = [event for event in seen if event.event == "progress"]  # sent once, because it did not change
     assert progress.json()["step"] == 1  # type: ignore[index]
 
 
-def test_a_reader_goes_on_after_its_last_event(http: httpx2.Client, store: Store, server: str) -> None:
+def test_a_reader_resumes_after_its_last_event(http: httpx2.Client, store: Store, server: str) -> None:
     job_id = http.post("/jobs", json=job_document()).json()["id"]
     finishing.finish(store, job_id, settings_of(server).job_folder(job_id))
     everything = [event.id for event in listen(http, job_id)]
@@ -91,14 +91,14 @@ def test_a_reader_goes_on_after_its_last_event(http: httpx2.Client, store: Store
     assert list(listen(http, job_id, last=everything[-1])) == []
 
 
-def test_a_long_history_is_told_to_its_end(http: httpx2.Client, store: Store) -> None:
+def test_a_long_history_is_sent_completely(http: httpx2.Client, store: Store) -> None:
     job_id = http.post("/jobs", json=job_document()).json()["id"]
     for number in range(2 * PAGE):
         events.add_event(store.redis, job_id, "note", f"number {number}")
     http.post(f"/jobs/{job_id}/cancel")
-    told = list(listen(http, job_id))
-    assert len(told) == 1 + 2 * PAGE + 4  # queued, the notes, three trials and the job cancelled
-    assert told[-1].json()["data"]["state"] == "cancelled"  # type: ignore[index]
+    received = list(listen(http, job_id))
+    assert len(received) == 1 + 2 * PAGE + 4  # queued, the notes, three trials and the job cancelled
+    assert received[-1].json()["data"]["state"] == "cancelled"  # type: ignore[index]
 
 
 def test_a_failed_job_ends_the_stream_and_a_resumed_one_has_its_whole_history(
@@ -115,7 +115,7 @@ def test_a_failed_job_ends_the_stream_and_a_resumed_one_has_its_whole_history(
     assert again[-1].json()["data"]["state"] == "queued"  # type: ignore[index]
 
 
-def test_a_stream_of_no_job_or_from_no_event_is_a_problem(http: httpx2.Client) -> None:
+def test_a_stream_of_an_unknown_job_or_after_an_invalid_event_id_is_a_problem(http: httpx2.Client) -> None:
     answer = http.get("/jobs/nothing/events/stream")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     job_id = http.post("/jobs", json=job_document()).json()["id"]
@@ -123,7 +123,7 @@ def test_a_stream_of_no_job_or_from_no_event_is_a_problem(http: httpx2.Client) -
     assert answer.status_code == 422
 
 
-def test_a_reader_that_goes_away_holds_nothing(http: httpx2.Client, store: Store) -> None:
+def test_a_reader_that_disconnects_frees_its_redis_connection(http: httpx2.Client, store: Store) -> None:
     job_id = http.post("/jobs", json=job_document()).json()["id"]
 
     def blocked() -> int:
@@ -135,7 +135,7 @@ def test_a_reader_that_goes_away_holds_nothing(http: httpx2.Client, store: Store
         wait(lambda: blocked() == 1)
     quiet = 0
     deadline = time.monotonic() + 10
-    while quiet < 30:  # a reader that were still served would block again every second
+    while quiet < 30:  # a stream that is still served would block again every second
         assert time.monotonic() < deadline
         quiet = quiet + 1 if blocked() == 0 else 0
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The process itself: what it imports, how fast it answers, what it says when Redis is away or full."""
+"""The API process: its imports, its health checks, its errors when Redis is down or full, its metrics and log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_client_and_the_command_line_need_no_server_packages(module: str) ->
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_health_is_answered_by_a_process_that_has_just_begun(settings: ServiceSettings) -> None:
+def test_a_process_that_has_just_started_answers_its_health_check(settings: ServiceSettings) -> None:
     process, url = start_server(settings)
     try:
         assert httpx2.get(f"{url}/healthz", timeout=10).json()["status"] == "ok"
@@ -61,7 +61,7 @@ def test_a_stop_ends_open_streams_and_the_process(settings: ServiceSettings) -> 
             assert process.wait(10) in (0, -signal.SIGTERM)
 
 
-def test_readiness_wants_a_redis_that_appends_to_disk(client: TestClient, redis_server: RedisServer) -> None:
+def test_readiness_requires_a_redis_that_appends_to_disk(client: TestClient, redis_server: RedisServer) -> None:
     assert client.get("/readyz").json()["status"] == "ok"
     redis_server.client().config_set("appendonly", "no")
     try:
@@ -89,7 +89,7 @@ def shaky(own_redis: RedisServer, tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_when_redis_is_away_the_answer_is_503_and_then_all_is_as_before(
+def test_requests_get_503_while_redis_is_down_and_work_again_afterwards(
     shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path
 ) -> None:
     kept = shaky.post("/jobs", json=document).json()
@@ -106,7 +106,7 @@ def test_when_redis_is_away_the_answer_is_503_and_then_all_is_as_before(
     assert [folder.name for folder in (tmp_path / "home" / "jobs").iterdir()] == [kept["id"]]
 
 
-def test_when_redis_is_full_nothing_half_made_stays(
+def test_a_job_for_which_redis_has_no_memory_leaves_nothing(
     shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path
 ) -> None:
     own_redis.client().config_set("maxmemory", "1")
@@ -118,12 +118,12 @@ def test_when_redis_is_full_nothing_half_made_stays(
     assert shaky.post("/jobs", json=document).status_code == 202
 
 
-def test_only_what_may_pass_counts_as_redis_being_away() -> None:
+def test_only_transient_errors_of_redis_count_as_unavailable() -> None:
     assert is_transient(redis.exceptions.ResponseError("MISCONF Errors writing to the AOF file"))
     assert not is_transient(redis.exceptions.ResponseError("WRONGTYPE Operation against a key"))
 
 
-def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_but_never_half_made(
+def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_completely(
     shaky: TestClient, own_redis: RedisServer, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = Store.create
@@ -151,7 +151,9 @@ def test_a_job_whose_reply_from_redis_was_lost_is_kept_or_removed_but_never_half
     assert [folder.name for folder in (tmp_path / "home" / "jobs").iterdir()] == [answer.json()["id"]]
 
 
-def test_unknown_paths_methods_and_own_faults_are_problems(settings: ServiceSettings, document: dict[str, Any]) -> None:
+def test_unknown_paths_and_methods_and_internal_errors_are_problems(
+    settings: ServiceSettings, document: dict[str, Any]
+) -> None:
     app = create_app(settings)
 
     @app.get("/broken")
