@@ -25,7 +25,7 @@ import torch
 from sharding_page import page
 from transformers import BertConfig, BertModel
 
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import Roots
 from mergenet_core.training.export import environment

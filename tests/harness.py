@@ -23,7 +23,7 @@ import psutil
 from PIL import Image
 from rq import Queue
 
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
 from mergenet_core.records.events import Event

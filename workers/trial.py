@@ -13,8 +13,7 @@ import traceback
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import MergeNetError, RankLost, StaleAttempt
-from mergenet_core.planning.auto_methods import on_its_way
-from mergenet_core.planning.estimate import settled
+from mergenet_core.planning.resolve_spec import resolve_spec
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.settings import Settings
@@ -42,7 +41,7 @@ def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
         store = Store(settings.redis())
         job = store.get(attempt.job_id)
         trial = job.trial(attempt.trial_id)
-        spec = on_its_way(settled(store.spec(job.id), job.strategy), job, trial)
+        spec = resolve_spec(job, store.spec(job.id), trial)
         if member is None or member.world_rank == 0:
             quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
             folder = settings.job_folder(job.id).trial(trial.id)

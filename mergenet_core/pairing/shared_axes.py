@@ -84,6 +84,8 @@ def _vocabulary(
 
 
 def _labels(source: ModelInfo, target: ModelInfo) -> Anchor | None:
+    if not source.labels and not target.labels and source.labels_from_data and target.labels_from_data:
+        return Anchor(ANCHORS["labels"])
     if not source.labels or not target.labels or not set(target.labels) <= set(source.labels):
         return None
     if all(_UNNAMED.fullmatch(label) for label in (*source.labels, *target.labels)):

@@ -10,18 +10,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from mergenet_core.architectures.read_structure import read_structure
 from mergenet_core.architectures.registry import common_dimensions
 from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.records.record import Record
+from mergenet_core.planning.plan import ProcessMemory, Strategy
 from mergenet_core.spec.deepspeed import BUCKET, LIVE
 from mergenet_core.spec.job import DataSpec, ResourcesSpec, TrainSpec
 from mergenet_core.spec.task_info import TaskName
 
-Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 RUNTIME_BYTES = 400_000_000
 """The interpreter and the libraries, in the host's memory."""
 DEEPSPEED_BYTES = 90_000_000
@@ -41,32 +39,6 @@ _LOGITS = 3
 _LANGUAGE_MODELLING = ("causal-language-modelling", "masked-language-modelling")
 _TAKEN = 3
 """Copies of a weight's shard while a transfer or the optimizer changes it."""
-
-
-class ProcessMemory(Record):
-    """What a process needs under a strategy, in bytes; on a CPU all of it is the host's memory."""
-
-    strategy: Strategy
-    weights: int
-    gradients: int
-    moments: int
-    """The optimizer's state, single-precision copies of the weights included."""
-    buffers: int
-    """Buckets of exchanges, and blocks that are gathered while they compute."""
-    activations: int
-    transfer: int
-    """The source's factors, the adapter and its optimizer."""
-    device_bytes: int
-    """The peak of a step or an evaluation: less than the sum, because not all is held at once."""
-    host_bytes: int
-    """Runtime, the copy of the weights that were best so far, and what is offloaded."""
-    exchanged: int
-    """Numbers that a process sends in a step."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """Device and host together: what a process on a CPU needs."""
-        return self.device_bytes + self.host_bytes
 
 
 @dataclass(frozen=True)

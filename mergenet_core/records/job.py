@@ -88,15 +88,16 @@ class TrialResult(Record):
     """Distillation: the teacher's own `test` metric."""
 
 
-class Way(Record):
-    """One of the ways to transfer that `auto` tries."""
+class Candidate(Record):
+    """One method with a selection of weights, which method `auto` tries."""
 
     method: str
     include: str
+    """Which weights are transferred, as in `transfer.include`."""
 
     @property
     def name(self) -> str:
-        """Such as `project`, or `project-embeddings` where a part of the weights takes part."""
+        """Such as `project`, or `project-embeddings` where only some weights are transferred."""
         return self.method if self.include == "all" else f"{self.method}-{self.include}"
 
 
@@ -104,12 +105,12 @@ class Trial(Record):
     """One arm at one seed, or the source's own training, or the end of the job (report and artifact)."""
 
     id: str
-    """`source`, `finalize`, or arm and seed as in `transfer-0`; where several ways are tried, `transfer-0-project`."""
+    """`source`, `finalize`, or arm and seed as in `transfer-0`; with method `auto`, `transfer-0-project`."""
     kind: TrialKind
     arm: str | None = None
     seed: int = 0
-    way: Way | None = None
-    """`auto`: what this trial of the arm `transfer` tries."""
+    candidate: Candidate | None = None
+    """Method `auto`: what this trial of the arm `transfer` tries."""
     needs: tuple[str, ...] = ()
     """Trials that must have succeeded before this one is queued."""
     state: TrialState = "waiting"

@@ -1,15 +1,18 @@
-"""The job's answer: what each arm reached, how it differs from its control, and what may be said of that."""
+"""The report of a job: what each arm reached, how it differs from the control, and the verdict on the transfer."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from mergenet_core.planning.auto_methods import preferred
+from mergenet_core.planning.auto_methods import validation_metric
 from mergenet_core.records.job import Trial, TrialResult
 from mergenet_core.records.record import Record
+from mergenet_core.results.selection import picked
 
 Verdict = Literal["gain", "no gain shown", "harm", "one seed"]
 
@@ -33,7 +36,7 @@ class ArmReport(Record):
     arm: str
     seeds: tuple[int, ...]
     last: tuple[float, ...]
-    """Test metric of the last step's weights, a value a seed."""
+    """Test metric of the last step's weights, one value per seed."""
     best: tuple[float, ...]
     """Test metric of the weights that were best on validation."""
     mean: float
@@ -43,17 +46,25 @@ class ArmReport(Record):
     step_seconds: float
     """Median over the seeds of a training step's median time."""
     seconds: float
-    """Mean over the seeds of all training, what had to come first included."""
+    """Mean over the seeds of all training time, with what had to come first, such as a teacher's."""
     memory_bytes: int | None = None
-    """The most that a process of any of its trials held."""
+    """The largest memory of a process of any of its trials."""
     difference: Difference | None
     """To the control; null for the control itself."""
     picked: tuple[str, ...] = ()
-    """`auto`: the trial that each seed's value is of, as validation picked it."""
+    """Method `auto`: the trial that was picked at each seed."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An arm's trial with its result."""
+
+    trial: Trial
+    result: TrialResult
 
 
 class Report(Record):
-    """Arms side by side, and the verdict on the transfer."""
+    """All arms, and the verdict on the transfer."""
 
     job: str
     name: str
@@ -63,17 +74,15 @@ class Report(Record):
     strategy: str | None = None
     """How a trial's model was spread over its processes."""
     estimated_bytes: int | None = None
-    """What the plan thought that a process would hold."""
+    """The plan's estimate of a process's memory."""
     verdict: Verdict
     sentence: str
     """The verdict with its numbers."""
     chosen: str
-    """The trial whose weights are in the artifact: of the arm that was asked for, the seed best on validation."""
+    """The trial whose weights are in the artifact: of the arm in question, the seed that is best on validation."""
 
-    @property
-    def transferred(self) -> bool:
-        """Whether those weights learned from the source; `auto` may find that the control's are better."""
-        return not self.chosen.startswith("control")
+    transferred: bool
+    """Whether these weights learned from the source; with method `auto` they may be the control's."""
 
     def arm(self, name: str) -> ArmReport | None:
         """The arm of that name."""
@@ -82,46 +91,39 @@ class Report(Record):
 
 def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_bytes: int | None = None) -> Report:
     """Compare the arms of a job whose trials have all succeeded."""
-    done = {trial.id: trial for trial in trials if trial.kind == "arm" and trial.result is not None}
-    results = {name: trial.result for name, trial in done.items() if trial.result is not None}
-    picks = picked(list(done.values())) if any(trial.way for trial in trials) else {}
-    arms: dict[str, dict[int, TrialResult]] = {}
+    done = [_Done(trial, trial.result) for trial in trials if trial.kind == "arm" and trial.result is not None]
+    picks = picked([one.trial for one in done]) if any(trial.candidate for trial in trials) else {}
+    arms: dict[str, dict[int, _Done]] = {}
     if picks:
-        arms["transfer"] = {seed: results[trial.id] for seed, trial in picks.items()}
-    for trial in done.values():
-        row = str(trial.arm) if trial.way is None else f"{trial.arm} by {trial.way.name}"
-        arms.setdefault(row, {})[trial.seed] = results[trial.id]
-    asked = "transfer" if "transfer" in arms else "transfer+distill"
-    reports = tuple(_arm(arm, by_seed, arms["control"]) for arm, by_seed in arms.items())
+        by_id = {one.trial.id: one for one in done}
+        arms["transfer"] = {seed: by_id[trial.id] for seed, trial in picks.items()}
+    for one in done:
+        candidate = one.trial.candidate
+        row = str(one.trial.arm) if candidate is None else f"{one.trial.arm} by {candidate.name}"
+        arms.setdefault(row, {})[one.trial.seed] = one
+    wanted = "transfer" if "transfer" in arms else "transfer+distill"
+    results = {arm: {seed: one.result for seed, one in by_seed.items()} for arm, by_seed in arms.items()}
+    reports = tuple(_arm(arm, by_seed, results["control"]) for arm, by_seed in results.items())
     if picks:
         reports = (_of_picks(reports[0], picks, done), *reports[1:])
-    gained = next(arm.difference for arm in reports if arm.arm == asked)
-    assert gained is not None
-    verdict = _verdict(gained)
-    taken = {seed: result for seed, result in arms[asked].items() if seed not in picks or picks[seed].way is not None}
-    metric = next(iter(results.values()))
-    seed = max(arms[asked], key=lambda seed: arms[asked][seed].last.get("validation", -math.inf))
+    gain = next(arm.difference for arm in reports if arm.arm == wanted)
+    assert gain is not None
+    verdict, first = _verdict(gain), done[0].result
+    transfers = {seed: one.result for seed, one in arms[wanted].items() if one.trial.arm == wanted}
+    chosen = max(arms[wanted].values(), key=lambda one: validation_metric(one.trial)).trial
     return Report(
         job=job_id,
         name=name,
-        metric=metric.metric,
-        steps=metric.steps,
+        metric=first.metric,
+        steps=first.steps,
         arms=reports,
-        strategy=metric.strategy,
+        strategy=first.strategy,
         estimated_bytes=estimated_bytes,
         verdict=verdict,
-        sentence=_told(picks) + _sentence(asked, gained, verdict, metric.metric, arms, taken),
-        chosen=picks[seed].id if picks else f"{asked}-{seed}",
+        sentence=_candidates_sentence(picks) + _sentence(wanted, gain, verdict, first.metric, results, transfers),
+        chosen=chosen.id,
+        transferred=chosen.arm == wanted,
     )
-
-
-def picked(trials: Sequence[Trial]) -> dict[int, Trial]:
-    """At each seed the transfer that is best on validation, or the control where none is clearly ahead of it."""
-    controls = {trial.seed: trial for trial in trials if trial.arm == "control"}
-    return {
-        seed: preferred(control, [trial for trial in trials if trial.arm == "transfer" and trial.seed == seed])
-        for seed, control in sorted(controls.items())
-    }
 
 
 def difference(arm: dict[int, float], other: dict[int, float], to: str) -> Difference:
@@ -149,22 +151,22 @@ def markdown(report: Report) -> str:
         cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"**{report.verdict}**: {report.sentence}"]
-    return "\n".join([*lines, *(["", told] if (told := memory(report)) else [])])
+    held = memory_sentence(report)
+    return "\n".join([*lines, "", held] if held else lines)
 
 
-def memory(report: Report) -> str:
-    """What a process held, beside what the plan thought; empty where it was not measured."""
+def memory_sentence(report: Report) -> str:
+    """The measured memory of a process, and the estimate of the plan; empty where it was not measured."""
     held = max((arm.memory_bytes for arm in report.arms if arm.memory_bytes), default=None)
     if held is None:
         return ""
-    thought = "" if report.estimated_bytes is None else f"; the estimate was {report.estimated_bytes / 1e9:.2f} GB"
-    return f"A process held at most {held / 1e9:.2f} GB ({report.strategy}){thought}."
+    estimate = "" if report.estimated_bytes is None else f"; the estimate was {report.estimated_bytes / 1e9:.2f} GB"
+    return f"A process held at most {held / 1e9:.2f} GB ({report.strategy}){estimate}."
 
 
 def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialResult]) -> ArmReport:
     results = [by_seed[seed] for seed in sorted(by_seed)]
     last = tuple(result.last["test"] for result in results)
-    steps = sorted(result.cost.step_seconds for result in results)
     totals = [result.cost.train_seconds + result.cost.extra_seconds for result in results]
     return ArmReport(
         arm=name,
@@ -173,53 +175,55 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
         best=tuple(result.best.get("test", result.last["test"]) for result in results),
         mean=sum(last) / len(last),
         sd=_sd(last) if len(last) > 1 else None,
-        step_seconds=steps[len(steps) // 2],
+        step_seconds=statistics.median(result.cost.step_seconds for result in results),
         seconds=sum(totals) / len(totals),
         memory_bytes=max((result.memory_bytes for result in results if result.memory_bytes), default=None),
         difference=None if name == "control" else difference(_test(by_seed), _test(control), "control"),
     )
 
 
-def _of_picks(arm: ArmReport, picks: dict[int, Trial], done: dict[str, Trial]) -> ArmReport:
-    """What `auto` delivers: its cost is that of all that it tried."""
-    tried = [trial.result for trial in done.values() if trial.arm in ("control", "transfer")]
-    seconds = sum(one.cost.train_seconds + one.cost.extra_seconds for one in tried if one is not None) / len(picks)
+def _of_picks(arm: ArmReport, picks: dict[int, Trial], done: Sequence[_Done]) -> ArmReport:
+    """The arm that method `auto` delivers; its cost is that of everything that was tried."""
+    tried = [one.result.cost for one in done if one.trial.arm in ("control", "transfer")]
+    seconds = sum(cost.train_seconds + cost.extra_seconds for cost in tried) / len(picks)
     return arm.model_copy(update={"picked": tuple(trial.id for trial in picks.values()), "seconds": seconds})
 
 
-def _told(picks: dict[int, Trial]) -> str:
-    """Which ways `auto` took."""
+def _candidates_sentence(picks: dict[int, Trial]) -> str:
+    """How often method `auto` took which candidate."""
     if not picks:
         return ""
-    counts = Counter("no transfer" if trial.way is None else trial.way.name for trial in picks.values())
-    return f"auto took {', '.join(f'{way} at {count}' for way, count in counts.most_common())} of {len(picks)} seeds; "
+    counts = Counter("no transfer" if trial.candidate is None else trial.candidate.name for trial in picks.values())
+    return (
+        f"auto took {', '.join(f'{name} at {count}' for name, count in counts.most_common())} of {len(picks)} seeds; "
+    )
 
 
 def _sentence(
-    asked: str,
-    gained: Difference,
+    wanted: str,
+    gain: Difference,
     verdict: Verdict,
     metric: str,
-    arms: dict[str, dict[int, TrialResult]],
-    taken: dict[int, TrialResult],
+    results: dict[str, dict[int, TrialResult]],
+    transfers: dict[int, TrialResult],
 ) -> str:
-    """The verdict in words; the sham is compared where a transfer was taken, which went the same way at that seed."""
-    count = len(gained.seeds)
-    said = f"{asked} changes test {metric} by {_interval(gained)} points against its control"
+    """The verdict in words; the sham is compared at the seeds where a transfer was taken, with the same candidate."""
+    count = len(gain.seeds)
+    sentence = f"{wanted} changes test {metric} by {_interval(gain)} points against its control"
     if verdict == "one seed":
-        return f"{said} at one seed; one seed shows no spread, run at least five for a claim."
-    said += f" over {count} paired seeds (95 % interval)"
-    if "sham" not in arms:
-        return f"{said}; no sham arm was run, so where it comes from is open."
-    if not taken:
-        return f"{said}; no transfer was taken."
-    sham = difference(_test(taken), _test(arms["sham"]), "sham")
+        return f"{sentence} at one seed; one seed shows no spread, run at least five for a claim."
+    sentence += f" over {count} paired seeds (95 % interval)"
+    if "sham" not in results:
+        return f"{sentence}; no sham arm was run, so where it comes from is open."
+    if not transfers:
+        return f"{sentence}; no transfer was taken."
+    sham = difference(_test(transfers), _test(results["sham"]), "sham")
     if sham.low is None:
-        return f"{said}; its sham stands beside it at one seed, which shows no spread."
-    said += ";" if len(taken) == count else f"; at the {len(taken)} seeds where a transfer was taken"
+        return f"{sentence}; its sham was compared at one seed, which shows no spread."
+    sentence += ";" if len(transfers) == count else f"; at the {len(transfers)} seeds where a transfer was taken"
     if sham.low > 0:
-        return f"{said} it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
-    return f"{said} a source with shuffled weights does as well, so it is not the source's knowledge."
+        return f"{sentence} it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
+    return f"{sentence} a source with shuffled weights does as well, so it is not the source's knowledge."
 
 
 def _verdict(gained: Difference) -> Verdict:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Self, get_args
 
 from mergenet_core.errors import PathRefused, SpecInvalid
-from mergenet_core.planning.plan import Plan, make_plan
+from mergenet_core.planning.make_plan import make_plan
+from mergenet_core.planning.plan import Plan
 from mergenet_core.records.api_keys import Scope
 from mergenet_core.spec.job import Arm, JobSpec
 from mergenet_core.spec.parse import parse

@@ -13,7 +13,7 @@ from rich.table import Table
 from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
-from mergenet_core.results.report import Difference, Report, memory
+from mergenet_core.results.report import Difference, Report, memory_sentence
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -181,7 +181,7 @@ def report(console: Console, report: Report) -> None:
         )
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
-    if used := memory(report):
+    if used := memory_sentence(report):
         console.print(used, markup=False)
     console.print(f"The result has the weights of {report.chosen}", markup=False)
 

@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from ulid import ULID
 
 from mergenet_core.errors import NotFound, StorageFull
-from mergenet_core.planning.plan import Plan, make_plan
+from mergenet_core.planning.make_plan import make_plan
+from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.job import Job
 from mergenet_core.records.record import now

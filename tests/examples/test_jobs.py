@@ -26,7 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from mergenet_core.model_files.read_model import inspect_model
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import Roots
 from tests.tasks.cifar_files import write_cifar

@@ -1,4 +1,4 @@
-"""What `auto` tries, and which way the validation split picks."""
+"""The candidates that method `auto` tries, and which of them the validation split picks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import pytest
 
 from mergenet_core.errors import PairingRefused
 from mergenet_core.pairing.pair import pair
-from mergenet_core.planning.auto_methods import on_its_way, preferred, ways
-from mergenet_core.planning.plan import trials
-from mergenet_core.records.job import ArmCost, Job, Trial, TrialResult, Way
+from mergenet_core.planning.auto_methods import candidates
+from mergenet_core.planning.resolve_spec import resolve_spec
+from mergenet_core.planning.trials import trials
+from mergenet_core.records.job import ArmCost, Candidate, Job, Trial, TrialResult
 from mergenet_core.records.record import now
 from mergenet_core.results.report import build_report, markdown
+from mergenet_core.results.selection import preferred
 from mergenet_core.spec.job import JobSpec, TransferSpec
 from mergenet_core.spec.parse import parse
 from tests.pairing.test_pairing import bert, cnn, mlp
 
-PROJECT, EMBEDDINGS = Way(method="project", include="all"), Way(method="project", include="embeddings")
+PROJECT, EMBEDDINGS = Candidate(method="project", include="all"), Candidate(method="project", include="embeddings")
 
 
 @pytest.mark.parametrize(
@@ -28,27 +30,29 @@ PROJECT, EMBEDDINGS = Way(method="project", include="all"), Way(method="project"
         (cnn, "all", ["project", "anchored"]),
     ],
 )
-def test_the_ways_follow_the_anatomy(build, include, names):
+def test_the_candidates_follow_from_the_kind_of_model(build, include, names):
     spec = TransferSpec(include=include)
-    assert [way.name for way in ways(build(), build(), spec, pair(build(), build(), spec))] == names
+    found = candidates(build(), build(), spec, pair(build(), build(), spec))
+    assert [candidate.name for candidate in found] == names
 
 
-def test_a_way_that_is_refused_is_left_out():
+def test_a_candidate_that_is_refused_is_left_out():
     source, target = mlp((16, 16)), mlp((16, 16), labels=("ant", "bee"))
     with pytest.raises(PairingRefused):
         pair(mlp(image_size=6), target, TransferSpec())
     spec = TransferSpec(rank=10)
-    assert [way.name for way in ways(source, target, spec, pair(source, target, spec))] == ["anchored", "project"]
+    found = candidates(source, target, spec, pair(source, target, spec))
+    assert [candidate.name for candidate in found] == ["anchored", "project"]
 
 
 def job(spec: JobSpec, validation: dict[str, float]) -> Job:
     done = []
     for trial in trials(spec, (PROJECT, EMBEDDINGS)):
         if trial.kind == "arm" and trial.id in validation:
-            told = validation[trial.id]
+            metric = validation[trial.id]
             result = TrialResult(
-                steps=10, final_loss=0.1, metric="accuracy", last={"test": told - 0.1, "validation": told},
-                best={"test": told - 0.1, "validation": told}, cost=ArmCost(step_seconds=0.1, train_seconds=1.0),
+                steps=10, final_loss=0.1, metric="accuracy", last={"test": metric - 0.1, "validation": metric},
+                best={"test": metric - 0.1, "validation": metric}, cost=ArmCost(step_seconds=0.1, train_seconds=1.0),
                 parameters=7, data={"validation": {"examples": 100}},
             )  # fmt: skip
             trial = trial.model_copy(update={"state": "succeeded", "result": result})
@@ -83,19 +87,30 @@ def spec() -> JobSpec:
     )
 
 
-def test_a_trial_goes_its_own_way_and_the_sham_the_best(spec):
+def test_a_trial_runs_its_own_candidate_and_the_sham_the_best(spec):
     record = job(spec, VALIDATION)
-    gone = {
+    resolved = {
         name: (found.transfer.method, found.transfer.include)
         for name in VALIDATION
-        for found in [on_its_way(spec, record, record.trial(name))]
+        for found in [resolve_spec(record, spec, record.trial(name))]
     }
-    assert gone["transfer-0-project-embeddings"] == ("project", "embeddings")
-    assert gone["transfer-0-project"] == ("project", "all")
-    assert gone["sham-0"] == ("project", "embeddings")
-    assert gone["sham-1"] == ("project", "all"), "the best transfer, though it is not taken"
-    assert gone["control-0"] == ("auto", "all")
-    assert on_its_way(spec, record, record.trial("finalize")) is spec
+    assert resolved["transfer-0-project-embeddings"] == ("project", "embeddings")
+    assert resolved["transfer-0-project"] == ("project", "all")
+    assert resolved["sham-0"] == ("project", "embeddings")
+    assert resolved["sham-1"] == ("project", "all"), "the best transfer, though it is not taken"
+    assert resolved["control-0"] == ("auto", "all")
+    assert resolve_spec(record, spec, record.trial("finalize")) is spec
+
+
+def test_the_strategy_chosen_when_the_job_was_accepted_replaces_auto(spec):
+    def strategy(chosen, given="auto"):
+        document = spec.model_copy(update={"resources": spec.resources.model_copy(update={"strategy": given})})
+        record = job(spec, VALIDATION).model_copy(update={"strategy": chosen})
+        return resolve_spec(record, document, record.trial("control-0")).resources.strategy
+
+    assert strategy("fsdp2") == "fsdp2"
+    assert strategy("fsdp2", given="ddp") == "ddp"
+    assert strategy(None) == "auto"
 
 
 def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_error(spec):
@@ -114,7 +129,7 @@ def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_e
     assert "| transfer by project | 64.50" in markdown(report)
 
 
-def test_more_validation_examples_tell_a_smaller_gain(spec):
+def test_more_validation_examples_show_a_smaller_gain(spec):
     control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-1", "transfer-1-project"))
     assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples the error is 0.043
 
@@ -125,7 +140,7 @@ def test_more_validation_examples_tell_a_smaller_gain(spec):
     assert preferred(over(control, 200), [transfer]) is transfer
 
 
-def test_a_source_that_harms_is_left_aside(spec):
+def test_a_source_that_harms_is_not_used(spec):
     worse = {name: value - 0.3 * name.startswith("transfer") for name, value in VALIDATION.items()}
     report = build_report("j", "n", job(spec, worse).trials)
     assert report.arm("transfer").difference.mean == 0
@@ -137,8 +152,8 @@ def test_a_source_that_harms_is_left_aside(spec):
 def test_a_method_by_name_has_one_trial_a_seed(spec):
     named = spec.model_copy(update={"transfer": TransferSpec(method="project")})
     assert [trial.id for trial in trials(named) if trial.arm == "transfer"] == ["transfer-0", "transfer-1"]
-    assert all(trial.way is None for trial in trials(named))
+    assert all(trial.candidate is None for trial in trials(named))
 
 
-def test_old_records_have_no_way():
-    assert Trial.model_validate({"id": "transfer-0", "kind": "arm", "arm": "transfer"}).way is None
+def test_a_trial_of_a_named_method_has_no_candidate():
+    assert Trial.model_validate({"id": "transfer-0", "kind": "arm", "arm": "transfer"}).candidate is None

@@ -8,8 +8,9 @@ from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.errors import TooLarge
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 from mergenet_core.pairing.pair import pair
-from mergenet_core.planning.estimate import check_machine, choose, estimate, settled
+from mergenet_core.planning.estimate import estimate
 from mergenet_core.planning.memory import CONTEXT_BYTES
+from mergenet_core.planning.placement import check_machine, choose_strategy
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.spec.job import TransferSpec
@@ -40,12 +41,12 @@ def estimated(spec):
     return estimate(spec, TARGET, TARGET, [], 2)
 
 
-def test_of_the_ways_that_are_tried_the_one_that_needs_most_counts():
+def test_of_the_candidates_the_one_that_needs_most_counts():
     spec = job()
-    told = replace(TARGET, vocabulary=Vocabulary("words"))
-    ways = {name: pair(told, told, TransferSpec(method=name)) for name in ("project", "anchored")}
-    found = {name: estimate(spec, TARGET, TARGET, [way], 2) for name, way in ways.items()}
-    both = estimate(spec, TARGET, TARGET, list(ways.values()), 2)
+    known = replace(TARGET, vocabulary=Vocabulary("words"))
+    pairings = {name: pair(known, known, TransferSpec(method=name)) for name in ("project", "anchored")}
+    found = {name: estimate(spec, TARGET, TARGET, [pairing], 2) for name, pairing in pairings.items()}
+    both = estimate(spec, TARGET, TARGET, list(pairings.values()), 2)
     assert found["project"].transfer_numbers == 0 < found["anchored"].transfer_numbers
     assert both == found["anchored"]
     assert both.under("ddp").memory_bytes > found["project"].under("ddp").memory_bytes
@@ -63,36 +64,30 @@ def with_room_for(strategy, spec):
 
 def test_auto_is_one_process_alone_or_the_fastest_that_fits():
     spec = job()
-    assert choose(estimated(job(devices=1)), job(devices=1), [gpu(10**6)]) == "single"
+    assert choose_strategy(estimated(job(devices=1)), job(devices=1), [gpu(10**6)]) == "single"
     for name in ("ddp", "zero2", "fsdp2"):
-        assert choose(estimated(spec), spec, [with_room_for(name, spec)]) == name
+        assert choose_strategy(estimated(spec), spec, [with_room_for(name, spec)]) == name
 
 
 def test_the_smallest_device_that_may_get_a_trial_decides():
     spec = job()
     roomy, narrow = with_room_for("ddp", spec), with_room_for("fsdp2", spec)
-    assert choose(estimated(spec), spec, [roomy, narrow]) == "fsdp2"
+    assert choose_strategy(estimated(spec), spec, [roomy, narrow]) == "fsdp2"
     alone = narrow.model_copy(update={"devices": narrow.devices[:1]})  # it has too few devices to be asked
-    assert choose(estimated(spec), spec, [roomy, alone]) == "ddp"
+    assert choose_strategy(estimated(spec), spec, [roomy, alone]) == "ddp"
 
 
 def test_without_a_machine_auto_is_what_needs_least():
     spec = job()
-    assert choose(estimated(spec), spec, []) == "fsdp2"
-    assert choose(estimated(spec), job(offload="optimizer"), []) == "zero3"
+    assert choose_strategy(estimated(spec), spec, []) == "fsdp2"
+    assert choose_strategy(estimated(spec), job(offload="optimizer"), []) == "zero3"
 
 
 def test_deepspeeds_settings_ask_for_zero():
     spec = job(offload="optimizer")
-    assert choose(estimated(spec), spec, [gpu(10**12)]) == "zero2"
+    assert choose_strategy(estimated(spec), spec, [gpu(10**12)]) == "zero2"
     spec = job(offload="parameters")
-    assert choose(estimated(spec), spec, [gpu(10**12)]) == "zero3"
-
-
-def test_what_was_chosen_stands_in_the_document_that_a_trial_gets():
-    assert settled(job(), "fsdp2").resources.strategy == "fsdp2"
-    assert settled(job(strategy="ddp"), "fsdp2").resources.strategy == "ddp"
-    assert settled(job(), None).resources.strategy == "auto"
+    assert choose_strategy(estimated(spec), spec, [gpu(10**12)]) == "zero3"
 
 
 def test_what_is_cut_shrinks_with_the_processes():
@@ -124,20 +119,20 @@ def test_a_refusal_names_the_strategies_that_would_fit(tmp_path):
     spec = job(strategy="ddp")
     worker = with_room_for("fsdp2", spec)
     with pytest.raises(TooLarge, match=r"under ddp; .* resources\.strategy fsdp2"):
-        check_machine(estimated(spec), "ddp", spec, tmp_path, [worker], [])
-    check_machine(estimated(spec), "fsdp2", spec, tmp_path, [worker], [])
+        check_machine(estimated(spec), "ddp", spec, tmp_path, [worker])
+    check_machine(estimated(spec), "fsdp2", spec, tmp_path, [worker])
 
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path):
     spec = job(device="cpu", strategy="ddp")
     needed = estimated(spec).under("ddp").memory_bytes
-    check_machine(estimated(spec), "ddp", spec, tmp_path, [gpu(2 * needed)], [])
+    check_machine(estimated(spec), "ddp", spec, tmp_path, [gpu(2 * needed)])
     with pytest.raises(TooLarge, match="2 × "):
-        check_machine(estimated(spec), "ddp", spec, tmp_path, [gpu(2 * needed - 1)], [])
+        check_machine(estimated(spec), "ddp", spec, tmp_path, [gpu(2 * needed - 1)])
 
 
 def test_the_released_codes_adapter_gets_whole_weights():
     spec = job()
     raw = spec.model_copy(update={"transfer": spec.transfer.model_copy(update={"method": "lpka-raw"})})
-    assert choose(estimated(raw), raw, [gpu(10**6)]) == "zero2"
-    assert choose(estimated(raw), raw, []) == "zero2"
+    assert choose_strategy(estimated(raw), raw, [gpu(10**6)]) == "zero2"
+    assert choose_strategy(estimated(raw), raw, []) == "zero2"

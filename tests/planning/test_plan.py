@@ -20,7 +20,7 @@ from mergenet_core.errors import (
     SpecInvalid,
     TooLarge,
 )
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.spec.parse import parse
@@ -185,7 +185,7 @@ def put(document: dict[str, Any], pointer: str, value: object) -> dict[str, Any]
         ("target/model/config/auto_map", {"AutoModel": "x"}, ModelRefused, "code of its own"),
         ("target/model/config/hidden_size", "wide", SpecInvalid, "not a positive whole number"),
         ("target/model/config/hidden_size", -8, SpecInvalid, "not a positive whole number"),
-        ("target/model/config/num_hidden_layers", 10**9, SpecInvalid, "more than is ever built"),
+        ("target/model/config/num_hidden_layers", 10**9, SpecInvalid, "is more than 1000"),
         ("target/model/config/intermediate_size", 5_000_000, TooLarge, "the largest worker, w, has"),
         ("target/model/tokenizer", "other-words", PairingRefused, "vocabulary is not shared"),
         ("transfer/rank", 4000, PairingRefused, "is above the narrowest paired axis"),

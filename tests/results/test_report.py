@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from mergenet_core.records.job import ArmCost, Trial, TrialResult, Way
+from mergenet_core.records.job import ArmCost, Candidate, Trial, TrialResult
 from mergenet_core.results.report import build_report, markdown
 
 
@@ -54,7 +54,19 @@ def test_the_verdict_follows_the_interval(transfer: list[float], verdict: str) -
     assert build_report("j", "n", trials(transfer=transfer, control=[0.7, 0.71, 0.72])).verdict == verdict
 
 
-def test_a_sham_that_does_as_well_is_told() -> None:
+def test_the_step_time_of_two_seeds_is_the_middle_of_both() -> None:
+    slow = [
+        trial.model_copy(
+            update={"result": trial.result.model_copy(update={"cost": ArmCost(step_seconds=0.3, train_seconds=1.0)})}
+        )
+        if trial.seed == 1 and trial.result is not None
+        else trial
+        for trial in trials(transfer=[0.9, 0.9], control=[0.7, 0.7])
+    ]
+    assert [arm.step_seconds for arm in build_report("j", "n", slow).arms] == pytest.approx([0.2, 0.2])
+
+
+def test_a_sham_that_does_as_well_is_reported() -> None:
     report = build_report(
         "j", "n", trials(transfer=[0.9, 0.91, 0.92], control=[0.7, 0.71, 0.72], sham=[0.9, 0.92, 0.91])
     )
@@ -69,23 +81,23 @@ def by_auto(transfer: list[float], control: list[float], sham: list[float], take
         assert trial.result is not None
         ahead = (trial.arm == "transfer") == (trial.seed < taken)
         trial.result.last["validation"] = 0.9 if ahead else 0.5
-        way = Way(method="project", include="all") if trial.arm == "transfer" else None
-        done.append(trial.model_copy(update={"way": way}))
+        candidate = Candidate(method="project", include="all") if trial.arm == "transfer" else None
+        done.append(trial.model_copy(update={"candidate": candidate}))
     return build_report("j", "n", done).sentence
 
 
 @pytest.mark.parametrize(
-    ("taken", "said"),
+    ("taken", "expected"),
     [
         (4, "points ahead of its sham, so the source's knowledge matters"),
         (3, "at the 3 seeds where a transfer was taken it is"),
-        (1, "its sham stands beside it at one seed"),
+        (1, "its sham was compared at one seed"),
         (0, "no transfer was taken."),
     ],
 )
-def test_a_sham_is_held_against_the_transfers_that_were_taken(taken: int, said: str) -> None:
+def test_a_sham_is_compared_with_the_transfers_that_were_taken(taken: int, expected: str) -> None:
     control = [0.70, 0.71, 0.72, 0.71]
-    assert said in by_auto([0.9, 0.91, 0.92, 0.9], control, [0.5, 0.51, 0.52, 0.5], taken)
+    assert expected in by_auto([0.9, 0.91, 0.92, 0.9], control, [0.5, 0.51, 0.52, 0.5], taken)
 
 
 def test_the_artifact_is_chosen_on_validation_not_on_test() -> None:

@@ -99,4 +99,5 @@ def report(job_id: str) -> Report:
         verdict="one seed",
         sentence="one seed shows no spread",
         chosen="transfer-0",
+        transferred=True,
     )

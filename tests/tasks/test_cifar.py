@@ -15,7 +15,7 @@ from PIL import Image
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import plain_image_processor
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
 from tests.tasks.examples import read_examples

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mergenet_core.errors import DataRefused, ModelRefused, SpecInvalid
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots

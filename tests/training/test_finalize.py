@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mergenet_core.errors import CheckpointInvalid
-from mergenet_core.records.job import Job, Trial, Way
+from mergenet_core.records.job import Candidate, Job, Trial
 from mergenet_core.records.record import now
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.storage.published_folder import sha256, verify
@@ -59,15 +59,15 @@ def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path,
     assert "| control |" in card
 
 
-def test_where_the_control_was_better_the_artifact_is_its_model_and_says_so(
+def test_where_the_control_was_better_the_artifact_is_its_model_and_the_card_reports_it(
     finished: tuple[Path, Job], roots: Roots
 ) -> None:
     path, record = finished
-    way, better = Way(method="project", include="all"), {"control-0": 0.95}
+    candidate, better = Candidate(method="project", include="all"), {"control-0": 0.95}
     trials = [
         trial.model_copy(
             update={
-                "way": way if trial.arm == "transfer" else None,
+                "candidate": candidate if trial.arm == "transfer" else None,
                 "result": trial.result.model_copy(
                     update={"last": trial.result.last | {"validation": better.get(trial.id, 0.5)}}
                 ),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergenet_core.errors import CheckpointInvalid, SpecInvalid
-from mergenet_core.planning.plan import trials
+from mergenet_core.planning.trials import trials
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.records.record import now
 from mergenet_core.spec.job import JobSpec

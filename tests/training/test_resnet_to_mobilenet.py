@@ -14,7 +14,7 @@ from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import Pairing, pair
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec, MethodName, TransferSpec
 from mergenet_core.storage.paths import JobFolder, Roots

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mergenet_core.errors import SpecInvalid
-from mergenet_core.planning.plan import make_plan, trials
+from mergenet_core.planning.make_plan import make_plan
+from mergenet_core.planning.trials import trials
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.training.trial import Interrupted

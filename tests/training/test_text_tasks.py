@@ -19,7 +19,7 @@ from transformers import (
 
 from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.loading import load_trained
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots

@@ -9,7 +9,7 @@ import pytest
 
 from mergenet_core.errors import CheckpointInvalid, SpecInvalid
 from mergenet_core.models.packs import write_pack
-from mergenet_core.planning.plan import make_plan
+from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.trial import Interrupted
 from tests.training.tiny import MLP, Recorder, flip_last_byte, image_job, run, text_job, write_bert

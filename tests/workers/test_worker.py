@@ -13,9 +13,9 @@ import pytest
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer, PickleSerializer
 
-from mergenet_core.planning.auto_methods import preferred
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
+from mergenet_core.results.selection import preferred
 from mergenet_core.storage import published_folder
 from mergenet_core.store import keys, rq_queue, worker_registry
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
@@ -40,14 +40,14 @@ def test_auto_trains_every_way_and_delivers_what_validation_picks(lab: Lab) -> N
         "arms": ["transfer", "control", "sham"],
     }
     job = lab.wait_for_state(lab.submit(asked, solo=False), "succeeded")
-    ways = ("transfer-0-anchored", "transfer-0-project")
-    assert {trial.id for trial in job.trials} == {"source", *ways, "control-0", "sham-0", "finalize"}
-    adapters = {way: job.trial(way).result.adapter_parameters for way in ways}
+    transfers = ("transfer-0-anchored", "transfer-0-project")
+    assert {trial.id for trial in job.trials} == {"source", *transfers, "control-0", "sham-0", "finalize"}
+    adapters = {name: job.trial(name).result.adapter_parameters for name in transfers}
     assert adapters["transfer-0-anchored"] > adapters["transfer-0-project"] == 0
-    best = max(ways, key=lambda way: job.trial(way).result.last["validation"])
+    best = max(transfers, key=lambda name: job.trial(name).result.last["validation"])
     assert job.trial("sham-0").result.adapter_parameters == adapters[best]
     manifest = published_folder.verify(lab.settings.job_folder(job.id).artifact)
-    assert manifest.about["trial"] == preferred(job.trial("control-0"), [job.trial(way) for way in ways]).id
+    assert manifest.about["trial"] == preferred(job.trial("control-0"), [job.trial(name) for name in transfers]).id
 
 
 def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:

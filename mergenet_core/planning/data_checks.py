@@ -1,0 +1,91 @@
+"""Checks a job's data before anything is queued, by the first bytes of its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from mergenet_core.errors import DataRefused, PathRefused
+from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_RECORD, annotations_beside, images_beside
+from mergenet_core.spec.job import DataSpec, TaskName
+from mergenet_core.spec.task_info import TASKS
+from mergenet_core.storage.paths import Roots
+
+_JSON_HEAD = 1_000_000
+"""Characters at a JSON file's beginning in which its columns must be named."""
+_LINE_MAX = 10_000_000
+_FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+_PICKLES = ("", ".pkl", ".pickle", ".pt", ".pth")
+
+
+def check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
+    """Check that every split exists and can be read by the task. Raises: `PathRefused`, `DataRefused`."""
+    if data.hub is not None:
+        if not roots.hub:
+            raise PathRefused(
+                f"{field}.hub: this server does not open the hub; give files below its data roots, "
+                "or ask the operator for MERGENET_HUB=true"
+            )
+        return
+    for split in ("train", "test", "validation"):
+        name = getattr(data, split)
+        if name is not None:
+            path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
+            if _check_split(path, TASKS[task].columns(data), where, task):
+                _check_companions(path, data, task, roots, where)
+
+
+def _check_companions(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
+    """Check the other files of a data set that comes in several."""
+    if TASKS[task].separate_annotations:
+        annotations_beside(path, field)
+    if TASKS[task].names_image_files:
+        images_beside(path, data, roots, field)
+
+
+def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName) -> bool:
+    """Check that a split is not empty, has a known format, and has the wanted columns.
+
+    Returns whether it has the format of the task's own data set, which needs no columns.
+    """
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise DataRefused(f"{field}: the folder {path.name} is empty")
+        return False
+    cifar = path.suffix == ".bin" and TASKS[task].reads_cifar
+    if path.suffix in _PICKLES:
+        raise DataRefused(f"{field}: {path.name} may be a pickle and is not opened; CIFAR-100 has a binary version")
+    if path.suffix not in _FILE_SUFFIXES and not cifar:
+        raise DataRefused(f"{field}: {path.name} is not read; give {', '.join(_FILE_SUFFIXES)} or a folder")
+    if path.stat().st_size == 0:
+        raise DataRefused(f"{field}: {path.name} is empty")
+    if cifar and path.stat().st_size % CIFAR_RECORD:
+        raise DataRefused(
+            f"{field}: {path.name} is {path.stat().st_size:,} bytes, no multiple of a record's {CIFAR_RECORD:,} in "
+            "CIFAR-100's binary version; download it again"
+        )
+    own = False
+    try:
+        # spreadsheets begin their CSV with a byte order mark, which is no part of the first column's name
+        with path.open(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                found = next(csv.reader(file), [])
+            elif path.suffix == ".jsonl":
+                found = list(json.loads(file.readline(_LINE_MAX)))
+            elif cifar:
+                found = [wanted[0], *CIFAR_LABELS]
+            elif path.suffix == ".json":
+                head = file.read(_JSON_HEAD)
+                found, own = TASKS[task].columns_in_json(head, wanted), TASKS[task].is_dataset_json(head)
+            else:
+                return False
+    except (ValueError, TypeError, RecursionError, csv.Error):
+        raise DataRefused(f"{field}: the first line of {path.name} is not {path.suffix[1:].upper()}") from None
+    for column in wanted:
+        if column not in found:
+            raise DataRefused(
+                f"{field}: {path.name} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}. "
+                f"Name the right ones in {field.rsplit('.', 1)[0]}"
+            )
+    return own
