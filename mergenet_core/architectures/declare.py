@@ -113,6 +113,8 @@ def convolution(
 
 
 QUESTION_ANSWERING = Head(weights=linear("qa_outputs", "answers", "spans", "stream"))
+SCORES = Head(weights=linear("score", "head", "labels", "stream", bias=False))
+"""A head over labels that reads the last token."""
 UNTIED_TOKENS = Head(
     weights=linear("lm_head", "tokens.head", "vocabulary", "stream", bias=False, option="untied"),
 )

@@ -13,7 +13,7 @@ from mergenet_core.architectures.families.bert import BERT, ELECTRA, ROBERTA, be
 from mergenet_core.architectures.families.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from mergenet_core.architectures.families.distilbert import DISTILBERT
 from mergenet_core.architectures.families.gpt2 import GPT2
-from mergenet_core.architectures.families.llama import LLAMA
+from mergenet_core.architectures.families.llama import LLAMA, MISTRAL, QWEN2
 from mergenet_core.architectures.families.mobilenet_v2 import MOBILENET_V2
 from mergenet_core.architectures.families.plain_networks import MERGENET_CNN, MERGENET_MLP
 from mergenet_core.architectures.families.resnet import RESNET
@@ -30,6 +30,8 @@ FAMILIES = (
     CLIP_TEXT,
     GPT2,
     LLAMA,
+    MISTRAL,
+    QWEN2,
     VIT,
     OLDER_VIT,
     CLIP_VISION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergenet_core.architectures.declare import (
     QUESTION_ANSWERING,
+    SCORES,
     UNTIED_TOKENS,
     attention_axes,
     embedding,
@@ -12,7 +13,7 @@ from mergenet_core.architectures.declare import (
     linear,
     norm,
 )
-from mergenet_core.architectures.schema import Dimensions, Family, Head, LayeredBody, label_count, options
+from mergenet_core.architectures.schema import Dimensions, Family, LayeredBody, label_count, options
 from mergenet_core.spec.json_values import JsonObject, get_bool, get_float, get_int
 
 
@@ -64,7 +65,7 @@ GPT2 = Family(
     entrance="wte.weight",
     prefix="transformer.",
     heads={
-        "text-classification": Head(weights=linear("score", "head", "labels", "stream", bias=False)),
+        "text-classification": SCORES,
         "question-answering": QUESTION_ANSWERING,
         "causal-language-modelling": UNTIED_TOKENS,
     },

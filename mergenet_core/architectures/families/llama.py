@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 from mergenet_core.architectures.declare import (
     QUESTION_ANSWERING,
+    SCORES,
     UNTIED_TOKENS,
     attention,
     attention_axes,
@@ -11,21 +16,26 @@ from mergenet_core.architectures.declare import (
     linear,
     norm,
 )
-from mergenet_core.architectures.schema import Dimensions, Family, Head, LayeredBody, label_count, options
-from mergenet_core.spec.json_values import JsonObject, get_bool, get_float, get_int, get_str
+from mergenet_core.architectures.schema import Dimensions, Family, LayeredBody, label_count, options
+from mergenet_core.spec.json_values import JsonObject, get_bool, get_float, get_int
 
 _LAYER = "layers.{layer}."
 
 
-def _dimensions(config: JsonObject) -> Dimensions:
-    kind = get_str(config, "model_type", default="llama")
+def _dimensions(
+    config: JsonObject,
+    *,
+    vocabulary: int = 32000,
+    inner: int = 11008,
+    groups: int | None = None,
+    biases: Callable[[JsonObject], frozenset[str]],
+) -> Dimensions:
+    """Sizes by the names that these families share; `groups` are their key-value heads, None as many as heads."""
     width = get_int(config, "hidden_size", default=4096)
     heads = get_int(config, "num_attention_heads", default=32)
-    groups = get_int(config, "num_key_value_heads", default={"mistral": 8, "qwen2": 32}.get(kind, heads))
+    groups = get_int(config, "num_key_value_heads", default=groups or heads)
     head_size = get_int(config, "head_dim", default=width // heads)
-    inner = get_int(config, "intermediate_size", default={"mistral": 14336, "qwen2": 22016}.get(kind, 11008))
     tied = get_bool(config, "tie_word_embeddings", default=False)
-    bias = kind == "llama" and get_bool(config, "attention_bias", default=False)
     return Dimensions(
         width=width,
         layers=get_int(config, "num_hidden_layers", default=32),
@@ -33,27 +43,33 @@ def _dimensions(config: JsonObject) -> Dimensions:
         key_value_heads=groups,
         attention_dropout=get_float(config, "attention_dropout", default=0.0),
         tied=tied,
-        options=options(
-            qkv_bias=bias or kind == "qwen2",
-            out_bias=bias,
-            ffn_bias=kind == "llama" and get_bool(config, "mlp_bias", default=False),
-            untied=not tied,
-        ),
-        axes=attention_axes(width, inner, queries=heads * head_size, keys=groups * head_size)
+        options=biases(config) | options(untied=not tied),
+        axes=attention_axes(
+            width,
+            get_int(config, "intermediate_size", default=inner),
+            queries=heads * head_size,
+            keys=groups * head_size,
+        )
         | {
-            "vocabulary": get_int(config, "vocab_size", default=151936 if kind == "qwen2" else 32000),
+            "vocabulary": get_int(config, "vocab_size", default=vocabulary),
             "labels": label_count(config),
             "spans": 2,
         },
     )
 
 
+def _llama_biases(config: JsonObject) -> frozenset[str]:
+    attention_bias = get_bool(config, "attention_bias", default=False)
+    ffn_bias = get_bool(config, "mlp_bias", default=False)
+    return options(qkv_bias=attention_bias, out_bias=attention_bias, ffn_bias=ffn_bias)
+
+
 LLAMA = Family(
     name="llama",
     kind="decoder",
-    model_types=("llama", "mistral", "qwen2"),
+    model_types=("llama",),
     only_own_types=True,
-    dimensions=_dimensions,
+    dimensions=partial(_dimensions, biases=_llama_biases),
     body=LayeredBody(
         before=embedding("embed_tokens.weight", "word", "vocabulary"),
         layer=(
@@ -73,12 +89,25 @@ LLAMA = Family(
     entrance="embed_tokens.weight",
     prefix="model.",
     heads={
-        "text-classification": Head(weights=linear("score", "head", "labels", "stream", bias=False)),
-        "question-answering": Head(weights=QUESTION_ANSWERING.weights, prefix="transformer."),
+        "text-classification": SCORES,
+        "question-answering": replace(QUESTION_ANSWERING, prefix="transformer."),
         "causal-language-modelling": UNTIED_TOKENS,
     },
     other_heads=linear("score", "head", "labels", "stream"),  # of labels for each token
     prenorm=True,
     gated=True,
     rotary=True,
+)
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    model_types=("mistral",),
+    dimensions=partial(_dimensions, inner=14336, groups=8, biases=lambda _: options()),
+    heads={**LLAMA.heads, "question-answering": QUESTION_ANSWERING},
+)
+QWEN2 = replace(
+    LLAMA,
+    name="qwen2",
+    model_types=("qwen2",),
+    dimensions=partial(_dimensions, vocabulary=151936, inner=22016, groups=32, biases=lambda _: options(qkv_bias=True)),
 )
