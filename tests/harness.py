@@ -24,11 +24,12 @@ from PIL import Image
 from rq import Queue
 
 from mergenet_core.planning.make_plan import make_plan
+from mergenet_core.planning.new_job import new_job
+from mergenet_core.planning.plan import Estimate, Plan
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
 from mergenet_core.records.events import Event
 from mergenet_core.records.job import TERMINAL, Job, Request, Trial, TrialResult
-from mergenet_core.records.record import now
 from mergenet_core.settings import Settings
 from mergenet_core.spec.parse import parse
 from mergenet_core.store import events, rq_queue, worker_registry
@@ -120,17 +121,17 @@ class Lab:
     ) -> Job:
         """Record and queue a job as the service does; a `solo` one has the trial `SOLO` alone."""
         spec = parse(document)
-        trials = make_plan(spec, self.settings.roots, self.settings.home, []).trials
+        plan = make_plan(spec, self.settings.roots, self.settings.home, [])
         if solo:
-            trials = tuple(trial.model_copy(update={"needs": ()}) for trial in trials if trial.id == SOLO)
-        resources = spec.resources
-        job = new_job(trials, max_attempts=resources.attempts, nodes=resources.nodes, devices=resources.devices)
+            trials = tuple(trial.model_copy(update={"needs": ()}) for trial in plan.trials if trial.id == SOLO)
+            plan = plan.model_copy(update={"trials": trials})
+        job = new_job(spec, plan, "tests")
         folder = self.settings.job_folder(job.id)
         folder.path.mkdir(parents=True)
         if before is not None:
             before(job)
         folder.spec.write_text(spec.model_dump_json())
-        job, _ = self.store.create(state_machine.submit(job), spec, {})
+        job, _ = self.store.create(state_machine.submit(job), spec, plan.model_dump(mode="json"))
         rq_queue.enqueue(self.redis_server.client(decode=False), job)
         return job
 
@@ -246,31 +247,13 @@ def document(*, steps: int = 1500, checkpoint_every: int = 150, **train: Any) ->
     }
 
 
-def new_job(
-    trials: tuple[Trial, ...],
-    *,
-    max_attempts: int = 4,
-    nodes: int = 1,
-    devices: int = 1,
-    labels: dict[str, str] | None = None,
-) -> Job:
-    """A record as it is before it is queued."""
-    moment = now()
-    return Job(
-        id=f"job-{time.time_ns():020d}-{secrets.token_hex(2)}",
-        name="tiny",
-        labels=labels or {},
-        owner="tests",
-        state="validating",
-        code="accepted",
-        reason="the document was accepted",
-        trials=trials,
-        max_attempts=max_attempts,
-        nodes=nodes,
-        devices=devices,
-        created_at=moment,
-        updated_at=moment,
-    )
+def job_of(trials: tuple[Trial, ...], *, max_attempts: int = 4, labels: dict[str, str] | None = None) -> Job:
+    """A record with these trials, before they are queued; ids grow with time, also within a millisecond."""
+    given = document() | {"labels": labels or {}, "resources": {"attempts": max_attempts}}
+    nothing = Estimate(target_parameters=None, source_parameters=None, memory_bytes=None, disk_bytes=None, steps=0)
+    plan = Plan(trials=trials, pairing=None, estimate=nothing, strategy="single")
+    id = f"job-{time.time_ns():020d}-{secrets.token_hex(2)}"
+    return new_job(parse(given), plan, "tests").model_copy(update={"id": id})
 
 
 def make_images(folder: Path, *, count: int, seed: int) -> None:

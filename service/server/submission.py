@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 
 from redis.exceptions import RedisError
-from ulid import ULID
 
 from mergenet_core.errors import NotFound, StorageFull
 from mergenet_core.planning.make_plan import make_plan
+from mergenet_core.planning.new_job import new_job
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.job import Job
-from mergenet_core.records.record import now
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.store import rq_queue
 from mergenet_core.store.worker_registry import workers
@@ -37,25 +36,7 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
     Returns the job and whether it is new. Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
     """
     planned = plan(context, spec)
-    moment = now()
-    job = Job(
-        id=str(ULID()),
-        name=spec.name,
-        labels=spec.labels,
-        owner=owner,
-        state="validating",
-        code="accepted",
-        reason="the document was accepted",
-        trials=planned.trials,
-        strategy=planned.strategy,
-        memory_bytes=planned.estimate.memory_bytes,
-        nodes=spec.resources.nodes,
-        devices=spec.resources.devices,
-        max_attempts=spec.resources.attempts,
-        created_at=moment,
-        updated_at=moment,
-    )
-    job = state_machine.submit(job)
+    job = state_machine.submit(new_job(spec, planned, owner))
     folder = context.settings.job_folder(job.id)
     _write(folder.spec, spec)
     try:

@@ -11,7 +11,7 @@ from mergenet_core.errors import StaleAttempt, StateConflict
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import TERMINAL, ArmCost, Checkpoint, Job, Trial, TrialResult
-from tests.harness import new_job
+from tests.harness import job_of
 
 RESULT = TrialResult(
     steps=1, final_loss=0.5, metric="accuracy", cost=ArmCost(step_seconds=0.1, train_seconds=0.1), parameters=1
@@ -26,7 +26,7 @@ TRIALS = (
 
 
 def submitted(max_attempts: int = 4) -> Job:
-    return state_machine.submit(new_job(TRIALS, max_attempts=max_attempts))
+    return state_machine.submit(job_of(TRIALS, max_attempts=max_attempts))
 
 
 def running(trial_id: str = "control-0") -> Job:

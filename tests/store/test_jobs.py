@@ -17,7 +17,7 @@ from mergenet_core.spec.parse import parse
 from mergenet_core.store import attempt_leases, events
 from mergenet_core.store.jobs import Store
 from tests.conftest import RedisServer
-from tests.harness import document, new_job
+from tests.harness import document, job_of
 
 TRIALS = (
     Trial(id="control-0", kind="arm", arm="control"),
@@ -27,7 +27,7 @@ SPEC: JobSpec = parse(document())
 
 
 def create(store: Store, **details: object) -> Job:
-    return store.create(state_machine.submit(new_job(TRIALS, **details)), SPEC, {})[0]  # type: ignore[arg-type]
+    return store.create(state_machine.submit(job_of(TRIALS, **details)), SPEC, {})[0]  # type: ignore[arg-type]
 
 
 def test_a_job_is_read_as_it_was_written(redis: Redis) -> None:
@@ -96,8 +96,8 @@ def test_the_lease_comes_and_goes_with_the_active_attempt(redis: Redis) -> None:
 
 def test_an_idempotency_key_gives_the_same_job_again(redis: Redis) -> None:
     store = Store(redis)
-    first, new = store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
-    again, known = store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
+    first, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
+    again, known = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
     assert (new, known) == (True, False)
     assert again.id == first.id
     assert [job.id for job in store.page()[0]] == [first.id]
@@ -106,7 +106,7 @@ def test_an_idempotency_key_gives_the_same_job_again(redis: Redis) -> None:
 def test_an_idempotency_key_makes_one_job_of_many_posts_at_once(redis: Redis, redis_server: RedisServer) -> None:
     def post(_: int) -> tuple[str, bool]:
         store = Store(redis_server.client())
-        job, new = store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
+        job, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
         return job.id, new
 
     with ThreadPoolExecutor(8) as pool:
@@ -117,18 +117,18 @@ def test_an_idempotency_key_makes_one_job_of_many_posts_at_once(redis: Redis, re
 
 def test_an_idempotency_key_with_another_document_is_refused(redis: Redis) -> None:
     store = Store(redis)
-    store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
+    store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
     other = parse(document() | {"name": "another"})
     with pytest.raises(IdempotencyConflict, match="take a new key"):
-        store.create(state_machine.submit(new_job(TRIALS)), other, {}, idempotency_key="k")
+        store.create(state_machine.submit(job_of(TRIALS)), other, {}, idempotency_key="k")
 
 
 def test_an_idempotency_key_is_free_again_when_its_job_is_deleted(redis: Redis) -> None:
     store = Store(redis)
-    job, _ = store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
+    job, _ = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
     store.update(job.id, lambda job: state_machine.request(job, "cancel"))
     store.delete(job.id)
-    _, new = store.create(state_machine.submit(new_job(TRIALS)), SPEC, {}, idempotency_key="k")
+    _, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
     assert new
 
 

@@ -21,7 +21,7 @@ from mergenet_core.spec.parse import parse
 from mergenet_core.store import events
 from mergenet_core.store.jobs import Store
 from tests.conftest import RedisServer
-from tests.harness import document, new_job, wait
+from tests.harness import document, job_of, wait
 from workers.reporting import RedisReporter, SignalControl
 
 CHECKPOINT = Checkpoint(step=5, path="trials/t/checkpoints/step-00000005", manifest_sha256="0", attempt=1)
@@ -31,7 +31,7 @@ CHECKPOINT = Checkpoint(step=5, path="trials/t/checkpoints/step-00000005", manif
 def job(redis: Redis) -> Job:
     store = Store(redis)
     job, _ = store.create(
-        state_machine.submit(new_job((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {}
+        state_machine.submit(job_of((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {}
     )
     return store.update(job.id, lambda record: state_machine.claim(record, AttemptRef(record.id, "t", 1), "w"))
 
