@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from mergenet_core.errors import DataRefused, PathRefused
-from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_RECORD, annotations_beside, images_beside
+from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_RECORD, find_annotations, find_images
 from mergenet_core.spec.job import DataSpec, TaskName
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
@@ -39,9 +39,9 @@ def check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None
 def _check_companions(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:
     """Check the other files of a data set that comes in several."""
     if TASKS[task].separate_annotations:
-        annotations_beside(path, field)
+        find_annotations(path, field)
     if TASKS[task].names_image_files:
-        images_beside(path, data, roots, field)
+        find_images(path, data, roots, field)
 
 
 def _check_split(path: Path, wanted: tuple[str, ...], field: str, task: TaskName) -> bool:

@@ -1,4 +1,7 @@
-"""The files of VQA v2.0 and MSCOCO that belong together: a document names one, the others are found from its name."""
+"""The files of published data sets: CIFAR-100's records, and the files of VQA v2.0 and MSCOCO that belong together.
+
+A document names one file of VQA or MSCOCO; the others are found from its name.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ CIFAR_LABELS = ("coarse_label", "label")
 _SUBSET = re.compile(r"(?:train|val|test)\d{4}")
 
 
-def annotations_beside(questions: Path, field: str) -> Path:
-    """The answers to VQA's questions: `v2_mscoco_train2014_annotations.json` beside `v2_OpenEnded_…_questions.json`.
+def find_annotations(questions: Path, field: str) -> Path:
+    """The file with the answers to VQA's questions, in the same folder as the questions.
 
     Raises: `DataRefused` where there are none.
     """
@@ -26,14 +29,14 @@ def annotations_beside(questions: Path, field: str) -> Path:
     found = questions.with_name(name)
     if name == questions.name or not found.is_file():
         raise DataRefused(
-            f"{field}: {questions.name} has no answers beside it; VQA v2.0 has v2_mscoco_train2014_annotations.json "
-            "beside v2_OpenEnded_mscoco_train2014_questions.json, and names are expected to go alike"
+            f"{field}: {questions.name} has no file of answers beside it; in VQA v2.0 the answers to "
+            "v2_OpenEnded_mscoco_train2014_questions.json are in v2_mscoco_train2014_annotations.json: name yours alike"
         )
     return found
 
 
-def images_beside(file: Path, data: DataSpec, roots: Roots, field: str) -> Path:
-    """The folder with the images that a file speaks of: `train2014` beside it or above, or below `images`.
+def find_images(file: Path, data: DataSpec, roots: Roots, field: str) -> Path:
+    """The folder with the images that a file names: `train2014` next to the file, one level above, or in `images`.
 
     Raises: `DataRefused` where there is none, `PathRefused`.
     """
@@ -47,5 +50,8 @@ def images_beside(file: Path, data: DataSpec, roots: Roots, field: str) -> Path:
     for base in bases:
         if named is not None and (base / named[0]).is_dir():
             return base / named[0]
-    wanted = f"a folder {named[0]}" if named else "a folder named as train2014 is (its own name does not tell which)"
-    raise DataRefused(f"{field}: {wanted} with its images is neither beside {file.name} nor above; name it in images")
+    wanted = f"the folder {named[0]}" if named else "a folder such as train2014 (the file's name has no such word)"
+    raise DataRefused(
+        f"{field}: {wanted} with the images of {file.name} is neither next to the file nor one level above; name it in "
+        "images"
+    )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mergenet_core.tasks.data.augment import crop_flip
-from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
-from mergenet_core.tasks.data.tables import Table, read_splits
+from mergenet_core.tasks.data.images import ImageColumn, check_channels
+from mergenet_core.tasks.data.labels import Labelled, read_labelled
+from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.task import Classification, TaskInputs
 
 
@@ -22,7 +23,7 @@ class PixelExamples:
 
     pixels: Pixels
     labels: Tensor
-    augment: bool = False
+    augments: bool = False
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -32,11 +33,11 @@ class PixelExamples:
         """Normalised pixels and labels. Shapes: (b, c, h, w), labels (b)."""
         return {"pixel_values": self.pixels.batch(index_b), "labels": self.labels[index_b]}
 
-    def shown(self, index_b: Tensor, draw: int) -> dict[str, Tensor]:
-        """The batch as training sees it: with `augment`, shifted and mirrored by `draw` and the example alone."""
+    def augmented_batch(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """The batch in training: if the split augments, each image is shifted and mirrored by `seed` and its index."""
         batch = self.batch(index_b)
-        if self.augment:
-            batch["pixel_values"] = crop_flip(batch["pixel_values"], index_b, len(self), draw, self.pixels.shift_c)
+        if self.augments:
+            batch["pixel_values"] = crop_flip(batch["pixel_values"], index_b, len(self), seed, self.pixels.shift_c)
         return batch
 
     def evaluation_order(self) -> Tensor:
@@ -53,18 +54,21 @@ def load_image_classification(inputs: TaskInputs) -> Classification:
     """
     data, channels = inputs.data, inputs.channels
     check_channels(channels, inputs.field)
-    splits = read_splits(data, data.image, inputs.roots, seed=inputs.seed, field=inputs.field)
-    processor = fitted(inputs.images, splits.train, torch.arange(len(splits.train_labels_n)), data, channels)
+    splits, labels = read_labelled(inputs, data.image)
+    train_table = splits.train.table
+    all_images = ImageColumn(train_table, data.image, torch.arange(len(train_table)))
+    processor = fit_processor(inputs.images, all_images, data.image_size, channels)
 
-    def examples(table: Table, rows: Tensor, labels_n: Tensor, augment: bool = False) -> PixelExamples:
-        return PixelExamples(read_pixels(table, data, rows, processor, channels), labels_n[rows], augment)
+    def examples(split: Labelled, rows: Tensor, augments: bool = False) -> PixelExamples:
+        images = ImageColumn(split.table, data.image, rows)
+        return PixelExamples(read_pixels(images, processor, data.image_size, channels), split.labels_n[rows], augments)
 
     return Classification(
-        labels=splits.labels,
-        train=examples(splits.train, splits.train_rows, splits.train_labels_n, data.augment == "crop-flip"),
-        validation=examples(splits.validation, splits.validation_rows, splits.validation_labels_n),
-        test=examples(splits.test, torch.arange(len(splits.test_labels_n)), splits.test_labels_n),
+        labels=labels,
+        train=examples(splits.train, splits.train_rows, data.augment == "crop-flip"),
+        validation=examples(splits.validation, splits.validation_rows),
+        test=examples(splits.test, splits.test_rows),
         processor=processor,
         settings={"image_size": data.image_size, "num_channels": channels},
-        facts=splits.facts(),
+        data_summary=splits.summary(),
     )

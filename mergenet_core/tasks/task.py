@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mergenet_core.models.processors import ImageProcessor, Processor, Tokenizer
+from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.spec.data import DataSpec
 from mergenet_core.storage.paths import Roots
 
@@ -57,15 +58,15 @@ class Examples(Protocol):
         """The model's keyword arguments for these examples, and what is to be predicted under the task's `targets`."""
 
     def evaluation_order(self) -> Tensor:
-        """The order that wastes the least padding."""
+        """The order of evaluation, which keeps padding small."""
 
 
 @runtime_checkable
-class Varied(Protocol):
-    """Examples that training sees otherwise at every step."""
+class Augmented(Protocol):
+    """Examples that training sees changed at every step."""
 
-    def shown(self, index_b: Tensor, draw: int) -> dict[str, Tensor]:
-        """As `Examples.batch`, by a number of the step's; an example's does not hang on who shares the batch."""
+    def augmented_batch(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """Like `Examples.batch`, augmented by seed; what an example becomes is independent of the rest of the batch."""
 
 
 @runtime_checkable
@@ -81,15 +82,15 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The name of the metric that selection and report go by; higher is better."""
+        """The name of the metric that selection and report use; higher is better."""
 
     @property
     def targets(self) -> frozenset[str]:
-        """The keys of a batch that the model does not get to see."""
+        """The keys of a batch that are not passed to the model."""
 
     @property
     def evaluation_batch(self) -> int:
-        """Examples of a forward pass when nothing is learned, where the training batch is smaller."""
+        """Examples of a forward pass in evaluation, where the training batch is smaller."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ class Task(Protocol):
 
     @property
     def validation(self) -> Examples:
-        """What selection looks at."""
+        """What weights are selected by."""
 
     @property
     def test(self) -> Examples:
@@ -112,18 +113,18 @@ class Task(Protocol):
         """The tokenizer or image processor that made the examples; saved beside the model."""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, int | None]:
         """Config values of a model from scratch that follow from the data."""
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """Per split: examples, and a hash of what was read."""
+    def data_summary(self) -> Mapping[str, SplitSummary]:
+        """What was read of each split."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of a batch: each example counts the same, or by its weight where examples are `Weighted`."""
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """What is kept of a forward pass to be measured: one row an example, of the same shape in every batch."""
+        """What is kept of a forward pass for `measure`: one row per example, of the same shape in every batch."""
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """The metrics of a split, `metric` among them, from the answers of all its examples in their order."""
@@ -138,8 +139,8 @@ class Classification:
     validation: Examples
     test: Examples
     processor: Processor
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, int | None] = field(default_factory=dict)
+    data_summary: Mapping[str, SplitSummary] = field(default_factory=dict)
     metric: str = "accuracy"
     targets: frozenset[str] = frozenset({"labels"})
     evaluation_batch: int = EVALUATION_BATCH
@@ -154,5 +155,5 @@ class Classification:
         return right_b.float()
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
-        """The share of examples that were answered rightly."""
+        """The share of examples whose answer is right."""
         return {self.metric: float(answers_n.double().mean())}

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mergenet_core.models.processors import Tokenizer
-from mergenet_core.tasks.data.tables import Table, read_splits, texts
+from mergenet_core.tasks.data.labels import Labelled, read_labelled
+from mergenet_core.tasks.data.tables import texts
+from mergenet_core.tasks.data.tokens import text_settings
 from mergenet_core.tasks.task import Classification, TaskInputs
 
 
@@ -42,19 +44,20 @@ class TokenExamples:
 def load_text_classification(inputs: TaskInputs) -> Classification:
     """The task's examples for one trial. Raises: `DataRefused`, `PathRefused`."""
     data, tokenizer = inputs.data, inputs.text_tokenizer
-    splits = read_splits(data, data.text, inputs.roots, seed=inputs.seed, field=inputs.field)
+    splits, labels = read_labelled(inputs, data.text)
 
-    def examples(table: Table, rows: Tensor, labels_n: Tensor) -> TokenExamples:
-        return _tokenise(texts(table, data.text, rows), labels_n[rows], tokenizer, data.max_length)
+    def examples(split: Labelled, rows: Tensor) -> TokenExamples:
+        return _tokenise(texts(split.table, data.text, rows), split.labels_n[rows], tokenizer, data.max_length)
 
+    train, validation, test = splits.each(examples)
     return Classification(
-        labels=splits.labels,
-        train=examples(splits.train, splits.train_rows, splits.train_labels_n),
-        validation=examples(splits.validation, splits.validation_rows, splits.validation_labels_n),
-        test=examples(splits.test, torch.arange(len(splits.test_labels_n)), splits.test_labels_n),
+        labels=labels,
+        train=train,
+        validation=validation,
+        test=test,
         processor=tokenizer,
-        settings={"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        facts=splits.facts(),
+        settings=text_settings(tokenizer),
+        data_summary=splits.summary(),
     )
 
 

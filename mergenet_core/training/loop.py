@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
-from mergenet_core.tasks.task import Examples, Task, Varied, Weighted
+from mergenet_core.tasks.task import Augmented, Examples, Task, Weighted
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.distributed.engines import Engine
 from mergenet_core.training.distributed.world import World
@@ -137,7 +137,7 @@ class Training:
         """The loss of one micro-batch; `place` is its number among those of all processes."""
         device = self.engine.world.device
         examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
-        seen = examples.shown(index_b, draw) if isinstance(examples, Varied) else examples.batch(index_b)
+        seen = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
         batch = {name: value.to(device) for name, value in seen.items()}
         torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if place == 0 else _STREAMS + place))
         outputs = self.engine(**inputs(batch, self.task))

@@ -186,7 +186,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         adapter_parameters=transfer.parameters_count if transfer is not None else 0,
         transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,
         versions=environment(),
-        data=dict(task.facts),
+        data=dict(task.data_summary),
         source=training.partner.evaluate(training.partner.task.test) if training.partner is not None else {},
         teacher={"test": teacher.test} if teacher is not None else {},
     )

@@ -61,9 +61,11 @@ def test_the_splits_that_are_measured_stay_as_they_are(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         pixels = getattr(varied, split).batch(index_b)["pixel_values"]
         assert torch.equal(pixels, getattr(plain, split).batch(index_b)["pixel_values"])
-    seen = varied.train.shown(index_b, 1)
+    seen = varied.train.augmented_batch(index_b, 1)
     assert torch.equal(seen["labels"], plain.train.batch(index_b)["labels"])
-    assert torch.equal(plain.train.shown(index_b, 1)["pixel_values"], plain.train.batch(index_b)["pixel_values"])
+    assert torch.equal(
+        plain.train.augmented_batch(index_b, 1)["pixel_values"], plain.train.batch(index_b)["pixel_values"]
+    )
     assert not torch.equal(seen["pixel_values"], plain.train.batch(index_b)["pixel_values"])
     black = (0 - 0.3) / 0.2
     assert float(seen["pixel_values"].min()) == pytest.approx(black, abs=1e-5)

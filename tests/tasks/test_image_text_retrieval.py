@@ -43,11 +43,11 @@ def texts(task: Any, ids: torch.Tensor) -> list[str]:
 def test_a_split_to_learn_from_has_an_image_and_a_caption_an_example(roots: Roots) -> None:
     task = load(roots)
     told = json.loads((roots.data[0] / TRAIN).read_text())
-    assert task.facts["train"]["examples"] == 16
-    assert task.facts["train"]["of"] == 20
-    assert task.facts["validation"]["examples"] == 4, "limits count images"
-    assert len(task.train) == task.facts["train"]["captions"]
-    held = task.facts["validation"]["captions"]
+    assert task.data_summary["train"]["examples"] == 16
+    assert task.data_summary["train"]["of"] == 20
+    assert task.data_summary["validation"]["examples"] == 4, "limits count images"
+    assert len(task.train) == task.data_summary["train"]["captions"]
+    held = task.data_summary["validation"]["captions"]
     assert len(task.train) + held == len(told["annotations"]) == sum(1 + image % 3 for image in range(20))
     batch = task.train.batch(torch.arange(len(task.train)))
     assert batch["pixel_values"].shape == (len(task.train), 3, SIZE, SIZE)

@@ -64,7 +64,7 @@ def test_truncated_blocks_are_a_text_each(roots: Roots) -> None:
     batch = task.test.batch(torch.tensor([3, 0]))
     assert batch["input_ids"].tolist() == [[CLS, *ids(*THINGS[:4]), SEP], [CLS, *ids("cat"), SEP, 0, 0, 0]]
     assert int(task.train.tokens.lengths_n.max()) == 8
-    assert task.facts["train"]["blocks"] == task.facts["train"]["examples"] == 24
+    assert task.data_summary["train"]["blocks"] == task.data_summary["train"]["examples"] == 24
 
 
 def test_texts_are_held_out_before_they_are_packed(roots: Roots) -> None:
@@ -74,9 +74,9 @@ def test_texts_are_held_out_before_they_are_packed(roots: Roots) -> None:
         task = load(roots, masked=False, seed=seed)
         train, held = (set(split.tokens.columns_k["input_ids"].tolist()) for split in (task.train, task.validation))
         assert train & held == {CLS, SEP}
-        assert (task.facts["train"]["examples"], task.facts["validation"]["examples"]) == (16, 4)
+        assert (task.data_summary["train"]["examples"], task.data_summary["validation"]["examples"]) == (16, 4)
     # five texts of five tokens make three blocks of eight, and a token that is left out
-    assert load(roots, masked=False, train_limit=5).facts["train"] | {"sha256": ""} == {
+    assert load(roots, masked=False, train_limit=5).data_summary["train"] | {"sha256": ""} == {
         "examples": 5, "of": 20, "blocks": 3, "sha256": "",
     }  # fmt: skip
 

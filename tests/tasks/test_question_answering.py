@@ -122,10 +122,10 @@ def test_a_text_stays_on_one_side_and_limits_count_questions(roots: Roots) -> No
         train, held = ({one.context for one in split.questions} for split in (task.train, task.validation))
         assert not train & held
         assert (len(task.train.questions), len(task.validation.questions)) == (30, 7)
-    assert task.facts["train"] == {
+    assert task.data_summary["train"] == {
         "examples": 30, "of": 60, "windows": len(task.train), "sha256": sha256(roots.data[0] / "train-v2.0.json"),
     }  # fmt: skip
-    assert task.facts["test"]["examples"] == 18
+    assert task.data_summary["test"]["examples"] == 18
 
 
 def oracle(task: Any, examples: Any, *, null: dict[int, float] | None = None) -> torch.Tensor:
@@ -253,5 +253,5 @@ def test_other_json_is_told(roots: Roots) -> None:
 
 def test_a_tokenizer_without_offsets_is_refused(roots: Roots) -> None:
     slow = SimpleNamespace(is_fast=False)
-    with pytest.raises(DataRefused, match=r"does not tell where a token stands .* tokenizer.json"):
+    with pytest.raises(DataRefused, match=r"does not give the position of a token .* tokenizer.json"):
         read_examples("question-answering", DataSpec(train="x", test="y"), roots, tokenizer=slow)

@@ -49,7 +49,7 @@ def test_the_batch_is_what_the_tokenizer_makes_of_the_rows(roots: Roots) -> None
     assert torch.equal(batch["attention_mask"], expected["attention_mask"])
     assert [task.labels[row] for row in batch["labels"]] == [rows[3]["label"], rows[0]["label"]]
     assert task.labels == ("fruit", "music", "tools")
-    assert task.facts["test"] == {"examples": 20, "sha256": sha256(roots.data[0] / "test.jsonl")}
+    assert task.data_summary["test"] == {"examples": 20, "sha256": sha256(roots.data[0] / "test.jsonl")}
 
 
 def test_training_and_validation_are_disjoint_and_drawn_by_the_seed(roots: Roots) -> None:

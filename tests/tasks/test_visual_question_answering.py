@@ -50,7 +50,7 @@ def test_the_published_form_is_read_with_images_and_answers(roots: Roots) -> Non
     assert task.metric == "accuracy"
     assert task.labels[0] in {"yes", "no"}, "the most frequent answer comes first"
     assert set(task.labels) == {"yes", "no", *RGB}
-    assert task.facts["train"]["of"] == 60
+    assert task.data_summary["train"]["of"] == 60
     assert len(task.test) == 12
     batch = task.test.batch(torch.arange(12))
     assert batch["pixel_values"].shape == (12, 3, SIZE, SIZE)
@@ -85,7 +85,7 @@ def test_the_target_is_what_an_answer_scores(roots: Roots) -> None:
 
 def test_accuracy_is_told_by_answer_type(roots: Roots) -> None:
     task = load(roots)
-    right = torch.tensor([task.labels.index(one.usual) for one in task.test.questions])
+    right = torch.tensor([task.labels.index(one.most_common) for one in task.test.questions])
     assert task.measure(right, task.test) == {"accuracy": 1.0, "other_accuracy": 1.0, "yes/no_accuracy": 1.0}
     right[:] = task.labels.index("yes")
     found = task.measure(right, task.test)
@@ -114,7 +114,7 @@ def test_images_of_held_out_questions_are_never_trained_on(roots: Roots) -> None
         for part in (task.train, task.validation)
     ]
     assert len(images[1]) >= 5
-    assert task.facts["train"]["images"] + task.facts["validation"]["images"] == 30
+    assert task.data_summary["train"]["images"] + task.data_summary["validation"]["images"] == 30
 
 
 def test_answers_beyond_the_limit_are_no_labels(roots: Roots) -> None:
@@ -125,7 +125,7 @@ def test_answers_beyond_the_limit_are_no_labels(roots: Roots) -> None:
 
 def test_a_split_too_large_to_hold_is_decoded_when_it_is_batched(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     held = load(roots).test.batch(torch.arange(12))
-    monkeypatch.setattr(pixels.read_pixels, "__kwdefaults__", {"held_bytes": 0})
+    monkeypatch.setattr(pixels, "HELD_BYTES", 0)
     found = load(roots).test
     assert torch.equal(found.batch(torch.arange(12))["pixel_values"], held["pixel_values"])
 
@@ -134,7 +134,7 @@ def test_images_may_lie_in_another_folder(roots: Roots) -> None:
     (roots.data[0] / "coco").mkdir()
     for subset in ("train2014", "val2014"):
         (roots.data[0] / "vqa" / subset).rename(roots.data[0] / "coco" / subset)
-    with pytest.raises(DataRefused, match="a folder train2014 with its images is neither beside"):
+    with pytest.raises(DataRefused, match=r"the folder train2014 with the images of .* is neither next to the file"):
         load(roots)
     assert len(load(roots, images="coco").train) == 48
 
@@ -151,7 +151,7 @@ def test_a_processor_that_keeps_proportions_gives_way_to_squares(roots: Roots) -
 
 
 FAULTS = [
-    (lambda data: (data / "vqa/v2_mscoco_train2014_annotations.json").unlink(), "has no answers beside it"),
+    (lambda data: (data / "vqa/v2_mscoco_train2014_annotations.json").unlink(), "has no file of answers beside it"),
     (lambda data: rewritten(data / TRAIN, lambda file: file.update(questions=[])), "has no questions"),
     (lambda data: rewritten(data / TRAIN, lambda file: file["questions"][0].pop("image_id")), "not in VQA v2.0's form"),
     (

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy, as_judged, normalise
+from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy, comparable, normalise
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from mergenet_core.tasks.visual_question_answering.scores import accuracies, acc
 )
 def test_an_answer_that_so_many_of_ten_gave(given: int, expected: float) -> None:
     # of the ten subsets of nine, `given` leave out one who gave it: (g · min((g-1)/3, 1) + (10-g) · min(g/3, 1)) / 10
-    judged = as_judged(["red"] * given + [f"blue {person}" for person in range(10 - given)])
+    judged = comparable(["red"] * given + [f"blue {person}" for person in range(10 - given)])
     assert accuracy("red", judged) == pytest.approx(expected, abs=1e-6)
 
 
@@ -57,13 +57,13 @@ def test_answers_are_normalised_as_officially(text: str, expected: str) -> None:
 
 
 def test_people_who_all_agree_are_compared_as_they_wrote() -> None:
-    assert accuracy("the cat", as_judged(["the cat"] * 10)) == 0.0, "the model's answer is normalised, theirs is not"
-    assert accuracy("the cat", as_judged(["cat"] * 10)) == 1.0
-    assert accuracy("t-shirt", as_judged(["t-shirt"] * 10)) == 0.0
+    assert accuracy("the cat", comparable(["the cat"] * 10)) == 0.0, "the model's answer is normalised, theirs is not"
+    assert accuracy("the cat", comparable(["cat"] * 10)) == 1.0
+    assert accuracy("t-shirt", comparable(["t-shirt"] * 10)) == 0.0
 
 
 def test_of_people_who_differ_only_marks_are_taken() -> None:
-    judged = as_judged(["t-shirt"] * 5 + ["two"] * 4 + ["2"])
+    judged = comparable(["t-shirt"] * 5 + ["two"] * 4 + ["2"])
     assert accuracy("t shirt", judged) == 1.0
     assert accuracy("two", judged) == pytest.approx(0.3), "two is 2 in the model's answer only"
 

@@ -1,44 +1,66 @@
-"""The files of a task's own data set: SQuAD's, VQA's and MSCOCO's JSON, and the images that they speak of."""
+"""The JSON files in which data sets are published: SQuAD's, VQA's and MSCOCO's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import datasets
+from pydantic import JsonValue
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.job import DataSpec
-from mergenet_core.storage.paths import Roots
-from mergenet_core.tasks.data.tables import Table
+from mergenet_core.spec.json_values import JsonObject
+from mergenet_core.tasks.task import TaskInputs
 
 
-def own_json(data: DataSpec, split: str, roots: Roots, field: str, key: str) -> tuple[Path, dict[str, Any]] | None:
-    """A split's file and what it holds, where that is a JSON object with the data set's key; None for a table.
+def read_dataset_json(inputs: TaskInputs, split: str, key: str) -> tuple[Path, JsonObject] | None:
+    """A split's file and its content, if that is a JSON object with the data set's key; None for a table.
 
     Raises: `PathRefused`.
     """
+    data = inputs.data
     if data.hub is not None:
         return None
-    path = roots.dataset(getattr(data, split), field)
+    path = inputs.roots.dataset(getattr(data, split), f"{inputs.field}.{split}")
     found = read_json(path) if path.suffix.lower() == ".json" else None
     return (path, found) if isinstance(found, dict) and key in found else None
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where it is none, but perhaps JSON lines or torn: the table's reader tells."""
+def read_json(path: Path) -> JsonValue:
+    """Parsed JSON, or None if the file is not one JSON document (the table's reader reports that)."""
     try:
-        return json.loads(path.read_bytes())
+        found: JsonValue = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None
+    return found
 
 
-def picture_table(names: Sequence[str], data: DataSpec, folder: Path, field: str) -> Table:
-    """Images by their names in a folder, as a table. Raises: `DataRefused` for the first that is not there."""
-    missing = next((name for name in names if not (folder / name).is_file()), None)
-    if missing is not None:
-        raise DataRefused(f"{field}: the image {missing} is not in {folder.name}; copy all images of the split there")
-    rows = datasets.Dataset.from_dict({data.image: [{"bytes": None, "path": name} for name in names]})
-    return Table(rows, field, "", folder)
+def entries(parent: JsonValue | JsonObject, name: str) -> Iterator[JsonObject]:
+    """The objects in a list of an object. Raises: `KeyError` and `TypeError` where there is no such list."""
+    if not isinstance(parent, dict):
+        raise TypeError(f"{str(parent)[:50]!r} is not an object with {name}")
+    found = parent[name]
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is not a list")
+    for entry in found:
+        if not isinstance(entry, dict):
+            raise TypeError(f"an entry of {name} is {str(entry)[:50]!r}, not an object")
+        yield entry
+
+
+def integer(entry: JsonObject, name: str) -> int:
+    """A whole number of an object. Raises: `KeyError`, `TypeError`."""
+    value = entry[name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, not a whole number")
+    return value
+
+
+@contextmanager
+def published_form(where: str, form: str) -> Iterator[None]:
+    """Report an entry that is missing or of another type with the form that is expected. Raises: `DataRefused`."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise DataRefused(f"{where} is not in {form} ({error!r})") from None

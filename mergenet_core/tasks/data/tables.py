@@ -1,25 +1,22 @@
-"""Tables from files, folders or the hub: read and checked; a classification's labels as numbers."""
+"""Tables of examples from files, folders or the hub, read and checked."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused, PathRefused
-from mergenet_core.spec.job import DataSpec
+from mergenet_core.spec.data import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
 from mergenet_core.tasks.data.cifar import read_cifar
-from mergenet_core.tasks.data.sampling import draw
+from mergenet_core.tasks.task import TaskInputs
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -33,75 +30,27 @@ class Table:
 
     rows: datasets.Dataset
     field: str
-    """Where the job document names it."""
+    """Where the job document names it, such as `target.data.train`; errors begin with it."""
     sha256: str
-    """Of the file, or of all files of a folder in order; for the hub, the revision."""
+    """The hash of the file, or of all files of a folder in order; for the hub, the revision."""
     folder: Path | None
-    """What paths inside the table may point into; None for the hub."""
+    """The folder that paths in the table may point into; None for the hub."""
+
+    def __len__(self) -> int:
+        """Rows of the table."""
+        return len(self.rows)
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Three tables, the label of each row as a number, and which rows of `train` are used for what."""
-
-    train: Table
-    validation: Table
-    test: Table
-    labels: tuple[str, ...]
-    train_labels_n: Tensor
-    validation_labels_n: Tensor
-    test_labels_n: Tensor
-    train_rows: Tensor
-    validation_rows: Tensor
-
-    def facts(self) -> dict[str, Any]:
-        """Per split: the examples used, and the hash of what was read."""
-        return {
-            "train": {"examples": len(self.train_rows), "of": len(self.train_labels_n), "sha256": self.train.sha256},
-            "validation": {"examples": len(self.validation_rows), "sha256": self.validation.sha256},
-            "test": {"examples": len(self.test_labels_n), "sha256": self.test.sha256},
-        }
-
-
-def read_splits(data: DataSpec, column: str, roots: Roots, *, seed: int, field: str) -> Splits:
-    """Read and check the splits, and draw the trial's subset and its validation examples by `seed`.
-
-    Raises: `DataRefused`, `PathRefused`.
-    """
-    train = read(data, "train", (column, data.label), roots, field)
-    names_n = _names(train, data.label)
-    labels = _label_space(names_n, train, data.label)
-    numbers_n = _numbers(names_n, labels, train.field)
-    test = read(data, "test", (column, data.label), roots, field)
-    train_rows, validation_rows = draw(data, len(numbers_n), seed=seed, field=field)
-    validation, validation_numbers_n = train, numbers_n
-    if data.validation is not None:
-        validation = read(data, "validation", (column, data.label), roots, field)
-        validation_numbers_n = _numbers(_names(validation, data.label), labels, validation.field)
-        validation_rows = torch.arange(len(validation_numbers_n))
-    return Splits(
-        train=train,
-        validation=validation,
-        test=test,
-        labels=labels,
-        train_labels_n=numbers_n,
-        validation_labels_n=validation_numbers_n,
-        test_labels_n=_numbers(_names(test, data.label), labels, test.field),
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-    )
-
-
-def read(data: DataSpec, split: str, columns: tuple[str, ...], roots: Roots, field: str) -> Table:
+def read_table(inputs: TaskInputs, split: str, columns: tuple[str, ...]) -> Table:
     """Read one split and check that it has rows and the columns. Raises: `DataRefused`, `PathRefused`."""
-    given = getattr(data, split)
-    where = f"{field}.{split}"
+    data, where = inputs.data, f"{inputs.field}.{split}"
+    given: str = getattr(data, split)
     if data.hub is not None:
-        table = _from_hub(data, given, roots, where)
+        table = _from_hub(data, given, inputs.roots, where)
     else:
-        path = roots.dataset(given, where)
+        path = inputs.roots.dataset(given, where)
         table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where, data)
-    if len(table.rows) == 0:
+    if len(table) == 0:
         raise DataRefused(f"{where}: {given} has no examples; give a file with at least one row")
     for name in columns:
         if name not in table.rows.column_names:
@@ -111,7 +60,7 @@ def read(data: DataSpec, split: str, columns: tuple[str, ...], roots: Roots, fie
 
 
 def texts(table: Table, column: str, rows: Tensor) -> list[str]:
-    """The texts of these rows. Raises: `DataRefused` where a row of the table, whether of these or not, has none."""
+    """The texts of these rows. Raises: `DataRefused` where any row of the table has none."""
     found = table.rows[column][:]
     for row, text in enumerate(found):
         if not isinstance(text, str):
@@ -152,7 +101,7 @@ def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
             f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images ({', '.join(IMAGES)}) or "
             "texts (.txt) in one folder a label"
         )
-    rows: dict[str, list[Any]] = {data.label: [path.parent.name for path in files]}
+    rows: dict[str, list[str] | list[dict[str, str | None]]] = {data.label: [path.parent.name for path in files]}
     if images:
         rows[data.image] = [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images]
     else:
@@ -180,44 +129,6 @@ def _from_hub(data: DataSpec, split: str, roots: Roots, where: str) -> Table:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Of one file, or of all of them in order."""
+    """The SHA-256 of one file, or of the hashes of several in order."""
     hashes = [sha256(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def _label_space(names_n: list[str], table: Table, column: str) -> tuple[str, ...]:
-    present = set(names_n)
-    if len(present) < 2:
-        raise DataRefused(f"{table.field}: every example is labelled {present.pop()!r}; at least two labels are needed")
-    feature = table.rows.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    whole = all(name.removeprefix("-").isdecimal() for name in present)
-    return tuple(sorted(present, key=int) if whole else sorted(present))
-
-
-def _numbers(names_n: list[str], labels: tuple[str, ...], field: str) -> Tensor:
-    rows = {name: row for row, name in enumerate(labels)}
-    unknown = sorted(set(names_n) - set(labels))
-    if unknown:
-        raise DataRefused(
-            f"{field}: label {unknown[0]!r} does not occur in the training split, whose labels are "
-            f"{', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}; give splits with the same labels"
-        )
-    return torch.tensor([rows[name] for name in names_n])
-
-
-def _names(table: Table, column: str) -> list[str]:
-    feature = table.rows.features[column]
-    classes = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    names = []
-    for row, value in enumerate(table.rows[column][:]):
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise DataRefused(f"{table.field}: row {row} has no label ({value}); remove the row or label it")
-        whole = int(value) if isinstance(value, float) and value.is_integer() else value
-        if not isinstance(whole, (str, int)):
-            raise DataRefused(f"{table.field}: row {row} has label {value!r}; a label is a string or a whole number")
-        if classes is not None and not 0 <= int(whole) < len(classes):
-            raise DataRefused(f"{table.field}: row {row} is unlabelled ({value}); give a split with labels")
-        names.append(classes[int(whole)] if classes is not None else str(whole))
-    return names

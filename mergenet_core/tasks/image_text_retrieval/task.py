@@ -1,46 +1,45 @@
 """Image–text retrieval, as on MSCOCO's captions: images and captions find each other in a joint space.
 
-An example to learn from is an image with one of its captions; one to be measured is an image with all of them, so that
-no image is encoded twice.
+A training example is an image with one of its captions; an example of validation or test is an image with all of its
+captions, so that no image is encoded twice.
 
 Legend: b examples of a batch, n of a split, k captions an example, t tokens, d dimensions of the joint space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergenet_core.models.processors import Processor, TextAndImages
-from mergenet_core.tasks.data.pixels import Pixels, check_channels, fitted, read_pixels
-from mergenet_core.tasks.data.ragged_tensor import Ragged
-from mergenet_core.tasks.data.sampling import draw
-from mergenet_core.tasks.data.tokens import tokenised
-from mergenet_core.tasks.image_text_retrieval.captions import Captioned, read_captioned
+from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.tasks.data.images import check_channels
+from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
+from mergenet_core.tasks.data.splits import read_splits
+from mergenet_core.tasks.data.tokens import Tokens, text_settings, tokenise
+from mergenet_core.tasks.image_text_retrieval.captions import CaptionSplit, read_captions
 from mergenet_core.tasks.image_text_retrieval.scores import recalls
 from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
 EVALUATION_IMAGES = 32
-"""Images of a forward pass when nothing is learned; each comes with all of its captions."""
+"""Images of a forward pass in evaluation; each comes with all of its captions."""
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A split of images with so many captions an example; where one has fewer, its last stands in."""
+class CaptionedImages:
+    """A split of images with k captions per example; an image with fewer repeats its last one."""
 
-    tokens: Ragged
-    fill: Mapping[str, int]
+    tokens: Tokens
     pixels: Pixels
     image_n: Tensor
-    """The image of each example, as a place in `pixels`."""
+    """The index in `pixels` of each example's image."""
     captions_nk: Tensor
-    """Its captions, as places in `tokens`."""
+    """The indices in `tokens` of its captions."""
     counts_n: Tensor
-    """How many of them are its own, and no stand-in."""
+    """How many of its captions are not repetitions."""
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -48,25 +47,25 @@ class Pictured:
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids and mask of all captions, pixels, images. Shapes: (b · k, longest), (b, c, h, w), (b)."""
-        tokens = self.tokens.padded(self.captions_nk[index_b].flatten(), self.fill)
+        tokens = self.tokens.batch(self.captions_nk[index_b].flatten())
         image_b = self.image_n[index_b]
         return {**tokens, "pixel_values": self.pixels.batch(image_b), "image": image_b}
 
     def evaluation_order(self) -> Tensor:
-        """As they were read: captions of one image are of unlike length."""
+        """As they were read: captions of one image differ in length."""
         return torch.arange(len(self))
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A task whose examples are to be told from one another: contrastive loss both ways, recall both ways."""
+    """Contrastive loss and recall, from images to captions and from captions to images."""
 
-    train: Pictured
-    validation: Pictured
-    test: Pictured
+    train: CaptionedImages
+    validation: CaptionedImages
+    test: CaptionedImages
     processor: Processor
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    settings: Mapping[str, int | None]
+    data_summary: Mapping[str, SplitSummary]
     labels: tuple[str, ...] = ()
     metric: str = "mean_recall"
     targets: frozenset[str] = field(default=frozenset({"image"}))
@@ -75,13 +74,13 @@ class Retrieval:
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Cross entropy over the batch's captions of each image and over its images of each caption, the mean of both.
 
-        The model's own learned temperature is in its logits. Another caption of the same image is neither right nor
-        wrong: it is left out. Shapes: logits_per_image (b, b).
+        The model's learned temperature is in its logits. Another caption of the same image is neither right nor wrong:
+        it is left out. Shapes: logits_per_image (b, b).
         """
         logits_bb, image_b = outputs["logits_per_image"].float(), batch["image"]
         own_b = torch.arange(len(image_b), device=image_b.device)
-        twin_bb = (image_b[:, None] == image_b) & (own_b[:, None] != own_b)
-        logits_bb = logits_bb.masked_fill(twin_bb, -torch.inf)
+        same_image_bb = (image_b[:, None] == image_b) & (own_b[:, None] != own_b)
+        logits_bb = logits_bb.masked_fill(same_image_bb, -torch.inf)
         entropy = torch.nn.functional.cross_entropy
         return (entropy(logits_bb, own_b) + entropy(logits_bb.T, own_b)) / 2
 
@@ -92,12 +91,12 @@ class Retrieval:
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """Recall at 1, 5 and 10 both ways over all images and captions of the split, and their mean."""
-        assert isinstance(examples, Pictured)
+        assert isinstance(examples, CaptionedImages)
         most = examples.captions_nk.shape[1]
         spaced = answers_n.view(len(examples), 1 + most, -1)
-        told_nk = torch.arange(most) < examples.counts_n[:, None]
-        image_m = told_nk.nonzero()[:, 0]
-        return recalls(spaced[:, 0].cpu(), spaced[:, 1:].cpu()[told_nk], image_m)
+        own_nk = torch.arange(most) < examples.counts_n[:, None]
+        image_m = own_nk.nonzero()[:, 0]
+        return recalls(spaced[:, 0].cpu(), spaced[:, 1:].cpu()[own_nk], image_m)
 
 
 def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
@@ -105,63 +104,44 @@ def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
 
     Raises: `DataRefused`, `PathRefused`.
     """
-    data, roots, field, channels = inputs.data, inputs.roots, inputs.field, inputs.channels
-    tokenizer = inputs.text_tokenizer
-    check_channels(channels, field)
-    train, test = (read_captioned(data, split, roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.captions), seed=inputs.seed, field=field)
-    validation = train
-    if data.validation is not None:
-        validation = read_captioned(data, "validation", roots, field)
-        held_rows = torch.arange(len(validation.captions))
-    images = fitted(inputs.images, train.pictures, train.picture_rows, data, channels)
+    data, tokenizer, channels = inputs.data, inputs.text_tokenizer, inputs.channels
+    check_channels(channels, inputs.field)
+    splits = read_splits(inputs, lambda split: read_captions(inputs, split))
+    processor = fit_processor(inputs.images, splits.train.images, data.image_size, channels)
 
-    def pictured(split: Captioned, rows: Tensor, *, pairs: bool) -> Pictured:
+    def tokens_and_pixels(split: CaptionSplit, rows: Tensor) -> tuple[Tokens, Pixels, Tensor]:
         captions = [split.captions[row] for row in rows.tolist()]
-        tokens, fill = tokenised([one for told in captions for one in told], tokenizer, data.max_length)
-        pixels = read_pixels(split.pictures, data, split.picture_rows[rows], images, channels)
-        return _in_pairs(captions, tokens, fill, pixels) if pairs else _whole(captions, tokens, fill, pixels)
+        tokens = tokenise([text for texts in captions for text in texts], tokenizer, data.max_length)
+        pixels = read_pixels(split.images.select(rows), processor, data.image_size, channels)
+        return tokens, pixels, torch.tensor([len(texts) for texts in captions])
 
-    examples = {
-        "train": pictured(train, train_rows, pairs=True),
-        "validation": pictured(validation, held_rows, pairs=False),
-        "test": pictured(test, torch.arange(len(test.captions)), pairs=False),
-    }
-    splits = {"train": train, "validation": validation, "test": test}
-    facts: dict[str, dict[str, Any]] = {
-        name: {
-            "examples": int(part.image_n.max()) + 1,
-            "captions": len(part.tokens),
-            "sha256": splits[name].sha256,
-        }
-        for name, part in examples.items()
-    }
-    facts["train"]["of"] = len(train.captions)
+    train = _one_caption_each(*tokens_and_pixels(splits.train, splits.train_rows))
+    validation = _all_captions(*tokens_and_pixels(splits.validation, splits.validation_rows))
+    test = _all_captions(*tokens_and_pixels(splits.test, splits.test_rows))
     return Retrieval(
-        train=examples["train"],
-        validation=examples["validation"],
-        test=examples["test"],
-        processor=TextAndImages(tokenizer, images),
-        settings={
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            # CLIP's text is what stands at its end
+        train=train,
+        validation=validation,
+        test=test,
+        processor=TextAndImages(tokenizer, processor),
+        settings=text_settings(tokenizer)
+        | {
+            # CLIP's text embedding is that of the token at its end
             "eos_token_id": tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
             "image_size": data.image_size,
             "num_channels": channels,
         },
-        facts=facts,
+        data_summary=splits.summary(captions=(len(train.tokens), len(validation.tokens), len(test.tokens))),
     )
 
 
-def _in_pairs(captions: Sequence[Sequence[str]], tokens: Ragged, fill: Mapping[str, int], pixels: Pixels) -> Pictured:
-    counts_n = torch.tensor([len(told) for told in captions])
-    image_n = torch.arange(len(captions)).repeat_interleave(counts_n)
-    return Pictured(tokens, fill, pixels, image_n, torch.arange(len(image_n))[:, None], torch.ones_like(image_n))
+def _one_caption_each(tokens: Tokens, pixels: Pixels, counts_n: Tensor) -> CaptionedImages:
+    """An example for each caption."""
+    image_n = torch.arange(len(counts_n)).repeat_interleave(counts_n)
+    return CaptionedImages(tokens, pixels, image_n, torch.arange(len(image_n))[:, None], torch.ones_like(image_n))
 
 
-def _whole(captions: Sequence[Sequence[str]], tokens: Ragged, fill: Mapping[str, int], pixels: Pixels) -> Pictured:
-    counts_n = torch.tensor([len(told) for told in captions])
+def _all_captions(tokens: Tokens, pixels: Pixels, counts_n: Tensor) -> CaptionedImages:
+    """An example for each image."""
     first_n1 = (counts_n.cumsum(0) - counts_n)[:, None]
     captions_nk = first_n1 + torch.minimum(torch.arange(int(counts_n.max())), counts_n[:, None] - 1)
-    return Pictured(tokens, fill, pixels, torch.arange(len(captions)), captions_nk, counts_n)
+    return CaptionedImages(tokens, pixels, torch.arange(len(counts_n)), captions_nk, counts_n)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Processor
-from mergenet_core.tasks.data.sampling import draw
-from mergenet_core.tasks.data.tables import read, texts
+from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.tasks.data.ragged_tensor import Ragged
+from mergenet_core.tasks.data.splits import read_splits
+from mergenet_core.tasks.data.tables import Table, read_table, texts
+from mergenet_core.tasks.data.tokens import text_settings
 from mergenet_core.tasks.language_modelling.blocks import IGNORED, Blocks, MaskedBlocks, packed, truncated
 from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
@@ -38,8 +40,8 @@ class LanguageModelling:
     validation: Examples
     test: Examples
     processor: Processor
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    settings: Mapping[str, int | None]
+    data_summary: Mapping[str, SplitSummary]
     labels: tuple[str, ...] = ()
     metric: str = "token_accuracy"
     targets: frozenset[str] = frozenset({"labels"})
@@ -94,54 +96,44 @@ def load_masked_language_modelling(inputs: TaskInputs) -> LanguageModelling:
 
 
 def _load(inputs: TaskInputs, *, masked: bool) -> LanguageModelling:
-    data, roots, field, tokenizer = inputs.data, inputs.roots, inputs.field, inputs.text_tokenizer
+    data, field, tokenizer = inputs.data, inputs.field, inputs.text_tokenizer
     mask = tokenizer.mask_token_id if masked else None
     if masked and mask is None:
         raise DataRefused(
             f"{field}: the tokenizer has no mask token, so nothing can be hidden; set mask_token in its config, "
             "or take causal-language-modelling"
         )
-    train, test = (read(data, split, (data.text,), roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.rows), seed=inputs.seed, field=field)
-    validation = train
-    if data.validation is not None:
-        validation = read(data, "validation", (data.text,), roots, field)
-        held_rows = torch.arange(len(validation.rows))
-    splits = {
-        "train": (train, train_rows),
-        "validation": (validation, held_rows),
-        "test": (test, torch.arange(len(test.rows))),
-    }
-    examples: dict[str, Examples] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for name, (table, rows) in splits.items():
+    splits = read_splits(inputs, lambda split: read_table(inputs, split, (data.text,)))
+
+    def blocks(table: Table, rows: Tensor) -> Ragged:
         cut = packed if data.blocks == "packed" else truncated
         tokens = cut(texts(table, data.text, rows), tokenizer, data.max_length)
         if len(tokens) == 0:
             raise DataRefused(
                 f"{table.field}: no text has two tokens, so there is nothing to predict; give longer ones"
             )
-        if mask is not None:
-            learns = name == "train"
-            examples[name] = MaskedBlocks(
-                tokens,
-                pad=tokenizer.pad_token_id,
-                mask=mask,
-                vocabulary=len(tokenizer),
-                special=torch.tensor(tokenizer.all_special_ids),
-                seed=inputs.seed if learns else EVALUATION_SEED,
-                duplicates=DUPLICATES if learns else 1,
-            )
-        else:
-            examples[name] = Blocks(tokens, pad=tokenizer.pad_token_id)
-        facts[name] = {"examples": len(rows), "blocks": len(tokens), "sha256": table.sha256}
-    facts["train"]["of"] = len(train.rows)
+        return tokens
+
+    def examples(tokens: Ragged, *, seed: int, duplicates: int) -> Examples:
+        if mask is None:
+            return Blocks(tokens, pad=tokenizer.pad_token_id)
+        return MaskedBlocks(
+            tokens,
+            pad=tokenizer.pad_token_id,
+            mask=mask,
+            vocabulary=len(tokenizer),
+            special=torch.tensor(tokenizer.all_special_ids),
+            seed=seed,
+            duplicates=duplicates,
+        )
+
+    train, validation, test = splits.each(blocks)
     return LanguageModelling(
         masked=masked,
-        train=examples["train"],
-        validation=examples["validation"],
-        test=examples["test"],
+        train=examples(train, seed=inputs.seed, duplicates=DUPLICATES),
+        validation=examples(validation, seed=EVALUATION_SEED, duplicates=1),
+        test=examples(test, seed=EVALUATION_SEED, duplicates=1),
         processor=tokenizer,
-        settings={"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        facts=facts,
+        settings=text_settings(tokenizer),
+        data_summary=splits.summary(blocks=(len(train), len(validation), len(test))),
     )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.job import DataSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.task_info import TASKS
-from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
-from mergenet_core.tasks.data.dataset_json import own_json
-from mergenet_core.tasks.data.tables import read
+from mergenet_core.tasks.data.dataset_json import entries, published_form, read_dataset_json
+from mergenet_core.tasks.data.tables import read_table
+from mergenet_core.tasks.task import TaskInputs
 
 
 @dataclass(frozen=True)
@@ -31,67 +31,63 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionSplit:
     """One split, in the order of its file."""
 
-    rows: tuple[Question, ...]
-    field: str
-    """Where the job document names it."""
+    questions: tuple[Question, ...]
     sha256: str
 
+    def __len__(self) -> int:
+        """How many questions there are."""
+        return len(self.questions)
+
     def texts_n(self) -> Tensor:
-        """The number of each question's text: questions on the same text have the same one."""
+        """A number for each question's text: questions on the same text have the same one."""
         numbers: dict[str, int] = {}
-        return torch.tensor([numbers.setdefault(row.context, len(numbers)) for row in self.rows])
+        return torch.tensor([numbers.setdefault(one.context, len(numbers)) for one in self.questions])
 
 
-def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Questions:
+class Row(NamedTuple):
+    """A question as it was read, still to be checked."""
+
+    question: object
+    context: object
+    answers: object
+
+
+def read_questions(inputs: TaskInputs, split: str) -> QuestionSplit:
     """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
-    where = f"{field}.{split}"
-    if own := own_json(data, split, roots, where, "data"):
-        path, file = own
-        if not isinstance(file["data"], list):
+    data, where = inputs.data, f"{inputs.field}.{split}"
+    published = read_dataset_json(inputs, split, "data")
+    if published is not None:
+        path, content = published
+        if not isinstance(content["data"], list):
             raise DataRefused(f"{where}: in {path.name} `data` is not a list of articles, as in SQuAD's files")
-        found, checksum = _from_articles(file["data"], where), sha256(path)
+        form = "SQuAD's form, data → paragraphs → context and qas"
+        with published_form(f"{where}: {path.name}", form):
+            rows, checksum = list(_squad_rows(content)), sha256(path)
     else:
-        table = read(data, split, TASKS["question-answering"].columns(data), roots, field)
-        found, checksum = (
-            _from_table(table.rows.select_columns([data.question, data.context, data.answers]), data),
-            (table.sha256),
-        )
-    rows = tuple(_checked(row, number, where) for number, row in enumerate(found))
-    if not rows:
+        table = read_table(inputs, split, TASKS["question-answering"].columns(data))
+        columns = [data.question, data.context, data.answers]
+        rows = [Row(*(row[name] for name in columns)) for row in table.rows.select_columns(columns)]
+        checksum = table.sha256
+    questions = tuple(_checked(row, number, where) for number, row in enumerate(rows))
+    if not questions:
         raise DataRefused(f"{where}: {getattr(data, split)} has no questions; give a file with at least one")
-    return Questions(rows, where, checksum)
+    return QuestionSplit(questions, checksum)
 
 
-Row = tuple[Any, Any, Any]
-"""Question, text and answers as they were read."""
-
-
-def _from_articles(articles: Iterable[Any], where: str) -> Iterator[Row]:
-    try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    yield asked["question"], paragraph["context"], asked.get("answers", [])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataRefused(
-            f"{where}: the file is not in SQuAD's form, data → paragraphs → context and qas ({error!r})"
-        ) from None
-
-
-def _from_table(rows: Any, data: DataSpec) -> Iterator[Row]:
-    for row in rows:
-        yield row[data.question], row[data.context], row[data.answers]
+def _squad_rows(content: JsonObject) -> Iterator[Row]:
+    for article in entries(content, "data"):
+        for paragraph in entries(article, "paragraphs"):
+            for question in entries(paragraph, "qas"):
+                yield Row(question["question"], paragraph["context"], question.get("answers", []))
 
 
 def _checked(row: Row, number: int, where: str) -> Question:
-    question, context, answers = row
-    for name, value in (("question", question), ("context", context)):
-        if not isinstance(value, str) or not value.strip():
-            raise DataRefused(f"{where}: question {number} has {name} {value!r}; it is a text that says something")
-    texts, starts = _answers(answers, number, where)
+    question = _text(row.question, "question", number, where)
+    context = _text(row.context, "context", number, where)
+    texts, starts = _answers(row.answers, number, where)
     for text, start in zip(texts, starts, strict=True):
         if text and context[start : start + len(text)] != text:
             raise DataRefused(
@@ -101,19 +97,32 @@ def _checked(row: Row, number: int, where: str) -> Question:
     return Question(question.strip(), context, texts, starts)
 
 
-def _answers(answers: Any, number: int, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """From a list of answers, as in SQuAD's file, or from their columns, as in its tables."""
-    try:
-        if isinstance(answers, Mapping):
-            texts, starts = list(answers["text"]), list(answers["answer_start"])
-        else:
-            texts, starts = ([one[key] for one in answers or []] for key in ("text", "answer_start"))
-    except (KeyError, TypeError):
-        texts, starts = [None], []
-    right = all(isinstance(text, str) for text in texts) and all(type(start) is int and start >= 0 for start in starts)
-    if not right or len(texts) != len(starts):
-        raise DataRefused(
-            f"{where}: question {number}: answers are not text and answer_start of each, as in SQuAD; an unanswerable "
-            "question has empty lists"
-        )
-    return tuple(texts), tuple(starts)
+def _text(value: object, name: str, number: int, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataRefused(f"{where}: question {number} has {name} {value!r}; it must be a text that is not empty")
+    return value
+
+
+def _answers(answers: object, number: int, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Texts and starts of a list of answers, as in SQuAD's file, or of their columns, as in its tables."""
+    texts: object = None
+    starts: object = None
+    if isinstance(answers, Mapping):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+    elif answers is None:
+        texts, starts = [], []
+    elif isinstance(answers, list):
+        found = [answer if isinstance(answer, Mapping) else {} for answer in answers]
+        texts, starts = [one.get("text") for one in found], [one.get("answer_start") for one in found]
+    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+        pairs = [
+            (text, start)
+            for text, start in zip(texts, starts, strict=True)
+            if isinstance(text, str) and type(start) is int and start >= 0
+        ]
+        if len(pairs) == len(texts):
+            return tuple(text for text, _ in pairs), tuple(start for _, start in pairs)
+    raise DataRefused(
+        f"{where}: question {number}: answers are not text and answer_start of each, as in SQuAD; an unanswerable "
+        "question has empty lists"
+    )

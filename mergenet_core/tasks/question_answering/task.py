@@ -1,7 +1,8 @@
 """Extractive question answering with unanswerable questions, as in SQuAD v2.0.
 
-A window's answer is the best of all its spans, a question's the best of its windows. That there is none is said where
-the null token's score exceeds it by more than a threshold, which is chosen on validation with the same weights.
+A window's answer is the best of its spans, a question's answer is the best of its windows. A question counts as
+unanswerable where the null token's score exceeds the answer's by more than a threshold, which is chosen on validation
+with the same weights.
 
 Legend: b windows of a batch, n windows of a split, t tokens.
 """
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Processor
-from mergenet_core.tasks.data.sampling import draw
+from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.tasks.data.splits import read_splits
+from mergenet_core.tasks.data.tokens import text_settings
 from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
-from mergenet_core.tasks.question_answering.squad import Questions, read_questions
+from mergenet_core.tasks.question_answering.squad import QuestionSplit, read_questions
 from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
 from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
 
@@ -37,8 +39,8 @@ class QuestionAnswering:
     validation: Windows
     test: Windows
     processor: Processor
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    settings: Mapping[str, int | None]
+    data_summary: Mapping[str, SplitSummary]
     labels: tuple[str, ...] = ("start", "end")
     metric: str = "f1"
     targets: frozenset[str] = field(default=TARGETS)
@@ -74,41 +76,25 @@ def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
 
     Raises: `DataRefused`, `PathRefused`.
     """
-    data, roots, field, tokenizer = inputs.data, inputs.roots, inputs.field, inputs.text_tokenizer
+    data, field, tokenizer = inputs.data, inputs.field, inputs.text_tokenizer
     if not tokenizer.is_fast:
         raise DataRefused(
-            f"{field}: {type(tokenizer).__name__} does not tell where a token stands in the text, which an answer's "
+            f"{field}: {type(tokenizer).__name__} does not give the position of a token in the text, which an answer's "
             "span needs; give a folder with tokenizer.json"
         )
-    train, test = (read_questions(data, split, roots, field) for split in ("train", "test"))
-    train_rows, held_rows = draw(data, len(train.rows), seed=inputs.seed, field=field, groups_n=train.texts_n())
-    validation = train
-    if data.validation is not None:
-        validation = read_questions(data, "validation", roots, field)
-        held_rows = torch.arange(len(validation.rows))
+    splits = read_splits(inputs, lambda split: read_questions(inputs, split), groups_n=QuestionSplit.texts_n)
 
-    def windows(split: Questions, rows: Tensor) -> Windows:
-        return read_windows([split.rows[row] for row in rows.tolist()], tokenizer, data, field)
+    def windows(split: QuestionSplit, rows: Tensor) -> Windows:
+        return read_windows([split.questions[row] for row in rows.tolist()], tokenizer, data, field)
 
-    held = windows(validation, held_rows)
-    examples = {
-        "train": windows(train, train_rows),
-        "validation": held,
-        "test": windows(test, torch.arange(len(test.rows))),
-    }
-    hashes = {"train": train.sha256, "validation": validation.sha256, "test": test.sha256}
-    facts: dict[str, dict[str, Any]] = {
-        name: {"examples": len(split.questions), "windows": len(split), "sha256": hashes[name]}
-        for name, split in examples.items()
-    }
-    facts["train"]["of"] = len(train.rows)
+    train, validation, test = splits.each(windows)
     return QuestionAnswering(
-        train=examples["train"],
-        validation=held,
-        test=examples["test"].after(held),
+        train=train,
+        validation=validation,
+        test=test.after(validation),
         processor=tokenizer,
-        settings={"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        facts=facts,
+        settings=text_settings(tokenizer),
+        data_summary=splits.summary(windows=(len(train), len(validation), len(test))),
     )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Tokenizer
-from mergenet_core.spec.job import DataSpec
+from mergenet_core.spec.data import DataSpec
 from mergenet_core.tasks.data.ragged_tensor import Ragged, ragged
+from mergenet_core.tasks.data.tokens import input_names, padding
 from mergenet_core.tasks.question_answering.squad import Question
 
 QUESTION_TOKENS = 64
@@ -40,7 +41,7 @@ class Windows:
     question_n: Tensor
     """The question of each window, as its place in `questions`."""
     questions: tuple[Question, ...]
-    fill: dict[str, int]
+    padding: dict[str, int]
     calibration: int = 0
     """So many questions come first by which the threshold of the others is chosen; 0: all are judged by their own."""
 
@@ -51,7 +52,7 @@ class Windows:
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids, mask and answers. Shapes: (b, longest), positions (b)."""
         start_b, end_b, null_b = self.positions_n3[index_b].unbind(1)
-        batch = self.tokens.padded(index_b, self.fill)
+        batch = self.tokens.padded(index_b, self.padding)
         return {**batch, "start_positions": start_b, "end_positions": end_b, "null_position": null_b}
 
     def evaluation_order(self) -> Tensor:
@@ -74,7 +75,7 @@ class Windows:
             positions_n3=torch.cat([one.positions_n3 for one in both]),
             question_n=torch.cat([calibration.question_n, self.question_n + len(calibration.questions)]),
             questions=calibration.questions + self.questions,
-            fill=self.fill,
+            padding=self.padding,
             calibration=len(calibration.questions),
         )
 
@@ -96,7 +97,7 @@ def read_windows(questions: Sequence[Question], tokenizer: Tokenizer, data: Data
         positions_n3=torch.tensor([window.positions for window in found]),
         question_n=torch.tensor([window.question for window in found]),
         questions=tuple(questions),
-        fill={"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
+        padding=padding(tokenizer),
     )
 
 
@@ -121,7 +122,7 @@ def _windows(
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        given = [name for name in tokenizer.model_input_names if name in encoded and name != "attention_mask"]
+        given = input_names(tokenizer, encoded)
         for window, place in enumerate(encoded["overflow_to_sample_mapping"]):
             context_t = torch.tensor([side == 1 for side in encoded.sequence_ids(window)])
             offsets_t2 = torch.tensor(encoded["offset_mapping"][window], dtype=torch.int32)

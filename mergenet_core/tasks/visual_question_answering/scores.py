@@ -29,13 +29,14 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 """Words that lack one apostrophe, and the one that the official table takes from a word."""
 _ENOUGH = 3
-"""So many people who agree make an answer wholly right."""
+"""An answer that so many people gave scores 1."""
 
 
-def without_marks(text: str) -> str:
-    """Marks go where they stand beside a space or the text has a number with a comma, else each becomes a space.
+def without_punctuation(text: str) -> str:
+    """Remove punctuation as the official script does.
 
-    A full stop goes where no digit follows.
+    A mark is removed where the text has it next to a space or holds a number with a comma, else it becomes a space; a
+    full stop is removed where no digit follows.
     """
     number = _COMMA_IN_NUMBER.search(text) is not None
     found = text
@@ -46,29 +47,29 @@ def without_marks(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without marks and articles, numbers up to ten in digits, contractions with their apostrophe."""
-    words = without_marks(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+    """Lower case, without punctuation and articles, numbers up to ten in digits, contractions with their apostrophe."""
+    words = without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     kept = (_WORDS.get(word, word) for word in words)
     return " ".join(_CONTRACTIONS.get(word, word) for word in kept if word not in _ARTICLES)
 
 
-def as_judged(answers: Sequence[str]) -> tuple[str, ...]:
-    """People's answers as the official script compares them: as they are where all agree, else without marks."""
-    return tuple(answers) if len(set(answers)) < 2 else tuple(map(without_marks, answers))
+def comparable(answers: Sequence[str]) -> tuple[str, ...]:
+    """People's answers as the official script compares them: unchanged where all agree, else without punctuation."""
+    return tuple(answers) if len(set(answers)) < 2 else tuple(map(without_punctuation, answers))
 
 
-def accuracies(judged: Sequence[str]) -> dict[str, float]:
-    """What each of people's answers would score, given by the model; any other answer scores nothing.
+def accuracies(answers: Sequence[str]) -> dict[str, float]:
+    """The score of each of people's answers as the model's answer; any other answer scores 0.
 
     Equation: the mean over the people left out, one at a time, of min(others who gave the answer / 3, 1).
     """
-    people = len(judged)
+    people = len(answers)
     return {
         answer: (given * min((given - 1) / _ENOUGH, 1) + (people - given) * min(given / _ENOUGH, 1)) / people
-        for answer, given in Counter(judged).items()
+        for answer, given in Counter(answers).items()
     }
 
 
-def accuracy(answer: str, judged: Sequence[str]) -> float:
+def accuracy(answer: str, answers: Sequence[str]) -> float:
     """The score of a model's answer to one question."""
-    return accuracies(judged).get(normalise(answer), 0.0)
+    return accuracies(answers).get(normalise(answer), 0.0)

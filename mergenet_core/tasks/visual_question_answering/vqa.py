@@ -5,28 +5,26 @@ Legend: n questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, tensor
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.planning.data_files import annotations_beside, images_beside
-from mergenet_core.spec.job import DataSpec
+from mergenet_core.planning.data_files import find_annotations, find_images
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.task_info import TASKS
-from mergenet_core.storage.paths import Roots
-from mergenet_core.tasks.data.dataset_json import own_json, picture_table, read_json
-from mergenet_core.tasks.data.pixels import distinct
-from mergenet_core.tasks.data.tables import Table, hash_of, read
-from mergenet_core.tasks.visual_question_answering.scores import as_judged, normalise
+from mergenet_core.tasks.data.dataset_json import entries, integer, published_form, read_dataset_json, read_json
+from mergenet_core.tasks.data.images import ImageColumn, distinct_images, images_in_folder
+from mergenet_core.tasks.data.tables import hash_of, read_table
+from mergenet_core.tasks.task import TaskInputs
+from mergenet_core.tasks.visual_question_answering.scores import comparable, normalise
 
 PEOPLE = 10
-"""Who answer each question of VQA; the answer of a table that gives one stands for as many who agree."""
+"""People who answer each question of VQA; a table's only answer counts as given by so many."""
 LEAST = 4
-"""Fewer people cannot make an answer wholly right, since each is left out once."""
+"""With fewer people no answer can score 1, since each of them is left out once."""
 
 
 @dataclass(frozen=True)
@@ -34,68 +32,65 @@ class Question:
     """A question on an image, with people's answers."""
 
     text: str
-    judged: tuple[str, ...]
-    """The answers as the official script compares them."""
-    usual: str
+    answers: tuple[str, ...]
+    """People's answers as the official script compares them."""
+    most_common: str
     """The answer that most of them gave, normalised."""
-    kind: str
-    """VQA's answer type, such as yes/no; empty where none is told."""
+    answer_type: str
+    """VQA's answer type, such as yes/no; empty where none is given."""
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionSplit:
     """One split, in the order of its file."""
 
-    rows: tuple[Question, ...]
-    pictures: Table
-    """The images, a row each."""
-    picture_rows: Tensor
-    """Where each image stands in the table."""
+    questions: tuple[Question, ...]
+    images: ImageColumn
     image_n: Tensor
-    """The image of each question, as a place in `picture_rows`."""
+    """The index in `images` of each question's image."""
     sha256: str
 
+    def __len__(self) -> int:
+        """How many questions there are."""
+        return len(self.questions)
 
-def read_questions(data: DataSpec, split: str, roots: Roots, field: str) -> Questions:
+
+def read_questions(inputs: TaskInputs, split: str) -> QuestionSplit:
     """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
-    where = f"{field}.{split}"
-    if own := own_json(data, split, roots, where, "questions"):
-        return _from_files(*own, data, roots, where)
-    table = read(data, split, TASKS["visual-question-answering"].columns(data), roots, field)
-    asked = table.rows.select_columns([data.question, data.answers])
-    rows = tuple(
-        _checked(row[data.question], _people(row[data.answers]), "", number, where) for number, row in enumerate(asked)
+    data, where = inputs.data, f"{inputs.field}.{split}"
+    published = read_dataset_json(inputs, split, "questions")
+    if published is not None:
+        return _from_files(*published, inputs, where)
+    table = read_table(inputs, split, TASKS["visual-question-answering"].columns(data))
+    questions = tuple(
+        _checked(row[data.question], _answers_in_cell(row[data.answers]), "", number, where)
+        for number, row in enumerate(table.rows.select_columns([data.question, data.answers]))
     )
-    picture_rows, image_n = distinct(table, data)
-    return Questions(rows, table, picture_rows, image_n, table.sha256)
+    images, image_n = distinct_images(table, data.image)
+    return QuestionSplit(questions, images, image_n, table.sha256)
 
 
-def _from_files(path: Path, found: Mapping[str, Any], data: DataSpec, roots: Roots, where: str) -> Questions:
-    beside = annotations_beside(path, where)
-    folder = images_beside(path, data, roots, where)
-    try:
-        told = {entry["question_id"]: entry for entry in (read_json(beside) or {})["annotations"]}
-        numbers = {
-            image: number for number, image in enumerate(sorted({one["image_id"] for one in found["questions"]}))
-        }
-        rows, image_n = [], []
-        for number, entry in enumerate(found["questions"]):
-            answered = told.get(entry["question_id"])
-            if answered is None:
-                raise DataRefused(f"{where}: question {entry['question_id']} has no answers in {beside.name}")
-            answers = [answer["answer"] for answer in answered["answers"]]
-            rows.append(_checked(entry["question"], answers, str(answered.get("answer_type", "")), number, where))
-            image_n.append(numbers[entry["image_id"]])
-        names = [_image_name(image, folder) for image in numbers]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataRefused(
-            f"{where}: {path.name} or {beside.name} is not in VQA v2.0's form, questions with image_id and "
-            f"question_id, annotations with answers ({error!r})"
-        ) from None
-    if not rows:
+def _from_files(path: Path, content: JsonObject, inputs: TaskInputs, where: str) -> QuestionSplit:
+    annotations = find_annotations(path, where)
+    folder = find_images(path, inputs.data, inputs.roots, where)
+    form = "VQA v2.0's form, questions with image_id and question_id, annotations with answers"
+    questions, images = [], []
+    with published_form(f"{where}: {path.name} or {annotations.name}", form):
+        answered = {entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations")}
+        for number, asked in enumerate(entries(content, "questions")):
+            entry = answered.get(asked["question_id"])
+            if entry is None:
+                raise DataRefused(f"{where}: question {asked['question_id']} has no answers in {annotations.name}")
+            answers = [answer["answer"] for answer in entries(entry, "answers")]
+            answer_type = str(entry.get("answer_type", ""))
+            questions.append(_checked(asked["question"], answers, answer_type, number, where))
+            images.append(integer(asked, "image_id"))
+    if not questions:
         raise DataRefused(f"{where}: {path.name} has no questions; give a file with at least one")
-    pictures = picture_table(names, data, folder, where)
-    return Questions(tuple(rows), pictures, torch.arange(len(names)), torch.tensor(image_n), hash_of([path, beside]))
+    indices = {image: index for index, image in enumerate(sorted(set(images)))}
+    column = images_in_folder([_image_name(image, folder) for image in indices], inputs.data.image, folder, where)
+    image_n = tensor([indices[image] for image in images])
+    return QuestionSplit(tuple(questions), column, image_n, hash_of([path, annotations]))
 
 
 def _image_name(image: int, folder: Path) -> str:
@@ -105,21 +100,22 @@ def _image_name(image: int, folder: Path) -> str:
     return plain if not (folder / prefixed).is_file() and (folder / plain).is_file() else prefixed
 
 
-def _people(answers: Any) -> list[Any]:
-    """A table's answers, normalised as VQA's own files are published: those of several people, or one for all."""
-    told = [answers] if isinstance(answers, str) else answers or []
-    found = [one.get("answer") if isinstance(one, Mapping) else one for one in told]
+def _answers_in_cell(cell: object) -> list[object]:
+    """The answers in a row of a table, normalised as VQA's own files are; one answer counts as that of all people."""
+    given = [cell] if isinstance(cell, str) else list(cell) if isinstance(cell, list) else []
+    found = [one.get("answer") if isinstance(one, Mapping) else one for one in given]
     normal = [normalise(one) if isinstance(one, str) else one for one in found]
     return normal * PEOPLE if len(normal) == 1 else normal
 
 
-def _checked(text: Any, answers: list[Any], kind: str, number: int, where: str) -> Question:
+def _checked(text: object, answers: Sequence[object], answer_type: str, number: int, where: str) -> Question:
     if not isinstance(text, str) or not text.strip():
-        raise DataRefused(f"{where}: question {number} is {text!r}; it is a text that asks something")
-    if len(answers) < LEAST or not all(isinstance(answer, str) for answer in answers):
+        raise DataRefused(f"{where}: question {number} is {text!r}; it must be a text that is not empty")
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(answers) < LEAST or len(texts) < len(answers):
         raise DataRefused(
-            f"{where}: question {number} has answers {answers[:5]}; give one text, or those of at least {LEAST} "
-            f"people ({PEOPLE} in VQA v2.0), since one is right when three others gave it"
+            f"{where}: question {number} has answers {list(answers[:5])}; give one text, or those of at least {LEAST} "
+            f"people ({PEOPLE} in VQA v2.0), since an answer is right when three others gave it"
         )
-    normal = [normalise(answer) for answer in answers]
-    return Question(text.strip(), as_judged(answers), max(normal, key=normal.count), kind)
+    normal = [normalise(answer) for answer in texts]
+    return Question(text.strip(), comparable(texts), max(normal, key=normal.count), answer_type)
