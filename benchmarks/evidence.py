@@ -1,9 +1,9 @@
-"""Runs settings as jobs of the service and writes what they showed to docs/evidence/.
+"""Run settings as jobs of the service and write their results to docs/evidence/.
 
     python benchmarks/evidence.py [SETTING ...] [--workers 1]
 
-A setting is a file in benchmarks/settings, or one of the examples at five seeds. Resumable: a job that was interrupted
-goes on from its checkpoints, one that is done is only written out again.
+A setting is a file in benchmarks/settings, or one of the examples at five seeds. An interrupted job continues from its
+checkpoints; of a finished one only the page is written again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from measuring import EVIDENCE, ROOT
 from stack import running_service
 
 from mergenet_core.records.events import Event, Progress
@@ -31,7 +32,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 EXAMPLES = (
     "fashion-cifar",
     "mobilenet-to-fashion",
@@ -46,53 +46,54 @@ SEEDS = [0, 1, 2, 3, 4]
 SETTINGS = {path.stem: path for path in sorted((HERE / "settings").glob("*.yaml"))} | {
     name: ROOT / "examples" / f"{name}.yaml" for name in EXAMPLES
 }
-EVIDENCE = ROOT / "docs" / "evidence"
-
 
 INTRODUCTION = """\
-Written by `benchmarks/evidence.py` from jobs of the service. Test accuracy of the last step's weights: the control's
-mean, then each arm's paired gain over the control of the same seed, in points, with its 95 % t interval. A page has the
-values of every seed, the validation-selected ones, versions and a plot, the JSON beside it the hashes of the data. The
-last column is what `transfer.method: auto` delivers: at each seed, of the transfers tried, the best on validation, or
-the control's model where none is ahead of it by more than a standard error."""
+Written by `benchmarks/evidence.py` from jobs of the service. Test scores of the last step's weights (accuracy unless a
+page says otherwise): the control's mean, then each arm's paired gain over the control of the same seed, in points, with
+its 95 % t interval. A setting's page has the values of every seed, the validation-selected values, versions and a plot;
+its JSON file has the hashes of the data. The last column is what `transfer.method: auto` delivers: at each seed, of the
+transfers tried, the best on validation, or the control's model if none is ahead of it by more than a standard error."""
 NOTES = """\
-`sham` is the same transfer from a source with shuffled weights: what it gains, the weights' scale alone gains. `copy`
-takes the top-norm units of each source weight without carrying their places to the next. A `distill` trial computes its
-teacher's outputs once, before the first step, so its steps cost what the control's do; what came first is in its
-training time. Two trials ran at a time on two cores: the step times of these pages do not compare between arms,
-`benchmarks/step_cost.py` compares the methods within one process. Steps are equal in all arms; compute is not, where a
-teacher had to be fine-tuned first.
+`sham` is the same transfer from a source with shuffled weights: its gain comes from the scale of the weights alone.
+`copy` takes the top-norm units of each source weight, and does not carry their order to the next weight. A `distill`
+trial computes its teacher's outputs once, before the first step, so its steps cost as much as the control's; the time
+before is part of its training time. Two trials ran at a time on two cores, so the step times on these pages cannot be
+compared between arms; `benchmarks/step_cost.py` compares the methods within one process. All arms have the same number
+of steps, but not the same compute if a teacher had to be fine-tuned first.
 
-Beside the settings: [what was tried](LOG.md), [what a pack's rank costs](packs.md), two seeds and so no claim,
-[what an adapter costs](adapter_cost.md), and what several processes cost, in exchanges, memory and time:
+Other measurements: [what was tried](LOG.md); [what a pack's rank costs](packs.md), with two seeds and so no claim;
+[what an adapter costs](adapter_cost.md); and what several processes cost in exchanges, memory and time,
 [sharding.md](sharding.md), by `benchmarks/sharding.py`."""
 
 
 def main() -> None:
-    """Run what was asked for, one setting after the other."""
-    known = list(SETTINGS)
+    """Run the chosen settings, one after the other."""
+    names = list(SETTINGS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", default=known, help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("settings", nargs="*", default=names, help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
-    wanted = parser.parse_args()
-    with running_service(HERE / "home", workers=wanted.workers, folder=ROOT) as client:
-        for name in wanted.settings:
+    options = parser.parse_args()
+    with (
+        running_service(HERE / "home", workers=options.workers, folder=ROOT) as profile,
+        Client(profile.url, profile.api_key) as client,
+    ):
+        for name in options.settings:
             text = SETTINGS[name].read_text()
             job = run(client, document(name))
             write(name, text, job, build_report(job.id, job.name, job.trials, job.memory_bytes))
-            index()
+            (EVIDENCE / "README.md").write_text(index_page())
 
 
 def document(name: str) -> JobSpec:
-    """The setting's job; that of an example at the seeds of a claim."""
+    """The setting's job; an example gets the five seeds that a claim needs."""
     job = parse(SETTINGS[name].read_text())
     return job.model_copy(update={"seeds": SEEDS}) if name in EXAMPLES else job
 
 
-def run(client: Client, asked: JobSpec) -> JobView:
-    """Submit a setting, or find the job that was made of the very same one, and wait for its end."""
-    digest = hashlib.sha256(json.dumps(asked.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-    job = client.submit(asked, idempotency_key=digest)
+def run(client: Client, spec: JobSpec) -> JobView:
+    """Submit a job, or find the earlier one with the same document, and wait for its end."""
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    job = client.submit(spec, idempotency_key=digest)
     print(f"{job.name}: job {job.id}", flush=True)
     if job.state not in TERMINAL:
         for event in client.follow(job.id):
@@ -127,7 +128,7 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
         f"`{SETTINGS[name].relative_to(ROOT)}`, {report.steps} steps an arm and seed.",
         "",
     ]
-    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_between(report)]
+    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_comparisons(report)]
     lines += ["## Every seed", "", "Test accuracy of the last step's weights.", "", *_seeds(report), ""]
     teachers = [result.teacher["test"] for result in results.values() if result.teacher]
     if teachers and "source" not in results:
@@ -140,7 +141,7 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
     (EVIDENCE / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def index() -> None:
+def index_page() -> str:
     """One page for all settings: the gain of each arm over the control of the same seed."""
     arms = ["transfer", "sham", "copy", "distill", "transfer+distill"]
     lines = ["# Evidence", "", INTRODUCTION, ""]
@@ -159,34 +160,34 @@ def index() -> None:
             cells.append("–" if arm is None or arm.difference is None else points(arm.difference))
         cells.append(points(by_auto(numbers["trials"])))
         lines.append("| " + " | ".join(cells) + " |")
-    (EVIDENCE / "README.md").write_text("\n".join([*lines, "", NOTES]) + "\n")
+    return "\n".join([*lines, "", NOTES]) + "\n"
 
 
 def by_auto(results: dict[str, Any]) -> Difference:
-    """What `auto` would deliver of a setting's trials, over the control; trials are named by arm and seed."""
+    """The gain over the control of what `auto` would deliver from a setting's trials, whose ids name arm and seed."""
     trials = [
         Trial(id=trial_id, kind="arm", arm=named[1], seed=int(named[2]), result=TrialResult.model_validate(result))
         for trial_id, result in results.items()
         if (named := re.match(r"(control|transfer)-(\d+)", trial_id))
     ]
-    taken, control = (
-        {trial.seed: trial.result.last["test"] for trial in some if trial.result is not None}
-        for some in (picked(trials).values(), [trial for trial in trials if trial.arm == "control"])
+    delivered, control = (
+        {trial.seed: trial.result.last["test"] for trial in chosen if trial.result is not None}
+        for chosen in (picked(trials).values(), [trial for trial in trials if trial.arm == "control"])
     )
-    return difference(taken, control, "control")
+    return difference(delivered, control, "control")
 
 
 def plot(report: Report, path: Path) -> None:
-    """Paired gain over control, an arm a row: every seed, the mean and its 95 % interval."""
+    """Plot the paired gain over control, one row for each arm: every seed, the mean and its 95 % interval."""
     arms = [arm for arm in report.arms if arm.difference is not None]
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.55 * len(arms)))
     for row, arm in enumerate(reversed(arms)):
-        gained = arm.difference
-        assert gained is not None
-        axes.plot([100 * value for value in gained.values], [row] * len(gained.values), "o", color="0.7", markersize=4)
-        low, high = (gained.mean if end is None else end for end in (gained.low, gained.high))
+        gain = arm.difference
+        assert gain is not None
+        axes.plot([100 * value for value in gain.values], [row] * len(gain.values), "o", color="0.7", markersize=4)
+        low, high = (gain.mean if end is None else end for end in (gain.low, gain.high))
         axes.plot([100 * low, 100 * high], [row, row], "-", color="C0", linewidth=2)
-        axes.plot(100 * gained.mean, row, "D", color="C0")
+        axes.plot(100 * gain.mean, row, "D", color="C0")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(arms)), [arm.arm for arm in reversed(arms)])
     axes.set_xlabel(f"test {report.metric}, points over the control of the same seed")
@@ -196,14 +197,13 @@ def plot(report: Report, path: Path) -> None:
     plt.close(figure)
 
 
-def _between(report: Report) -> list[str]:
-    """What the control cannot tell: the transfer against its sham, and what it adds to distillation."""
+def _comparisons(report: Report) -> list[str]:
+    """Comparisons with other arms than the control: transfer with its sham, and what it adds to distillation."""
     lines = []
     for name, other in (("transfer", "sham"), ("transfer+distill", "distill")):
         arm, against = report.arm(name), report.arm(other)
         if arm is not None and against is not None:
-            gained = difference(_by_seed(arm), _by_seed(against), other)
-            lines += [f"{name} against {other}: {points(gained)} points.", ""]
+            lines += [f"{name} against {other}: {points(paired_difference(arm, against))} points.", ""]
     return lines
 
 
@@ -215,16 +215,18 @@ def _seeds(report: Report) -> list[str]:
     ]
 
 
-def _by_seed(arm: ArmReport) -> dict[int, float]:
-    return dict(zip(arm.seeds, arm.last, strict=True))
+def paired_difference(arm: ArmReport, other: ArmReport) -> Difference:
+    """The difference between two arms at equal seeds."""
+    last, others = (dict(zip(each.seeds, each.last, strict=True)) for each in (arm, other))
+    return difference(last, others, other.arm)
 
 
-def points(gained: Difference) -> str:
+def points(gain: Difference) -> str:
     """A gain in points with its interval."""
-    mean = f"{100 * gained.mean:+.2f}"
-    if gained.low is None or gained.high is None:
+    mean = f"{100 * gain.mean:+.2f}"
+    if gain.low is None or gain.high is None:
         return mean
-    return f"{mean} [{100 * gained.low:+.2f}, {100 * gained.high:+.2f}]"
+    return f"{mean} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
 
 
 if __name__ == "__main__":

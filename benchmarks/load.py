@@ -1,9 +1,9 @@
-"""The service under load: a thousand queued jobs, fifty readers of event streams, and what a request takes meanwhile.
+"""The service under load: a thousand queued jobs, fifty readers of event streams, and the time of a request meanwhile.
 
     python benchmarks/load.py [--jobs 1000] [--readers 50] [--requests 400]
 
-No worker runs, so every job stays queued: what is measured is the API, its store and its streams. Prints medians and
-tails for list and status, whether every job and every event arrived, and the processes' memory before and after.
+No worker runs, so every job stays queued: this measures the API, its store and its streams. Prints medians and 95th
+percentiles for list and status, whether every job and event arrived, and the processes' memory before and after.
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ from stack import running_service
 from transformers import BertConfig, BertModel
 
 from service.client import Client
+from service.client.profile import Profile
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]
 
 
 def main() -> None:
-    """Fill the queue, open the streams, measure, count, and say what was seen."""
+    """Fill the queue, open the streams, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--readers", type=int, default=50)
     parser.add_argument("--requests", type=int, default=400)
-    wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         document = prepare(folder)
-        with running_service(folder / "home", workers=0, folder=folder) as client:
-            measure(client, document, wanted.jobs, wanted.readers, wanted.requests)
+        with running_service(folder / "home", workers=0, folder=folder) as profile:
+            measure(profile, document, options.jobs, options.readers, options.requests)
 
 
-def measure(client: Client, document: dict[str, Any], jobs: int, readers: int, requests: int) -> None:
-    """Everything within one service's life."""
+def measure(profile: Profile, document: dict[str, Any], jobs: int, readers: int, requests: int) -> None:
+    """Take all measurements of one running service."""
     server = psutil.Process()
     before = memory(server)
-    begun = time.perf_counter()
+    client = Client(profile.url, profile.api_key)
+    start = time.perf_counter()
     ids = [client.submit(document | {"labels": {"number": str(number)}}).id for number in range(jobs)]
-    print(f"submitted {jobs} jobs, {1000 * (time.perf_counter() - begun) / jobs:.1f} ms each")
+    print(f"submitted {jobs} jobs, {1000 * (time.perf_counter() - start) / jobs:.1f} ms each")
     idle = timings(client, ids, requests)
-    seen = asyncio.run(under_readers(client, ids[:readers], lambda: timings(client, ids, requests)))
+    observed = asyncio.run(under_readers(profile, ids[:readers], lambda: timings(client, ids, requests)))
     for name, (median, _) in idle.items():
-        busy_median, busy_tail = seen["times"][name]
+        busy_median, busy_tail = observed["times"][name]
         busy = f"with {readers} readers median {busy_median:.1f} ms, 95th percentile {busy_tail:.1f} ms"
         print(f"{name}: median {median:.1f} ms alone; {busy}")
     listed = set()
@@ -63,70 +65,72 @@ def measure(client: Client, document: dict[str, Any], jobs: int, readers: int, r
         cursor = page.next
         if cursor is None:
             break
-    print(f"listed {len(listed & set(ids))} of {jobs} jobs; events at the readers: {seen['events']} of {2 * readers}")
+    print(
+        f"listed {len(listed & set(ids))} of {jobs} jobs; events at the readers: {observed['events']} of {2 * readers}"
+    )
     after = memory(server)
     for name, megabytes in after.items():
         print(f"{name}: {before.get(name, 0):.0f} MB before, {megabytes:.0f} MB after")
     assert listed >= set(ids), "a job was lost"
-    assert seen["events"] == 2 * readers, "an event was lost"
+    assert observed["events"] == 2 * readers, "an event was lost"
 
 
 def timings(client: Client, ids: list[str], requests: int) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile in milliseconds of the two requests that watchers make most."""
-    found = {}
-    for name, ask in (
+    """Median and 95th percentile, in milliseconds, of the two most frequent requests."""
+    results = {}
+    for name, request in (
         ("list", lambda number: client.jobs(limit=50)),
         ("status", lambda number: client.get(ids[number])),
     ):
         times = []
         for number in range(requests):
-            begun = time.perf_counter()
-            ask(number % len(ids))
-            times.append(1000 * (time.perf_counter() - begun))
-        found[name] = (statistics.median(times), statistics.quantiles(times, n=20)[-1])
-    return found
+            start = time.perf_counter()
+            request(number % len(ids))
+            times.append(1000 * (time.perf_counter() - start))
+        results[name] = (statistics.median(times), statistics.quantiles(times, n=20)[-1])
+    return results
 
 
-async def under_readers(client: Client, ids: list[str], work: Callable[[], Any]) -> dict[str, Any]:
-    """Do the work while a stream is open on each job; each reader has to see the queueing and the cancelling."""
+async def under_readers(profile: Profile, ids: list[str], work: Callable[[], Any]) -> dict[str, Any]:
+    """Do the work while a stream is open on each job; each reader has to receive the queued and the cancelled event."""
     connected = asyncio.Event()
     counts = [0] * len(ids)
 
     async def read(number: int, http: httpx2.AsyncClient) -> None:
-        async with http.stream("GET", f"/jobs/{ids[number]}/events/stream", timeout=None) as answer:
-            async for line in answer.aiter_lines():
+        async with http.stream("GET", f"/jobs/{ids[number]}/events/stream", timeout=None) as response:
+            async for line in response.aiter_lines():
                 if line.startswith("data:") and json.loads(line[5:]).get("type") == "job.state":
                     counts[number] += 1
                     if all(counts):
                         connected.set()
 
     async with httpx2.AsyncClient(
-        base_url=client.url,
-        headers=client._http.headers,
+        base_url=profile.url,
+        headers={"Authorization": f"Bearer {profile.api_key}"},
         limits=httpx2.Limits(max_connections=len(ids) + 1),
     ) as http:
         tasks = [asyncio.create_task(read(number, http)) for number in range(len(ids))]
         await asyncio.wait_for(connected.wait(), 30)
         times = await asyncio.to_thread(work)
         for job_id in ids:
-            await asyncio.to_thread(client.cancel, job_id)
+            (await http.post(f"/jobs/{job_id}/cancel")).raise_for_status()
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
     return {"times": times, "events": sum(counts)}
 
 
 def memory(parent: psutil.Process) -> dict[str, float]:
     """Resident megabytes of the API and of Redis."""
-    found = {}
+    megabytes = {}
     for child in parent.children(recursive=True):
-        words = " ".join(child.cmdline())
+        command = " ".join(child.cmdline())
         for name, mark in (("Redis", "redis-server"), ("API", "-m service --fd")):
-            if mark in words:
-                found[name] = child.memory_info().rss / 1e6
-    return found
+            if mark in command:
+                megabytes[name] = child.memory_info().rss / 1e6
+    return megabytes
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    """A real, tiny model and real, tiny data; the document of a job with them."""
+    """Write a tiny model and tiny data; returns the document of a job with them."""
     source = folder / "models" / "source"
     config = BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     BertModel(config).save_pretrained(source)

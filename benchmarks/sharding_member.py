@@ -1,4 +1,4 @@
-"""One process of those that `sharding.py` starts: does its part of a measurement and writes what it saw."""
+"""One of the processes that `sharding.py` starts: takes a measurement and writes its figures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import alternating_step_seconds, anonymous_bytes
 from torch import nn
 
 from mergenet_core.models.describe import model_info
@@ -36,8 +36,8 @@ from mergenet_core.transfer.shards.zero3 import Zero3Shard
 PIXELS, UNITS, SOURCE_UNITS = 1024, 2816, 1408
 
 
-class Silent:
-    """Takes a trial's reports and asks nothing of it."""
+class LossRecorder:
+    """A trial's reporter that keeps the losses, and its control that requests nothing."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -52,21 +52,21 @@ class Silent:
         self.losses.append(loss)
 
 
-def exchange(told: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that one transfer exchanges for one weight of 2816 × 1024, in the transferring step of a real engine."""
+def exchange(task: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that one transfer of a 2816 × 1024 weight exchanges, counted in a step of a real engine."""
     spec = TrainSpec(steps=100, batch_size=4)
-    world = open_world(ResourcesSpec(devices=2, strategy=told["strategy"], device="cpu"), "fp32")
-    made = {}
+    world = open_world(ResourcesSpec(devices=2, strategy=task["strategy"], device="cpu"), "fp32")
+    models = {}
     for name, units in (("source", SOURCE_UNITS), ("target", UNITS)):
         config = {"model_type": "mergenet-mlp", "image_size": 32, "num_channels": 1, "hidden_sizes": [units]}
-        made[name] = build(config, "image-classification", ("a", "b"), seed=0, overrides={})
+        models[name] = build(config, "image-classification", ("a", "b"), seed=0, overrides={})
     weight = "layers.0.weight"
-    named = {"pairs": [{"source": weight, "target": weight}]} if told["method"] == "lpka" else {"include": "no-head"}
-    settings = TransferSpec.model_validate({"method": told["method"], "rank": told["rank"], "stop_at": 1.0} | named)
-    pairing = pair(model_info(made["source"]), model_info(made["target"]), settings)
-    matrices = [one for one in pairing.pairs if one.rank is not None]
-    engine = open_engine(made["target"], spec, world)
-    source = {name: W.detach() for name, W in made["source"].state_dict().items()}
+    named = {"pairs": [{"source": weight, "target": weight}]} if task["method"] == "lpka" else {"include": "no-head"}
+    settings = TransferSpec.model_validate({"method": task["method"], "rank": task["rank"], "stop_at": 1.0} | named)
+    pairing = pair(model_info(models["source"]), model_info(models["target"]), settings)
+    matrices = [matrix for matrix in pairing.pairs if matrix.rank is not None]
+    engine = open_engine(models["target"], spec, world)
+    source = {name: W.detach() for name, W in models["source"].state_dict().items()}
     transfer = Transfer(TransferSource(source), engine.named(), pairing, settings, steps=100, seed=0)
     transfer.start()
     TRAFFIC.numbers = TRAFFIC.calls = 0
@@ -80,7 +80,7 @@ def exchange(told: dict[str, Any]) -> dict[str, Any]:
     engine.clip()
     engine.step(1e-3)
     transfer.after_step(0)
-    assert [one.target for one in matrices] == [weight]
+    assert [matrix.target for matrix in matrices] == [weight]
     m, n, rank = UNITS, PIXELS, matrices[0].rank or 0
     return {
         "rank": rank,
@@ -91,23 +91,23 @@ def exchange(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def held(told: dict[str, Any]) -> dict[str, Any]:
-    """Bytes of parameters that the process holds, and the most beyond what it began with while it loaded them."""
-    job = parse(told["document"])
+def held(task: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of parameters that the process holds, and its largest increase of memory while it loaded them."""
+    job = parse(task["document"])
     trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
-    # imports, tokenizer, examples and process group are not the model's
-    prepare_arm(parse(told["small"]), trial, JobFolder(Path(told["folder"])), told["roots"])
+    # a small model first: memory of imports, tokenizer, examples and process group is not the model's
+    prepare_arm(parse(task["small"]), trial, JobFolder(Path(task["folder"])), task["roots"])
     gc.collect()
-    before = _anonymous()
-    seen, stop = [before], threading.Event()
+    before = anonymous_bytes()
+    samples, stop = [before], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.001):
-            seen.append(_anonymous())
+            samples.append(anonymous_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    arm = prepare_arm(job, trial, JobFolder(Path(told["folder"])), told["roots"])
+    arm = prepare_arm(job, trial, JobFolder(Path(task["folder"])), task["roots"])
     stop.set()
     watcher.join()
     shards = arm.training.engine.shards
@@ -126,66 +126,60 @@ def held(told: dict[str, Any]) -> dict[str, Any]:
         "held_bytes": kept,
         "held": kept / share,
         "master_bytes": masters,
-        "loading_bytes": max(seen) - before,
-        "loading": (max(seen) - before) / share,
-        "loading_over_held": (max(seen) - before) / kept,
+        "loading_bytes": max(samples) - before,
+        "loading": (max(samples) - before) / share,
+        "loading_over_held": (max(samples) - before) / kept,
     }
 
 
-def peak(told: dict[str, Any]) -> dict[str, Any]:
-    """The most memory that a whole trial's process held."""
-    job, silent = parse(told["document"]), Silent()
+def peak(task: dict[str, Any]) -> dict[str, Any]:
+    """The largest memory of a whole trial's process."""
+    job, recorder = parse(task["document"]), LossRecorder()
     trial = Trial(id="transfer-0", kind="arm", arm="transfer", seed=0)
     reset_peak()
-    folder = JobFolder(Path(told["folder"]))
-    result = run_trial(job, trial, folder, told["roots"], attempt=1, reporter=silent, control=silent)
+    folder = JobFolder(Path(task["folder"]))
+    result = run_trial(job, trial, folder, task["roots"], attempt=1, reporter=recorder, control=recorder)
     return {"own_bytes": peak_bytes(torch.device("cpu")), "memory_bytes": result.memory_bytes}
 
 
-def steps(told: dict[str, Any]) -> dict[str, Any]:
-    """Step times of a control and of arms that transfer, a step each in turn, in one process."""
-    cycle, rounds = told["cycle"], told["rounds"]
+def steps(task: dict[str, Any]) -> dict[str, Any]:
+    """Step times of a control and of arms with transfers, alternating in one process."""
+    cycle, rounds = task["cycle"], task["rounds"]
     arms: dict[str, Training] = {}
-    for name in ("control", *told["methods"]):
-        document = json.loads(json.dumps(told["document"]))
+    for name in ("control", *task["methods"]):
+        document = json.loads(json.dumps(task["document"]))
         document["train"]["steps"] = 4 * (rounds + cycle)
         document["transfer"] = {"method": "anchored" if name == "control" else name, "cycle": cycle}
         arm = "control" if name == "control" else "transfer"
         trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
-        arms[name] = prepare_arm(parse(document), trial, JobFolder(Path(told["folder"])), told["roots"]).training
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+        arms[name] = prepare_arm(parse(document), trial, JobFolder(Path(task["folder"])), task["roots"]).training
     for training in arms.values():
         training.start()
-        for _ in range(cycle):  # the optimizer's first step makes its state
+        for _ in range(cycle):  # the optimizer makes its state in its first step
             training.advance()
-    for _ in range(rounds):
-        for name, training in arms.items():
-            training.engine.world.wait()
-            begun = time.perf_counter()
-            training.advance()
-            seconds[name].append(time.perf_counter() - begun)
+    seconds = alternating_step_seconds(arms, rounds)
     control = seconds.pop("control")
-    found: dict[str, Any] = {"control_seconds": statistics.fmean(control)}
+    figures: dict[str, Any] = {"control_seconds": statistics.fmean(control)}
     for name, own in seconds.items():
         starts = range(0, rounds, cycle)
         ratios = [sum(own[at : at + cycle]) / sum(control[at : at + cycle]) for at in starts]
-        if cycle != 8:  # a transfer and a plain step were timed in turn: what eight steps with one transfer take
+        if cycle != 8:  # cycle 2: weighted to eight steps with one transfer
             ratios = [(own[at] + 7 * own[at + 1]) / (4 * (control[at] + control[at + 1])) for at in starts]
-        found[name] = {"ratio": statistics.fmean(ratios), "least": min(ratios), "most": max(ratios)}
-    return found
+        figures[name] = {"ratio": statistics.fmean(ratios), "least": min(ratios), "most": max(ratios)}
+    return figures
 
 
-def limited(told: dict[str, Any]) -> dict[str, Any]:
-    """A trial whose process is watched, and killed where it holds more than it may."""
-    job, silent = parse(told["document"]), Silent()
+def limited(task: dict[str, Any]) -> dict[str, Any]:
+    """A trial whose process `sharding.py` kills when its memory is above the limit."""
+    job, recorder = parse(task["document"]), LossRecorder()
     trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
-    folder = JobFolder(Path(told["folder"]))
-    run_trial(job, trial, folder, told["roots"], attempt=1, reporter=silent, control=silent)
+    folder = JobFolder(Path(task["folder"]))
+    run_trial(job, trial, folder, task["roots"], attempt=1, reporter=recorder, control=recorder)
     exported = folder.trial("control-0") / "model" / "model.safetensors"
-    return {"steps": len(silent.losses), "exported_bytes": exported.stat().st_size}
+    return {"steps": len(recorder.losses), "exported_bytes": exported.stat().st_size}
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+MEASUREMENTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "exchange": exchange,
     "held": held,
     "peak": peak,
@@ -198,23 +192,12 @@ def _bytes(X: torch.Tensor) -> int:
     return X.numel() * X.element_size()
 
 
-def _anonymous() -> int:
-    return _status("RssAnon")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"this kernel does not tell {field}")
-
-
 def main(work: Path) -> None:
     torch.set_num_threads(1)
-    told = json.loads((work / "told.json").read_text())
-    told["roots"] = Roots(tuple(map(Path, told["models"])), tuple(map(Path, told["data"])))
-    found = PARTS[told["part"]](told)
-    (work / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+    task = json.loads((work / "task.json").read_text())
+    task["roots"] = Roots(tuple(map(Path, task["models"])), tuple(map(Path, task["data"])))
+    figures = MEASUREMENTS[task["measurement"]](task)
+    (work / f"{os.environ['RANK']}.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

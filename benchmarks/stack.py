@@ -1,4 +1,4 @@
-"""A whole service of its own for a benchmark, started as a user would start it."""
+"""A complete service for a benchmark, started as a user would start it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.client import Client
-from service.client.profile import read_profile
+from service.client.profile import Profile, read_profile
 
 START_SECONDS = 90
 
 
 @contextmanager
-def running_service(home: Path, *, workers: int, folder: Path) -> Iterator[Client]:
-    """`mergenet up` below `home`, with models and data below `folder`; ends with everything it started."""
-    words = ["up", "--home", str(home), "--port", "0", "--workers", str(workers)]
-    words += ["--models", str(folder / "models"), "--data", str(folder / "data")]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` also comes after a kill
+def running_service(home: Path, *, workers: int, folder: Path) -> Iterator[Profile]:
+    """`mergenet up` with its home in `home` and the models and data of `folder`; all its processes end on leaving."""
+    arguments = ["up", "--home", str(home), "--port", "0", "--workers", str(workers)]
+    arguments += ["--models", str(folder / "models"), "--data", str(folder / "data")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` also runs on SIGTERM
     home.mkdir(parents=True, exist_ok=True)
     (home / "client.json").unlink(missing_ok=True)
     with (home / "up.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service.cli.main", *words], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "service.cli.main", *arguments], stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + START_SECONDS
             while (profile := read_profile(home)) is None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"the service did not start; see {home / 'up.log'}")
                 time.sleep(0.1)
-            with Client(profile.url, profile.api_key) as client:
-                yield client
+            yield profile
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
