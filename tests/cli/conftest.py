@@ -106,9 +106,9 @@ def furnish(folder: Path) -> None:
     write_model(folder / "models" / "mlp", [[144, 32], [32, 32]])
     for split, count in (("train", 24), ("test", 8)):
         for label, left in (("one", 0), ("zero", 6)):
-            place = folder / "data" / "digits" / split / label
-            place.mkdir(parents=True)
+            images = folder / "data" / "digits" / split / label
+            images.mkdir(parents=True)
             for number in range(count):
                 picture = Image.new("L", (12, 12), 10 + number)
                 picture.paste(200 - number, (left, 0, left + 6, 12))
-                picture.save(place / f"{number}.png")
+                picture.save(images / f"{number}.png")
