@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Self, get_args
 
 from mergenet_core.errors import PathRefused, SpecInvalid
-from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.api_keys import Scope
 from mergenet_core.spec.job import Arm, JobSpec
@@ -58,4 +57,6 @@ def read_scopes(text: str) -> tuple[Scope, ...]:
 
 def plan_here(spec: JobSpec, models: Path, data: Path) -> Plan:
     """Plan a job with this machine's folders, without a service. Raises: what `make_plan` raises."""
+    from mergenet_core.planning.make_plan import make_plan  # other commands need only the form of a plan
+
     return make_plan(spec, Roots(models=(models,), data=(data,)), Path(), [])
