@@ -19,7 +19,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import NotFound
+from mergenet_core.errors import NotFound, WorkerLost
 from mergenet_core.processes import trees
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
@@ -197,7 +197,7 @@ def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outco
     by_signal = status is not None and status < 0
     how = f"by signal {signal.Signals(abs(status or 0)).name}" if by_signal else f"with exit status {status}"
     message = f"the training process ended {how} and left no word; its log may say more"
-    return Outcome(ended="failed", code="worker-lost", message=message, retryable=True)
+    return Outcome(ended="failed", code=WorkerLost.code, message=message, retryable=True)
 
 
 def _sweep(settings: Settings, job: Job, trial: Trial) -> None:

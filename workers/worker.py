@@ -23,7 +23,7 @@ from rq.job import Job as RqMessage
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
-from mergenet_core.errors import MergeNetError
+from mergenet_core.errors import MergeNetError, WorkerLost
 from mergenet_core.processes import trees
 from mergenet_core.processes.linux import die_with
 from mergenet_core.records import state_machine
@@ -237,7 +237,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
         def lose(record: Job) -> Job:
             if record.trial(attempt.trial_id).worker != self.name:
                 return record
-            return state_machine.fail(record, attempt, code="worker-lost", reason=reason, retryable=True)
+            return state_machine.fail(record, attempt, code=WorkerLost.code, reason=reason, retryable=True)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
             if ended and self._me.ledger is not None:

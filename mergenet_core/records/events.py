@@ -1,15 +1,17 @@
-"""What a running job reports: events, metrics and progress."""
+"""Events, metrics and progress of a running job."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from mergenet_core.records.record import Record
 
 
 class Progress(Record):
-    """Where a running trial is; overwritten all the time, never history."""
+    """How far a running trial is; only the newest is kept."""
 
     trial: str
     attempt: int
@@ -24,10 +26,10 @@ class Progress(Record):
 
 
 class Event(Record):
-    """Something that happened to a job."""
+    """Something that happened in a job."""
 
     id: str
-    """Its place in the stream; give it as `Last-Event-ID` to go on after it."""
+    """Its id in the stream; give it as `Last-Event-ID` to read on after it."""
     ts: datetime
     job: str
     trial: str | None = None
@@ -36,7 +38,7 @@ class Event(Record):
     """Such as `job.state`, `trial.state`, `checkpoint.published`, `progress`."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     message: str
-    data: dict[str, Any] = {}
+    data: dict[str, JsonValue] = {}
 
 
 class Metric(Record):

@@ -1,18 +1,19 @@
-"""The state machine of a job: pure functions from a record to the next one.
+"""The state machine of a job: pure functions from one record to the next.
 
-A trial's transitions carry the attempt that asks for them, and an old attempt is refused. The job's own state is
-never set by hand: `_settled` derives it from its trials and from what the user asked for.
+Transitions of a trial name the attempt that makes them, and an old attempt is refused. The state of the job itself is
+never set directly: `_derived` computes it from the trials and from what the user asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Literal
 
-from mergenet_core.errors import StaleAttempt, StateConflict
+from mergenet_core.errors import StaleAttempt, StateConflict, StorageFull
 from mergenet_core.records.attempt import AttemptRef
-from mergenet_core.records.job import TERMINAL, Checkpoint, Job, Request, Trial, TrialResult, TrialState
+from mergenet_core.records.job import TERMINAL, Checkpoint, Job, JobState, Request, Trial, TrialResult, TrialState
 from mergenet_core.records.record import now
 
 ACTIVE: frozenset[TrialState] = frozenset({"starting", "running"})
@@ -20,8 +21,16 @@ BACKOFF_SECONDS = 1.0
 """Pause before a trial's second attempt; it doubles with every failure, up to a minute."""
 _OPEN: frozenset[TrialState] = frozenset({"waiting", "queued", "starting", "running", "paused"})
 _UNDER_WAY = ACTIVE | {"queued"}
-_CURABLE = frozenset({"storage-full"})
-"""Not worth another try by itself, but worth one when the operator has acted."""
+_CURABLE = frozenset({StorageFull.code})
+"""Not worth another attempt by itself, but worth one once the operator has acted."""
+
+
+@dataclass(frozen=True)
+class _Why:
+    """Why a job is in its state: a stable code, and the reason as a sentence."""
+
+    code: str
+    reason: str
 
 
 def submit(job: Job) -> Job:
@@ -45,7 +54,7 @@ def claim(job: Job, attempt: AttemptRef, worker: str) -> Job:
 
 
 def waits(job: Job, attempt: AttemptRef, why: str | None) -> Job:
-    """The attempt cannot begin yet, and `why` says what it waits for; None when it does so no more."""
+    """The attempt cannot begin yet, for the reason `why`; None once it can."""
     return _settled(_with(job, _owned(job, attempt), reason=why))
 
 
@@ -55,16 +64,16 @@ def started(job: Job, attempt: AttemptRef) -> Job:
 
 
 def checkpointed(job: Job, attempt: AttemptRef, checkpoint: Checkpoint) -> Job:
-    """Point the trial at a published checkpoint; a user's request for one is thereby met."""
+    """Record a trial's published checkpoint; this fulfils a user's request for one."""
     trial = _owned(job, attempt)
     request = None if job.request == "checkpoint" else job.request
     return _settled(_with(job.model_copy(update={"request": request}), trial, checkpoint=checkpoint))
 
 
 def commit(job: Job, attempt: AttemptRef, *, result: TrialResult | None = None, artifact: str | None = None) -> Job:
-    """The trial's one committed result; for `finalize`, the job's artifact."""
+    """Commit a trial's result, once; for the trial `finalize`, the job's artifact."""
     trial = _owned(job, attempt)
-    if job.request == "checkpoint":  # a finished trial has written more than what was asked for
+    if job.request == "checkpoint":  # a finished trial has written more than a checkpoint
         job = job.model_copy(update={"request": None})
     job = _with(job, trial, state="succeeded", result=result, worker=None, reason=None)
     if trial.kind == "finalize":
@@ -73,7 +82,7 @@ def commit(job: Job, attempt: AttemptRef, *, result: TrialResult | None = None, 
 
 
 def fail(job: Job, attempt: AttemptRef, *, code: str, reason: str, retryable: bool) -> Job:
-    """The attempt ended in an error: queue the trial again where that can help, else the job has failed."""
+    """The attempt ended in an error: queue the trial again where that can help, else fail the job."""
     trial = _owned(job, attempt)
     stopped = _stopped_state(job)
     if stopped is not None:
@@ -83,23 +92,22 @@ def fail(job: Job, attempt: AttemptRef, *, code: str, reason: str, retryable: bo
         failures = trial.failures + 1
         return _settled(
             _with(job, trial, state="queued", failures=failures, worker=None, reason=reason, not_before=not_before),
-            code=code,
-            reason=f"{trial.id} goes on from its newest checkpoint: {reason}",
+            _Why(code, f"{trial.id} continues from its newest checkpoint: {reason}"),
         )
     if retryable:
         reason = f"{reason} ({trial.failures + 1} attempts, none succeeded)"
     job = _with(job, trial, state="failed", worker=None, reason=reason)
     resumable = retryable or code in _CURABLE
-    return _settled(job.model_copy(update={"retryable": resumable}), code=code, reason=f"{trial.id}: {reason}")
+    return _settled(job.model_copy(update={"retryable": resumable}), _Why(code, f"{trial.id}: {reason}"))
 
 
 def hand_back(job: Job, attempt: AttemptRef, reason: str) -> Job:
-    """The worker stops and gives the trial back, its checkpoint published; that is no failure."""
+    """The worker stops and gives the trial back after publishing a checkpoint; this is no failure."""
     trial = _owned(job, attempt)
     stopped = _stopped_state(job)
     if stopped is not None:
         return _settled(_with(job, trial, state=stopped, worker=None, reason=None))
-    return _settled(_with(job, trial, state="queued", worker=None, reason=reason), code="handed-back", reason=reason)
+    return _settled(_with(job, trial, state="queued", worker=None, reason=reason), _Why("handed-back", reason))
 
 
 def request(job: Job, what: Request) -> Job:
@@ -120,7 +128,7 @@ def request(job: Job, what: Request) -> Job:
 
 
 def resume(job: Job) -> Job:
-    """Go on with a paused job, or with one that failed for a reason that may have passed.
+    """Continue a paused job, or one that failed for a reason that may have passed.
 
     Raises: `StateConflict` in any other state.
     """
@@ -150,53 +158,58 @@ def _owned(job: Job, attempt: AttemptRef) -> Trial:
     return trial
 
 
-def _with(job: Job, trial: Trial, **changes: Any) -> Job:
+def _with(job: Job, trial: Trial, **changes: object) -> Job:
     changed = trial.model_copy(update=changes)
     return job.model_copy(update={"trials": tuple(changed if old.id == trial.id else old for old in job.trials)})
 
 
-def _stopped_state(job: Job) -> TrialState | None:
-    return {"cancel": "cancelled", "pause": "paused"}.get(job.request or "")  # type: ignore[return-value]
+def _stopped_state(job: Job) -> Literal["cancelled", "paused"] | None:
+    """The state of a trial that stops because of what the user asked for."""
+    if job.request == "cancel":
+        return "cancelled"
+    return "paused" if job.request == "pause" else None
 
 
-def _settled(job: Job, code: str | None = None, reason: str | None = None) -> Job:
-    """Move what waits, then derive the job's state."""
+def _settled(job: Job, why: _Why | None = None) -> Job:
+    """Queue what can start, then derive the job's state, with `why` in place of the usual code and reason."""
     job = _map_trials(job, lambda trial: _moved(job, trial))
+    state, usual = _derived(job)
+    why = why or usual
+    changes: dict[str, object] = {"state": state, "code": why.code, "reason": why.reason, "updated_at": now()}
+    if state in TERMINAL:
+        changes |= {"finished_at": now(), "request": None}
+        job = _map_trials(job, lambda trial: _abandoned(trial) if trial.state in _OPEN else trial)
+    return job.model_copy(update=changes)
+
+
+def _derived(job: Job) -> tuple[JobState, _Why]:
+    """The state that follows from a job's trials and from what the user asked for, and why it is that one."""
     states = [trial.state for trial in job.trials]
     active = any(state in ACTIVE for state in states)
-    finalizing = any(trial.kind == "finalize" and trial.state in _UNDER_WAY for trial in job.trials)
-    update: dict[str, Any]
+    unchanged = _Why(job.code, job.reason)
+    training = _Why("training", f"{states.count('succeeded')} of {len(states)} trials done")
     if "failed" in states:
-        update = {"state": "failed"}
-    elif all(state == "succeeded" for state in states):
-        update = {"state": "succeeded", "code": "done", "reason": "every trial succeeded; the artifact is ready"}
-    elif job.request == "cancel":
-        ending = "the running trial writes a checkpoint and stops" if active else "cancelled on request"
-        update = {"state": "cancelling" if active else "cancelled", "code": "requested", "reason": ending}
-    elif job.request == "pause":
-        ending = "the running trial writes a checkpoint and stops" if active else "paused on request; resume goes on"
-        update = {"state": "pausing" if active else "paused", "code": "requested", "reason": ending}
-    elif finalizing:
-        update = {"state": "finalizing", "code": "finalizing", "reason": "the report and the artifact are being made"}
-    elif "running" in states:
-        done = sum(trial.state == "succeeded" for trial in job.trials)
-        update = {"state": "running", "code": "training", "reason": f"{done} of {len(states)} trials done"}
-    elif any(trial.state == "queued" and trial.failures for trial in job.trials):
-        update = {"state": "recovering"}
-    elif "starting" in states and "succeeded" not in states:
-        update = {"state": "starting", "code": "starting", "reason": "a worker loads models and data"}
-    elif "succeeded" in states:
-        done = sum(trial.state == "succeeded" for trial in job.trials)
-        update = {"state": "running", "code": "training", "reason": f"{done} of {len(states)} trials done"}
-    else:
-        update = {"state": "queued", "code": "waiting-for-worker", "reason": "waits for a free worker"}
-    if code is not None:
-        update |= {"code": code, "reason": reason}
-    update["updated_at"] = now()
-    if update["state"] in TERMINAL:
-        update |= {"finished_at": now(), "request": None}
-        job = _map_trials(job, lambda trial: _abandoned(trial) if trial.state in _OPEN else trial)
-    return job.model_copy(update=update)
+        return "failed", unchanged
+    if all(state == "succeeded" for state in states):
+        return "succeeded", _Why("done", "every trial succeeded; the artifact is ready")
+    if job.request in ("cancel", "pause") and active:
+        why = _Why("requested", "the running trial writes a checkpoint and stops")
+        return "cancelling" if job.request == "cancel" else "pausing", why
+    if job.request == "cancel":
+        return "cancelled", _Why("requested", "cancelled on request")
+    if job.request == "pause":
+        return "paused", _Why("requested", "paused on request; resume continues it")
+    if any(trial.kind == "finalize" and trial.state in _UNDER_WAY for trial in job.trials):
+        return "finalizing", _Why("finalizing", "the report and the artifact are being made")
+    if "running" in states:
+        return "running", training
+    if any(trial.state == "queued" and trial.failures for trial in job.trials):
+        return "recovering", unchanged
+    if "starting" in states and "succeeded" not in states:
+        return "starting", _Why("starting", "a worker loads models and data")
+    if "succeeded" in states:
+        return "running", training
+    return "queued", _Why("waiting-for-worker", "waits for a free worker")
 
 
 def _moved(job: Job, trial: Trial) -> Trial:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from mergenet_core.errors import SpecInvalid
 from mergenet_core.spec.job import ResourcesSpec, TrainSpec
+from mergenet_core.spec.json_values import JsonObject
 
 OWNED = {
     "train_batch_size": "train.batch_size",
@@ -42,7 +44,7 @@ SIZES = {
 """DeepSpeed's own defaults, up to a thousand million, hold gigabytes, and a model of that size whole under ZeRO-3."""
 
 
-def check_user_config(config: Mapping[str, Any] | None) -> None:
+def check_user_config(config: JsonObject | None) -> None:
     """Refuse keys that the service owns. Raises: `SpecInvalid` naming the job's own setting."""
     for key in _flattened(config or {}):
         owner = next((owned for owned in OWNED if key == owned or key.startswith(f"{owned}.")), None)
@@ -50,16 +52,16 @@ def check_user_config(config: Mapping[str, Any] | None) -> None:
             raise SpecInvalid(f"resources.deepspeed.{key} is set by {OWNED[owner]}; remove it there")
 
 
-def zero_config(resources: ResourcesSpec, train: TrainSpec, processes: int, device: str) -> dict[str, Any]:
+def zero_config(resources: ResourcesSpec, train: TrainSpec, processes: int, device: str) -> dict[str, JsonValue]:
     """The configuration of a trial: the service's own settings, with the user's merged in."""
-    zero: dict[str, Any] = {"stage": int(resources.strategy.removeprefix("zero"))}
+    zero: dict[str, JsonValue] = {"stage": int(resources.strategy.removeprefix("zero"))}
     if device == "cpu":
         zero["overlap_comm"] = False
     if resources.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if resources.offload == "parameters":
         zero["offload_param"] = {"device": "cpu"}
-    ours: dict[str, Any] = {
+    ours: dict[str, JsonValue] = {
         "train_micro_batch_size_per_gpu": train.batch_size // (processes * train.micro_batches),
         "gradient_accumulation_steps": train.micro_batches,
         "gradient_clipping": train.clip_norm or 0.0,
@@ -68,10 +70,10 @@ def zero_config(resources: ResourcesSpec, train: TrainSpec, processes: int, devi
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
     }
-    return _merged(ours, _merged(resources.deepspeed or {}, {"zero_optimization": SIZES}))
+    return _merged(ours, _merged(resources.deepspeed or {}, {"zero_optimization": {**SIZES}}))
 
 
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(ours: JsonObject, theirs: JsonObject) -> dict[str, JsonValue]:
     result = dict(theirs)
     for key, value in ours.items():
         nested = theirs.get(key)
@@ -79,7 +81,7 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _flattened(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _flattened(config: JsonObject, prefix: str = "") -> list[str]:
     found = []
     for key, value in config.items():
         found.append(f"{prefix}{key}")

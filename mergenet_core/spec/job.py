@@ -5,12 +5,12 @@ Every model refuses unknown keys; `mergenet_core.spec.parse` is the door that a 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict
-from mergenet_core.spec.json_values import check_json
+from mergenet_core.spec.json_values import JsonSettings
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
 
@@ -46,7 +46,7 @@ class ModelSpec(Strict):
     """A hub id such as `org/name`; only where the operator allows the hub, and only with `revision`."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """The commit of the hub repository, 40 hexadecimal digits."""
-    config: dict[str, Any] | None = None
+    config: JsonSettings | None = None
     """A model from scratch: a transformers config with its `model_type` (or one built in, such as `mergenet-cnn`)."""
     pack: PathText | None = None
     """Source only: a file that `mergenet pack` wrote, inside the model roots; the source itself is not needed."""
@@ -63,7 +63,6 @@ class ModelSpec(Strict):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs model_type, such as bert, vit, mergenet-cnn or mergenet-mlp")
-        check_json(self.config)
         return self
 
 
@@ -227,7 +226,7 @@ class ResourcesSpec(Strict):
     """ZeRO: keep the optimizer's state, or parameters too, in the host's memory."""
     activation_checkpointing: bool = False
     """Compute a block's activations again in the backward pass in place of keeping them."""
-    deepspeed: dict[str, Any] | None = None
+    deepspeed: JsonSettings | None = None
     """Settings of DeepSpeed's own to merge in; keys that the service sets are refused."""
 
     @model_validator(mode="after")
@@ -239,7 +238,6 @@ class ResourcesSpec(Strict):
             raise ValueError(f"offload and deepspeed belong to zero1, zero2 and zero3, not to {self.strategy}")
         if self.offload == "parameters" and self.strategy not in ("auto", "zero3"):
             raise ValueError(f"offload parameters needs zero3, not {self.strategy}")
-        check_json(self.deepspeed)
         return self
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 4

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from pydantic import JsonValue
+from pydantic import BeforeValidator, JsonValue, ValidationInfo
 
 JsonObject: TypeAlias = Mapping[str, JsonValue]
 """A JSON object that is only read, such as a model's config."""
 
 DEPTH_MAX = 16
+"""Levels of lists and objects in a document's free-form settings."""
 _INTEGER_MAX = 2**53
 """Whole numbers beyond this are not the same in every reader of JSON."""
 
@@ -73,7 +74,7 @@ def _first(values: JsonObject, names: tuple[str, ...], default: JsonValue) -> tu
     return next(((name, values[name]) for name in names if values.get(name) is not None), (names[0], default))
 
 
-def check_json(value: object, where: str = "config", depth: int = 0) -> None:
+def check_json(value: object, where: str, depth: int = 0) -> None:
     """Refuse what would not come back the same from JSON. Raises: `ValueError` naming the entry and the remedy."""
     if depth > DEPTH_MAX:
         raise ValueError(f"{where[:200]} is nested deeper than {DEPTH_MAX} levels; make it flatter")
@@ -101,3 +102,12 @@ def check_json(value: object, where: str = "config", depth: int = 0) -> None:
 def _check_text(text: str, where: str) -> None:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{where} holds half of a character (a lone surrogate); write the whole one")
+
+
+def _checked(value: object, info: ValidationInfo) -> object:
+    check_json(value, info.field_name or "the value")
+    return value
+
+
+JsonSettings: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(_checked)]
+"""Free-form settings in a document, checked by `check_json`."""

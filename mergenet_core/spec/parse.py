@@ -1,4 +1,4 @@
-"""Reading a job document: the only door is `parse`, which returns a `JobSpec` or tells every fault with its remedy."""
+"""Reads job documents: `parse` returns a `JobSpec`, or raises an error with every fault and its remedy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from mergenet_core.errors import FieldError, SpecInvalid
 from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.json_values import JsonObject, get_object, get_str
 
-_FAULTS_TOLD = 20
-"""Nobody corrects thousands of faults at once; looking for each one's nearest key would take minutes."""
+_FAULTS_MAX = 20
+"""Faults that are described. Nobody corrects thousands at once, and finding the nearest key of each takes minutes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,7 +35,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
+def parse(document: str | bytes | Mapping[str, object]) -> JobSpec:
     """Read a job document given as YAML or JSON text, or as parsed data.
 
     Raises: `SpecInvalid` with every fault's pointer and remedy.
@@ -44,13 +46,13 @@ def parse(document: str | bytes | dict[str, Any]) -> JobSpec:
             data = yaml.load(document, Loader=_Loader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise SpecInvalid(f"the document is neither YAML nor JSON: {error}") from None
-    if not isinstance(data, dict):
+    if not isinstance(data, Mapping):
         raise SpecInvalid("the document must be a mapping with name, source, target and train")
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
         count = f"{error.error_count()} faults" if error.error_count() > 1 else "a fault"
-        faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_TOLD])
+        faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_MAX])
         raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
 
 
@@ -59,13 +61,16 @@ def digest(spec: JobSpec) -> str:
     return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, JsonValue]:
     """The JSON Schema (2020-12) of the job document, for editors and clients."""
-    schema = JobSpec.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "MergeNet job, version 1"} | schema
+    title: dict[str, JsonValue] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "MergeNet job, version 1",
+    }
+    return title | JobSpec.model_json_schema()
 
 
-def _fault(details: Any) -> FieldError:
+def _fault(details: ErrorDetails) -> FieldError:
     location = [_shown(str(part), 100) for part in details["loc"]]
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
     where = ".".join(location) or "the document"
@@ -96,21 +101,22 @@ def _shown(text: str, most: int) -> str:
 
 def _fields_at(location: list[str]) -> list[str]:
     schema = _schema()
-    node: dict[str, Any] = schema
+    node = schema
     for part in location:
         node = _resolve(node, schema)
-        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
-    return sorted(_resolve(node, schema).get("properties", {}))
+        node = get_object(node, "items") if part.isdigit() else get_object(get_object(node, "properties"), part)
+    return sorted(get_object(_resolve(node, schema), "properties"))
 
 
 @cache
-def _schema() -> dict[str, Any]:
+def _schema() -> JsonObject:
     return JobSpec.model_json_schema()
 
 
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    for choice in [node, *node.get("anyOf", [])]:
-        if "$ref" in choice:
-            found: dict[str, Any] = schema["$defs"][choice["$ref"].rsplit("/", 1)[-1]]
-            return found
+def _resolve(node: JsonObject, schema: JsonObject) -> JsonObject:
+    """The schema that a node, or one of its alternatives, refers to; else the node itself."""
+    alternatives = node.get("anyOf")
+    for choice in [node, *(alternatives if isinstance(alternatives, list) else [])]:
+        if isinstance(choice, Mapping) and "$ref" in choice:
+            return get_object(get_object(schema, "$defs"), get_str(choice, "$ref").rsplit("/", 1)[-1])
     return node

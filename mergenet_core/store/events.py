@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.typing import EncodableT, FieldT
 
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.events import Event, Metric, Progress
 from mergenet_core.records.job import Job
 from mergenet_core.records.record import now
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.store import keys
 
 EVENTS_KEPT = 10_000
@@ -56,13 +58,19 @@ def add_event(
     *,
     level: str = "info",
     attempt: AttemptRef | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: JsonObject | None = None,
 ) -> None:
     """Append an event to a job's stream; with `attempt`, one of that attempt."""
-    entry = {"ts": now().isoformat(), "type": type, "level": level, "message": message, "data": json.dumps(data or {})}
+    entry: dict[FieldT, EncodableT] = {
+        "ts": now().isoformat(),
+        "type": type,
+        "level": level,
+        "message": message,
+        "data": json.dumps(data or {}),
+    }
     if attempt is not None:
         entry |= {"trial": attempt.trial_id, "attempt": str(attempt.number)}
-    redis.xadd(keys.job_events(job_id), cast("Any", entry), maxlen=EVENTS_KEPT, approximate=True)
+    redis.xadd(keys.job_events(job_id), entry, maxlen=EVENTS_KEPT, approximate=True)
 
 
 def events(redis: Redis, job_id: str, *, after: str | None = None, limit: int = 200) -> list[Event]:
@@ -82,8 +90,8 @@ def add_metrics(redis: Redis, job_id: str, metrics: Iterable[Metric]) -> None:
     """Append measured numbers, all in one round trip."""
     with redis.pipeline(transaction=False) as pipe:
         for metric in metrics:
-            entry = {"json": metric.model_dump_json()}
-            pipe.xadd(keys.job_metrics(job_id), cast("Any", entry), maxlen=METRICS_KEPT, approximate=True)
+            entry: dict[FieldT, EncodableT] = {"json": metric.model_dump_json()}
+            pipe.xadd(keys.job_metrics(job_id), entry, maxlen=METRICS_KEPT, approximate=True)
         pipe.execute()
 
 

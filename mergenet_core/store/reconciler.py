@@ -7,7 +7,7 @@ from typing import cast
 
 from redis import Redis
 
-from mergenet_core.errors import NotFound, StaleAttempt
+from mergenet_core.errors import NotFound, StaleAttempt, WorkerLost
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.store import attempt_leases, keys, rq_queue
@@ -39,7 +39,7 @@ def _fail(store: Store, redis: Redis, attempt: AttemptRef) -> None:
     try:
         job = store.update(
             attempt.job_id,
-            lambda job: state_machine.fail(job, attempt, code="worker-lost", reason=reason, retryable=True),
+            lambda job: state_machine.fail(job, attempt, code=WorkerLost.code, reason=reason, retryable=True),
         )
     except (StaleAttempt, NotFound, KeyError):
         attempt_leases.drop(store.redis, attempt)

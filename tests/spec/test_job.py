@@ -142,10 +142,10 @@ def test_a_config_holds_what_json_can(value: object, sentence: str) -> None:
     with pytest.raises(SpecInvalid) as caught:
         parse(document)
     assert sentence in caught.value.errors[0].message
-    assert caught.value.errors[0].pointer == "/target/model"
+    assert caught.value.errors[0].pointer == "/target/model/config"
 
 
-def test_thousands_of_faults_are_counted_and_a_few_told() -> None:
+def test_thousands_of_faults_are_counted_and_a_few_described() -> None:
     began = time.perf_counter()
     with pytest.raises(SpecInvalid, match="20000 faults") as caught:
         parse(DOCUMENT | {f"key-{number}": 1 for number in range(20_000)})
@@ -154,7 +154,7 @@ def test_thousands_of_faults_are_counted_and_a_few_told() -> None:
 
 
 @pytest.mark.parametrize("value", ["{2020-01-01: 1}", "[" * 300 + "]" * 300])
-def test_a_value_that_cannot_be_quoted_is_still_refused_with_its_place(value: str) -> None:
+def test_a_value_that_cannot_be_quoted_is_still_refused_with_its_pointer(value: str) -> None:
     with pytest.raises(SpecInvalid) as caught:
         parse(f"name: {value}")
     assert caught.value.errors[0].pointer == "/name"

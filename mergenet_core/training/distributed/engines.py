@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mergenet_core.spec.deepspeed import zero_config
 from mergenet_core.spec.job import TrainSpec
+from mergenet_core.spec.json_values import get_int, get_object
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.optim import make_optimizer
 from mergenet_core.transfer.shards import FlatSlice, ReplicatedShard, TensorShard, gather_whole, make_shard
@@ -188,7 +189,7 @@ class ZeroEngine(Engine):
     def _place(self) -> None:
         deepspeed = quiet_deepspeed(self.world)
         config = zero_config(self.world.resources, self.spec, self.world.size, self.world.device.type)
-        self._stage = config["zero_optimization"]["stage"]
+        self._stage = get_int(get_object(config, "zero_optimization"), "stage", default=0)
         if self._stage < 3:
             self.module.to(self.world.device)
         self.forward, self.optimizer, _, _ = deepspeed.initialize(

@@ -91,7 +91,7 @@ def clear_device(context: Ctx, host: str, device: str) -> list[DeviceState]:
 @router.get("/schema/job", tags=["system"], summary="The job document's JSON Schema")
 def get_schema() -> dict[str, object]:
     """JSON Schema 2020-12 of a job document, for editors and clients."""
-    return _schema()
+    return {**_schema()}
 
 
 @router.get(
