@@ -1,4 +1,7 @@
-"""Real parts for every test: a private redis-server that appends to disk."""
+"""Fixtures of all tests: a private redis-server, and a service with a real worker.
+
+Each process of a parallel run (pytest-xdist) has its own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RedisServer:
-    """A redis-server of its own on a Unix socket; `kill` and `start` keep what it appended to disk."""
+    """A private redis-server on a Unix socket. Its data are on disk, so they survive `kill` and `start`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,8 +35,8 @@ class RedisServer:
     def start(self) -> None:
         options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self.folder), "appendonly": "yes"}
         options |= {"appendfsync": "always", "save": ""}
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self.process = subprocess.Popen([redis_binary(), *words], stdout=subprocess.DEVNULL)
+        arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+        self.process = subprocess.Popen([redis_binary(), *arguments], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -55,7 +58,7 @@ class RedisServer:
 
 @pytest.fixture(scope="session")
 def _redis_server() -> Iterator[RedisServer]:
-    # a Unix socket's path must be short, so not below pytest's own folder
+    # the path of a Unix socket must be short, so it is not in pytest's folder
     with tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as folder:
         server = RedisServer(Path(folder))
         yield server
@@ -77,7 +80,7 @@ def redis(redis_server: RedisServer) -> Redis:
 
 @pytest.fixture(scope="session")
 def lab_redis() -> Iterator[RedisServer]:
-    """The lab's own Redis, which the tests of faults kill."""
+    """The lab's Redis, separate because the tests of faults kill it."""
     with tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as folder:
         server = RedisServer(Path(folder))
         yield server
@@ -86,7 +89,7 @@ def lab_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def shared_lab(lab_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Lab]:
-    from tests import harness  # imports what only the tests of workers need
+    from tests import harness  # here, because only the tests of workers need its imports
 
     with harness.lab(lab_redis, tmp_path_factory.mktemp("lab") / "lab") as lab:
         yield lab
@@ -94,14 +97,14 @@ def shared_lab(lab_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def lab(shared_lab: harness.Lab) -> harness.Lab:
-    """A service with one real worker, kept from test to test because it takes seconds to start."""
+    """A service with one real worker, shared by all tests because it takes seconds to start."""
     shared_lab.want_workers(1)
     return shared_lab
 
 
 @pytest.fixture(scope="session")
 def final_loss(shared_lab: harness.Lab) -> float:
-    """What `harness.document()` comes to when nothing disturbs it."""
+    """The final loss of `harness.document()` in a run without faults."""
     from tests import harness
 
     shared_lab.want_workers(1)

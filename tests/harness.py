@@ -1,7 +1,7 @@
-"""What the tests of workers and faults share: tiny jobs, real worker processes, and waiting without sleeping blindly.
+"""Shared by the tests of workers and faults: tiny jobs, real worker processes, and waiting for conditions.
 
 A `Lab` is a service's home with its Redis and the folders that jobs may name. Its jobs train a small MLP on images of
-two classes; `SOLO` jobs keep one arm, whose steps leave a fault the time to strike.
+two classes. `SOLO` jobs have one trial with enough steps for a fault to occur during training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ROOT = Path(__file__).parents[1]
 
 @dataclass
 class Lab:
-    """A service without its API: submit jobs to the record, start workers, look at what they did."""
+    """A service without its API: submits jobs to the store, starts workers, reads the results."""
 
     redis_server: RedisServer
     folder: Path
@@ -79,11 +79,11 @@ class Lab:
         return Settings.model_validate(names)
 
     def alive(self) -> list[subprocess.Popen[bytes]]:
-        """Workers that still run."""
+        """The workers that are running."""
         return [worker for worker in self.workers if worker.poll() is None]
 
     def want_workers(self, count: int = 1) -> None:
-        """See to it that so many workers listen: a test before may have ended some or left one too many."""
+        """Start or stop workers until exactly `count` are listening, whatever earlier tests left."""
         for worker in self.alive()[count:]:
             worker.terminate()
             worker.wait(30)
@@ -103,7 +103,7 @@ class Lab:
     def start_worker(
         self, *options: str, module: str = "workers", working_directory: Path | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """A real worker process; what it prints ends up in the lab's folder."""
+        """A real worker process; its output goes to a log in the lab's folder."""
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
             python_command(module, *options),
@@ -119,7 +119,7 @@ class Lab:
     def submit(
         self, document: dict[str, Any], *, solo: bool = True, before: Callable[[Job], None] | None = None
     ) -> Job:
-        """Record and queue a job as the service does; a `solo` one has the trial `SOLO` alone."""
+        """Record and queue a job as the service does; with `solo`, its only trial is `SOLO`."""
         spec = parse(document)
         plan = make_plan(spec, self.settings.roots, self.settings.home, [])
         if solo:
@@ -136,11 +136,11 @@ class Lab:
         return job
 
     def ask(self, job: Job, what: Request) -> None:
-        """A user's request."""
+        """Request a change of the job as a user does."""
         self.store.update(job.id, lambda record: state_machine.request(record, what))
 
     def resume(self, job: Job) -> None:
-        """A user's resume."""
+        """Resume the job as a user does."""
         rq_queue.enqueue(self.redis_server.client(decode=False), self.store.update(job.id, state_machine.resume))
 
     def events(self, job: Job, type: str) -> list[Event]:
@@ -148,11 +148,11 @@ class Lab:
         return [event for event in events.events(self.store.redis, job.id, limit=1000) if event.type == type]
 
     def wait_for_checkpoint(self, job: Job, count: int = 1) -> None:
-        """Until the job has published so many checkpoints."""
+        """Wait until the job has published `count` checkpoints."""
         wait(lambda: len(self.events(job, "checkpoint.published")) >= count, f"{count} checkpoints", self.explain)
 
     def wait_for_state(self, job: Job, wanted: str, seconds: float = 60) -> Job:
-        """Until the job is in that state; fails at once when it has ended in another."""
+        """Wait until the job is in a state; fails at once if it ends in another."""
 
         def reached() -> Job | None:
             record = self.store.get(job.id)
@@ -166,12 +166,12 @@ class Lab:
         return sorted((self.settings.job_folder(job.id).trial(SOLO) / "checkpoints").glob("step-*"))
 
     def processes(self, job: Job) -> list[psutil.Process]:
-        """Training processes of a job's trial that run."""
+        """The running training processes of a job's trial `SOLO`."""
         found = processes.marked(f"{job.id}/{SOLO}/")
         return [process for process in found if not ended(process)]
 
     def chain(self, job: Job) -> tuple[psutil.Process, psutil.Process, psutil.Process]:
-        """The training process of a job that has one, the work-horse above it, and the worker above that."""
+        """A job's single training process, its parent (the work-horse), and that one's parent (the worker)."""
         training = wait(lambda: next(iter(self.processes(job)), None), "a training process", self.explain)
         horse = training.parent()
         assert horse is not None
@@ -180,7 +180,7 @@ class Lab:
         return training, horse, worker
 
     def explain(self) -> str:
-        """What the record says and the processes printed, for the message of a failed test."""
+        """The job's state and the logs of all processes, for the message of a failed test."""
         jobs = [f"{job.id} is {job.state}: {job.reason}" for job in self.store.page(limit=3)[0]]
         messages = Queue(rq_queue.QUEUE, connection=self.redis_server.client(decode=False)).get_job_ids()
         workers = [
@@ -191,7 +191,7 @@ class Lab:
         return "\n".join([*printed, "== now", *jobs, f"queued: {messages}", *workers])
 
     def close(self) -> None:
-        """End the workers, the stopped ones too."""
+        """Kill the workers and their processes, stopped ones too."""
         for worker in self.workers:
             for process in [*_tree(worker.pid)]:
                 _signal(process, signal.SIGKILL)
@@ -209,7 +209,7 @@ def lab(redis_server: RedisServer, folder: Path, **options: Any) -> Iterator[Lab
 
 
 def wait(condition: Callable[[], Found | None], what: str, explain: Callable[[], str], seconds: float = 60) -> Found:
-    """Poll until the condition holds, and return what it gave."""
+    """Poll until the condition returns a true value, and return that value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{explain()}"
@@ -218,7 +218,7 @@ def wait(condition: Callable[[], Found | None], what: str, explain: Callable[[],
 
 
 def ended(process: psutil.Process) -> bool:
-    """Whether it runs no more; a zombie only waits for its parent to notice."""
+    """Whether a process has ended; a zombie has, although its parent has not collected it."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -51,6 +52,10 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     return app
 
 
+_STOP_SECONDS = 1.0
+"""How long the end of the process waits for the reconciler."""
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
@@ -62,6 +67,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reconciler.start()
     yield
     stop.set()
+    await asyncio.to_thread(reconciler.join, _STOP_SECONDS)
     await context.stream_redis.aclose()
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_a_stop_ends_open_streams_and_the_process(settings: ServiceSettings) -> 
             next(events)
             process.terminate()
             assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_the_reconciler_writes_nothing_after_the_application_has_ended(
+    settings: ServiceSettings, redis_server: RedisServer
+) -> None:
+    with TestClient(create_app(settings.model_copy(update={"reconcile_seconds": 0.01}))):
+        redis = redis_server.client()
+        redis.client_pause(400, all=False)  # writes wait
+        deadline = time.monotonic() + 5
+        while not redis.info("clients")["blocked_clients"]:  # until the reconciler waits with its write
+            assert time.monotonic() < deadline
+    assert "reconciler" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_readiness_requires_a_redis_that_appends_to_disk(client: TestClient, redis_server: RedisServer) -> None:
