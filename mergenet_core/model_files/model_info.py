@@ -35,5 +35,5 @@ class ModelInfo:
     """The tokenizer's entries, which embedding rows belong to."""
     labels: tuple[str, ...] | None = None
     """The label space in the head's row order; None where there is no trained head."""
-    labels_from_data: bool = False
-    """The head is trained on the labels of the job's data, which are read later; models of one job share them."""
+    label_column: str | None = None
+    """The column of the job's data whose labels the head will learn, while their names have not been read."""

@@ -22,6 +22,10 @@ from mergenet_core.spec.json_values import JsonObject, get_object
 from mergenet_core.spec.task_info import TaskName
 
 _JSON_BYTES_MAX = 200_000_000
+_WHITE_SPACE = "".join(
+    letter for letter in map(chr, range(0x3001)) if letter.isspace() and letter not in "\x1c\x1d\x1e\x1f"
+)
+"""What Unicode calls white space; Python counts four separators more."""
 
 
 def inspect_model(folder: Path, task: TaskName | None = None) -> ModelInfo:
@@ -119,11 +123,14 @@ def _tokens(folder: Path) -> dict[str, int] | None:
 
 
 def _numbered_lines(path: Path) -> dict[object, object]:
-    """Token → number of its line. A token may hold separators such as U+2028, which `splitlines` would split at."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """Token → number of its line, as the tokenizers library reads it.
+
+    Only a line feed ends a line: a separator such as U+2028 may be a token, and must not shift the ids behind it.
+    """
+    lines = path.read_bytes().decode().split("\n")
     if lines[-1] == "":
         lines.pop()
-    return {token: index for index, token in enumerate(lines)}
+    return {token.rstrip(_WHITE_SPACE): index for index, token in enumerate(lines)}
 
 
 def _fast_vocabulary(tokenizer: JsonObject) -> dict[object, object]:

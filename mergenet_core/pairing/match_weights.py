@@ -6,7 +6,6 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mergenet_core.architectures.axes import ANCHORS, INPUT_EMBEDDINGS, RESIDUAL_AXES, Form, axis_kind
 from mergenet_core.architectures.schema import Dimensions
@@ -15,33 +14,20 @@ from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.match_layers import match_layers, roles_to_match, with_shared_heads
 from mergenet_core.pairing.result import AxisPair, WeightPair
+from mergenet_core.pairing.shared_axes import SharedAxes
 from mergenet_core.spec.job import PairSpec
 
 NO_MAP = "no map arrives"
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """An axis that means the same in both models; with names, which of its entries do."""
-
-    because: str
-    order: tuple[int, ...] | None = None
-    cover: tuple[int, ...] | None = None
-    covered: int | None = None
-
-
-Anchors = Mapping[str, Anchor]
-
-
 class Matching:
-    """Pairs of the parts of two towers, the target's axes with the source's, and why the other weights do not pair."""
+    """The pairs of weights of two towers, the axes that correspond, and why the other weights do not pair."""
 
     def __init__(
         self,
-        theirs: ModelStructure,
-        ours: ModelStructure,
-        anchors: Anchors,
-        unshared: Mapping[str, str],
+        source: ModelStructure,
+        target: ModelStructure,
+        shared: SharedAxes,
         *,
         carried: bool,
         free: bool,
@@ -50,55 +36,55 @@ class Matching:
 
         `free`: a map may also be made where none arrives.
         """
-        self.theirs, self.ours = with_shared_heads(theirs, ours)
-        self._anchors, self._unshared, self._carried, self._free = anchors, unshared, carried, free
-        self._sizes = self.theirs.sizes(), self.ours.sizes()
+        self.source, self.target = with_shared_heads(source, target)
+        self._anchors, self._shared, self._carried, self._free = shared.anchors, shared, carried, free
+        self._sizes = self.source.sizes(), self.target.sizes()
         self.pairs: list[WeightPair] = []
         self.axes: dict[str, AxisPair] = {}
         self.unpaired: dict[str, str] = {}
         self._match()
 
     def _match(self) -> None:
-        layers = match_layers(self.theirs, self.ours)
-        sources = dict(roles_to_match(self.theirs, self.ours))
-        words = next((part for part in self.theirs.weights if part.role == "embeddings.word"), None)
-        if words is not None and self.theirs.head_is_embedding:  # its head is the word embedding, read the other way
+        layers = match_layers(self.source, self.target)
+        sources = dict(roles_to_match(self.source, self.target))
+        words = next((part for part in self.source.weights if part.role == "embeddings.word"), None)
+        if words is not None and self.source.head_is_embedding:  # its head is the word embedding, read the other way
             head = LogicalWeight(words.name, "tokens.head.weight", None, "matrix", words.out, words.inp, words.shape)
             sources[("tokens.head.weight", None)] = head
-        for (role, place), mine in roles_to_match(self.ours, self.theirs):
-            layer = None if place is None else layers.get(place)
-            if place is not None and layer is None:
-                self.unpaired[mine.name] = f"the source has only {self.theirs.layers} layers"
-                if self.ours.stages and self.theirs.layers >= self.ours.layers:
-                    self.unpaired[mine.name] = "the source's stage has fewer blocks"
+        for (role, index), weight in roles_to_match(self.target, self.source):
+            layer = None if index is None else layers.get(index)
+            if index is not None and layer is None:
+                self.unpaired[weight.name] = f"the source has only {self.source.layers} layers"
+                if self.target.stages and self.source.layers >= self.target.layers:
+                    self.unpaired[weight.name] = "the source's stage has fewer blocks"
                 continue
             other = sources.get((role, layer))
             if other is None:
-                self.unpaired[mine.name] = self._no_counterpart(mine)
-            elif self._carried and mine.form == "convolution" and mine.shape[2:] != other.shape[2:]:
-                self.unpaired[mine.name] = (
-                    f"kernel {_size(mine.shape[2:])} here, {_size(other.shape[2:])} in the source"
+                self.unpaired[weight.name] = self._no_counterpart(weight)
+            elif self._carried and weight.form == "convolution" and weight.shape[2:] != other.shape[2:]:
+                self.unpaired[weight.name] = (
+                    f"kernel {_size(weight.shape[2:])} here, {_size(other.shape[2:])} in the source"
                 )
             else:
-                self._take(mine, other)
-        for name, twin in self.ours.tied.items():
-            self.unpaired[name] = f"it is {twin} under another name"
+                self._take(weight, other)
+        for name, first in self.target.tied.items():
+            self.unpaired[name] = f"it is {first} under another name"
 
-    def _no_counterpart(self, mine: LogicalWeight) -> str:
-        if mine.role == "ffn.up.weight" and self.ours.family.gated and not self.theirs.family.gated:
+    def _no_counterpart(self, weight: LogicalWeight) -> str:
+        if weight.role == "ffn.up.weight" and self.target.family.gated and not self.source.family.gated:
             return "the source's feed-forward is not gated; its one projection goes to the gate"
-        if mine.role == "embeddings.position" and self.theirs.family.rotary:
+        if weight.role == "embeddings.position" and self.source.family.rotary:
             return "the source's positions are turns of queries and keys, which no weight holds"
         return "the source has no weight of this role"
 
-    def _take(self, mine: LogicalWeight, other: LogicalWeight) -> None:
+    def _take(self, weight: LogicalWeight, other: LogicalWeight) -> None:
         met = {
-            name: self._axis(name, theirs)
-            for name, theirs in ((mine.out, other.out), (mine.inp, other.inp))
-            if name is not None and theirs is not None
+            name: self._axis(name, axis)
+            for name, axis in ((weight.out, other.out), (weight.inp, other.inp))
+            if name is not None and axis is not None
         }
-        if self._carried and (reason := self._broken(mine, other, met)):
-            self.unpaired[mine.name] = reason
+        if self._carried and (reason := self._broken(weight, other, met)):
+            self.unpaired[weight.name] = reason
             return
         known = [name for name in met if name in self._anchors or (name in self.axes and not self.axes[name].free)]
         for name, axis in met.items():
@@ -107,16 +93,16 @@ class Matching:
             update: dict[str, object] = {"free": not axis.anchored and not known and not self._leads(axis)}
             if name in RESIDUAL_AXES:
                 makers = (*INPUT_EMBEDDINGS, "embeddings.project.weight")
-                basis = other if mine.role in makers else _basis(self.theirs, axis.source)
+                basis = other if weight.role in makers else _basis(self.source, axis.source)
                 update |= {} if basis is None else {"basis": basis.name, "basis_form": basis.form}
             self.axes[name] = axis.model_copy(update=update)
-        self.pairs.append(_weight_pair(other, mine, self.axes))
+        self.pairs.append(_weight_pair(other, weight, self.axes))
 
     def _axis(self, name: str, source: str) -> AxisPair:
         anchor = self._anchors.get(name)
         kinds = axis_kind(source), axis_kind(name)
-        theirs, ours = _heads(self.theirs.dimensions, kinds[0]), _heads(self.ours.dimensions, kinds[1])
-        heads = None if theirs is None or ours is None else (theirs, ours)
+        counts = _heads(self.source.dimensions, kinds[0]), _heads(self.target.dimensions, kinds[1])
+        heads = None if counts[0] is None or counts[1] is None else (counts[0], counts[1])
         leader = name.replace(f"{kinds[1]}.", "queries.", 1) if kinds[1] in ("keys", "values", "contexts") else None
         return AxisPair(
             source=source,
@@ -129,7 +115,7 @@ class Matching:
             because=anchor.because if anchor else "",
             heads=heads,
             follows=leader,
-            rotary=self.ours.family.rotary and kinds[1] in ("queries", "keys"),
+            rotary=self.target.family.rotary and kinds[1] in ("queries", "keys"),
         )
 
     def _leads(self, axis: AxisPair) -> bool:
@@ -138,7 +124,9 @@ class Matching:
     def _broken(self, part: LogicalWeight, other: LogicalWeight, met: Mapping[str, AxisPair]) -> str | None:
         for name, axis in met.items():
             if name in ANCHORS and name not in self._anchors:
-                return f"{name} is not shared; {self._unshared.get(name, f'it would be with {ANCHORS[name]}')}"
+                if name in self._shared.undecided:
+                    return f"{name} may be shared: {self._shared.undecided[name]}"
+                return f"{name} is not shared; {self._shared.unshared.get(name, f'it would be with {ANCHORS[name]}')}"
             if name in self.axes and self.axes[name].source != axis.source:
                 return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
             if name in RESIDUAL_AXES and axis.source not in RESIDUAL_AXES:
@@ -161,41 +149,41 @@ def _heads(dimensions: Dimensions, axis: str) -> int | None:
     return dimensions.key_value_heads if axis in ("keys", "values") else None
 
 
-def _basis(theirs: ModelStructure, stream: str) -> LogicalWeight | None:
-    """The source's weight that tells which directions of its stream speak of the data."""
-    makers = [part for part in theirs.weights if part.role in INPUT_EMBEDDINGS and stream in (part.out, part.inp)]
-    projects = [part for part in theirs.weights if part.role == "embeddings.project.weight" and part.out == stream]
+def _basis(source: ModelStructure, stream: str) -> LogicalWeight | None:
+    """The source's weight that leads from the data to its stream, which the stream's map is taken from."""
+    makers = [part for part in source.weights if part.role in INPUT_EMBEDDINGS and stream in (part.out, part.inp)]
+    projects = [part for part in source.weights if part.role == "embeddings.project.weight" and part.out == stream]
     return next(iter([*projects, *makers]), None)
 
 
 def by_name(source: ModelInfo, target: ModelInfo, wanted: list[PairSpec]) -> list[WeightPair]:
     """The pairs that a user named, `*` matching any run of characters. Raises: `PairingRefused`."""
     pairs: list[WeightPair] = []
-    for place, entry in enumerate(wanted):
+    for index, entry in enumerate(wanted):
         matches = []
-        for side, pattern, facts in (("source", entry.source, source), ("target", entry.target, target)):
+        for side, pattern, model in (("source", entry.source, source), ("target", entry.target, target)):
             names = [
-                name for name, shape in facts.shapes.items() if len(shape) >= 2 and fnmatch.fnmatchcase(name, pattern)
+                name for name, shape in model.shapes.items() if len(shape) >= 2 and fnmatch.fnmatchcase(name, pattern)
             ]
             if not names:
-                near = difflib.get_close_matches(pattern, list(facts.shapes), n=3, cutoff=0.4)
+                near = difflib.get_close_matches(pattern, list(model.shapes), n=3, cutoff=0.4)
                 raise PairingRefused(
-                    f"transfer.pairs.{place}.{side}: {pattern!r} matches no weight of the {side} that has two axes; "
+                    f"transfer.pairs.{index}.{side}: {pattern!r} matches no weight of the {side} that has two axes; "
                     f"near are {', '.join(near) or 'none'}"
                 )
             matches.append(names)
         if len(matches[0]) != len(matches[1]):
             raise PairingRefused(
-                f"transfer.pairs.{place}: {entry.source!r} matches {len(matches[0])} weights and {entry.target!r} "
+                f"transfer.pairs.{index}: {entry.source!r} matches {len(matches[0])} weights and {entry.target!r} "
                 f"{len(matches[1])}; the k-th goes with the k-th, so make the counts equal"
             )
-        for theirs, mine in zip(*matches, strict=True):
-            shapes = tuple(source.shapes[theirs]), tuple(target.shapes[mine])
+        for name, target_name in zip(*matches, strict=True):
+            shapes = tuple(source.shapes[name]), tuple(target.shapes[target_name])
             form: Form = "convolution" if len(shapes[1]) > 2 else "matrix"
             pairs.append(
                 WeightPair(
-                    source=theirs, target=mine, role="named", form=form, source_shape=shapes[0], target_shape=shapes[1],
-                    parameters=math.prod(shapes[1]),
+                    source=name, target=target_name, role="named", form=form, source_shape=shapes[0],
+                    target_shape=shapes[1], parameters=math.prod(shapes[1]),
                 )
             )  # fmt: skip
     if repeated := {entry.target for entry in pairs if sum(other.target == entry.target for other in pairs) > 1}:

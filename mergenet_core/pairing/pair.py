@@ -1,12 +1,13 @@
 """Which weights of two models pair, and on which axes they agree, from names and shapes alone.
 
-Knowledge crosses where an axis means the same in both models (*anchored*), or where the map of one layer's output axis
-is carried into the next layer's input axis (*mapped*). A weight that has an axis of neither kind takes no part.
+Knowledge is transferred where an axis means the same in both models (*anchored*), or where the map of one layer's
+output axis is carried into the next layer's input axis (*mapped*). A weight with an axis of neither kind takes no part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mergenet_core.architectures.axes import ANCHORS, INPUT_AXES, INPUT_EMBEDDINGS, Kind, axis_kind, matrix_shape
@@ -15,9 +16,9 @@ from mergenet_core.architectures.registry import known_families
 from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.pairing.match_weights import NO_MAP, Anchor, Matching, by_name
+from mergenet_core.pairing.match_weights import NO_MAP, Matching, by_name
 from mergenet_core.pairing.result import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
-from mergenet_core.pairing.shared_axes import shared_axes
+from mergenet_core.pairing.shared_axes import SharedAxes, shared_axes
 from mergenet_core.spec.job import Include, TransferSpec
 
 __all__ = ["Pairing", "pair"]
@@ -27,11 +28,11 @@ TRIED: dict[Kind, tuple[tuple[PairedMethod, Include], ...]] = {
     "encoder": _BY_EMBEDDINGS, "decoder": _BY_EMBEDDINGS, "fusion": _BY_EMBEDDINGS, "vit": _BY_EMBEDDINGS,
     "mlp": (("anchored", "all"), ("project", "all")), "cnn": (("project", "all"), ("anchored", "all")),
 }  # fmt: skip
-"""What method `auto` tries, by the target's kind; by the first it pairs."""
+"""What method `auto` tries, by the target's kind; the first decides what pairs."""
 LPKA_RANK = 16
-"""The most tokens a side that `lpka` attends between unless told: on wide matrices more cost, and show no gain."""
-_STORED = "the target keeps it turned or together with others, which project writes and {} does not"
-_TABLE = "a table of embeddings has a row an entry: an adapter would need more parameters than the table"
+"""The most tokens a side that `lpka` attends between, unless the job sets a rank: more cost more, without gain."""
+_STORED = "the target stores it transposed or fused with others, which project writes and {} does not"
+_TABLE = "a table of embeddings has a row for each entry: an adapter would need more parameters than the table"
 _SEVERAL = ("joint",)
 """Axes that the towers of a model have in common."""
 
@@ -44,73 +45,98 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
     if transfer.pairs is not None:
         named = by_name(source, target, transfer.pairs)
         by: PairedMethod = "lpka-raw" if transfer.method == "lpka-raw" else "lpka"
-        return _checked(named, target, transfer, by, "named", {}, {}, {})
-    theirs, ours = read_structure(source.shapes, source.config), read_structure(target.shapes, target.config)
-    for side, towers, facts in (("source", theirs, source), ("target", ours, target)):
+        return _checked(_Found(method=by, kind="named", pairs=named), target, transfer)
+    source_towers, target_towers = (read_structure(model.shapes, model.config) for model in (source, target))
+    for side, towers, model in (("source", source_towers, source), ("target", target_towers, target)):
         if not towers:
             raise PairingRefused(
-                f"the weights of the {side} (model_type {facts.config.get('model_type')!r}) have no known roles; known "
+                f"the weights of the {side} (model_type {model.config.get('model_type')!r}) have no known roles; known "
                 f"are {known_families()}. Use one of these, or name the pairs: transfer.method: lpka with "
                 "transfer.pairs"
             )
-    method = TRIED[ours[0].kind][0][0] if transfer.method == "auto" else transfer.method
-    found, unpaired, unshared = _match_towers(theirs, ours, source, target, method, transfer)
-    pairs = [entry for matching in found for entry in matching.pairs]
-    axes = {name: axis for matching in found for name, axis in matching.axes.items()}
-    pairs, left_out = _included(pairs, transfer)
-    return _checked(pairs, target, transfer, method, found[0].ours.kind, axes, unpaired | left_out, unshared)
+    method = TRIED[target_towers[0].kind][0][0] if transfer.method == "auto" else transfer.method
+    matched = _match_towers((source, source_towers), (target, target_towers), method, transfer)
+    pairs, left_out = _included([entry for matching in matched.towers for entry in matching.pairs], transfer)
+    found = _Found(
+        method=method,
+        kind=matched.towers[0].target.kind,
+        pairs=pairs,
+        axes={name: axis for matching in matched.towers for name, axis in matching.axes.items()},
+        unpaired=matched.unpaired | left_out,
+        unshared=matched.unshared,
+        undecided=matched.undecided,
+    )
+    return _checked(found, target, transfer)
 
 
-def _match_towers(
-    theirs: tuple[ModelStructure, ...],
-    ours: tuple[ModelStructure, ...],
-    source: ModelInfo,
-    target: ModelInfo,
-    method: PairedMethod,
-    transfer: TransferSpec,
-) -> tuple[list[Matching], dict[str, str], dict[str, str]]:
-    """What pairs of each of the target's towers with the source's tower that goes with it best."""
-    found: list[Matching] = []
-    unpaired: dict[str, str] = {}
-    unshared: dict[str, str] = {}
-    missing: list[str] = []
+@dataclass(frozen=True)
+class _Found:
+    """What pairs before a method's own limits are applied."""
+
+    method: PairedMethod
+    kind: Kind | Literal["named"]
+    pairs: list[WeightPair]
+    axes: Mapping[str, AxisPair] = field(default_factory=dict)
+    unpaired: Mapping[str, str] = field(default_factory=dict)
+    unshared: Mapping[str, str] = field(default_factory=dict)
+    undecided: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _MatchedTowers:
+    """The target's towers that pair, and reasons for the rest."""
+
+    towers: list[Matching] = field(default_factory=list)
+    unpaired: dict[str, str] = field(default_factory=dict)
+    unshared: dict[str, str] = field(default_factory=dict)
+    undecided: dict[str, str] = field(default_factory=dict)
+
+
+_Model = tuple[ModelInfo, tuple[ModelStructure, ...]]
+"""A model, and its towers."""
+
+
+def _match_towers(source: _Model, target: _Model, method: PairedMethod, transfer: TransferSpec) -> _MatchedTowers:
+    """Pair each of the target's towers with the source's tower that goes with it best."""
+    found = _MatchedTowers()
+    refused: list[str] = []
     carried = method not in UNANCHORED
-    for tower in ours:
-        other, anchors, reasons = _best(theirs, tower, source, target)
-        entrances = [name for name in INPUT_AXES if any(name in (part.out, part.inp) for part in tower.weights)]
-        unshared |= {_of_tower(name, tower): reason for name, reason in reasons.items()}
-        if carried and not transfer.allow_unanchored and not any(name in anchors for name in entrances):
-            said = "; ".join(f"{name} is not shared: {_reason(name, reasons)}" for name in entrances)
-            missing.append(f"{said}. Shared are {', '.join(anchors) or 'no axes'}")
-            unpaired |= {part.name: f"no axis that data comes in by is shared: {said}" for part in tower.weights}
+    for tower in target[1]:
+        other, shared = _best(source, target[0], tower)
+        inputs = [axis for axis in INPUT_AXES if any(axis in (weight.out, weight.inp) for weight in tower.weights)]
+        found.unshared |= {_of_tower(axis, tower): reason for axis, reason in shared.unshared.items()}
+        found.undecided |= {_of_tower(axis, tower): reason for axis, reason in shared.undecided.items()}
+        if carried and not transfer.allow_unanchored and not any(axis in shared.anchors for axis in inputs):
+            why = "; ".join(f"{axis} is not shared: {_reason(axis, shared.unshared)}" for axis in inputs)
+            refused.append(f"{why}. Shared are {', '.join(shared.anchors) or 'no axes'}")
+            found.unpaired |= {weight.name: f"no axis that data enters by is shared: {why}" for weight in tower.weights}
             continue
-        matching = Matching(other, tower, anchors, reasons, carried=carried, free=transfer.allow_unanchored)
-        unpaired |= matching.unpaired
-        found.append(matching)
-    if not found:
+        matching = Matching(other, tower, shared, carried=carried, free=transfer.allow_unanchored)
+        found.unpaired |= matching.unpaired
+        found.towers.append(matching)
+    if not found.towers:
         raise PairingRefused(
-            f"method {method} needs an axis that means the same in both models, where data comes in: source "
-            f"({', '.join(tower.kind for tower in theirs)}), target ({', '.join(tower.kind for tower in ours)}); "
-            f"{'; '.join(missing)}. Take models that share one, or name transfer.method: lpka, or go on with "
-            "transfer.allow_unanchored: true"
+            f"method {method} needs an axis that means the same in both models, where data enters: source "
+            f"({', '.join(tower.kind for tower in source[1])}), target "
+            f"({', '.join(tower.kind for tower in target[1])}); {'; '.join(refused)}. Take models that share one, or "
+            "name transfer.method: lpka, or go on with transfer.allow_unanchored: true"
         )
-    if sum(bool(matching.pairs) for matching in found) > 1:
-        for matching in found:
+    if sum(bool(matching.pairs) for matching in found.towers) > 1:
+        for matching in found.towers:
             _name_by_tower(matching)
-    return [matching for matching in found if matching.pairs] or found[:1], unpaired, unshared
+    found.towers = [matching for matching in found.towers if matching.pairs] or found.towers[:1]
+    return found
 
 
-def _best(
-    theirs: tuple[ModelStructure, ...], tower: ModelStructure, source: ModelInfo, target: ModelInfo
-) -> tuple[ModelStructure, dict[str, Anchor], dict[str, str]]:
-    """The source's tower that shares what the target's tower reads, and is built most alike."""
-    options = [(other, *shared_axes(source, target, other, tower)) for other in theirs]
+def _best(source: _Model, target: ModelInfo, tower: ModelStructure) -> tuple[ModelStructure, SharedAxes]:
+    """The source's tower that shares the target's input and is built most like the target's tower."""
+    options = [(other, shared_axes(source[0], target, other, tower)) for other in source[1]]
     return max(
         options,
         key=lambda option: (
-            any(name in option[1] for name in INPUT_AXES),
+            any(axis in option[1].anchors for axis in INPUT_AXES),
             option[0].kind == tower.kind,
-            len(option[1]),
+            len(option[1].anchors),
         ),
     )
 
@@ -127,14 +153,14 @@ def _name_by_tower(matching: Matching) -> None:
     """Axes of different towers are different axes, whatever they are called in each."""
 
     def renamed(name: str | None) -> str | None:
-        return None if name is None else _of_tower(name, matching.ours)
+        return None if name is None else _of_tower(name, matching.target)
 
     matching.pairs = [
         entry.model_copy(update={"out": renamed(entry.out), "inp": renamed(entry.inp)}) for entry in matching.pairs
     ]
     matching.axes = {
         renamed(name) or name: axis.model_copy(
-            update={"source": _of_tower(axis.source, matching.theirs), "follows": renamed(axis.follows)}
+            update={"source": _of_tower(axis.source, matching.source), "follows": renamed(axis.follows)}
         )
         for name, axis in matching.axes.items()
     }
@@ -154,16 +180,8 @@ def _included(pairs: list[WeightPair], transfer: TransferSpec) -> tuple[list[Wei
     return [entry for entry in pairs if kept(entry.role)], left_out
 
 
-def _checked(
-    pairs: list[WeightPair],
-    target: ModelInfo,
-    transfer: TransferSpec,
-    method: PairedMethod,
-    kind: Kind | Literal["named"],
-    axes: dict[str, AxisPair],
-    unpaired: dict[str, str],
-    unshared: dict[str, str],
-) -> Pairing:
+def _checked(found: _Found, target: ModelInfo, transfer: TransferSpec) -> Pairing:
+    method, kind, pairs, axes, unpaired = found.method, found.kind, found.pairs, found.axes, dict(found.unpaired)
     if method in UNANCHORED:  # a vector has neither factors nor rows and columns
         unpaired |= {entry.target: "a vector has no re-encoding" for entry in pairs if not _is_matrix(entry)}
         pairs = [entry for entry in pairs if _is_matrix(entry)]
@@ -203,9 +221,9 @@ def _checked(
     ]
     taking_part = {entry.target_stored.name if entry.target_stored else entry.target for entry in pairs}
     reason = "not named in transfer.pairs" if kind == "named" else "no role is declared for it"
-    told = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
+    explained = {*taking_part, *(name.partition("[")[0] for name in unpaired)}
     rest = {  # a number of its own, such as how many batches a norm has seen, is no weight
-        name: reason for name, shape in target.shapes.items() if shape and name not in told
+        name: reason for name, shape in target.shapes.items() if shape and name not in explained
     }
     return Pairing(
         method=method,
@@ -214,7 +232,8 @@ def _checked(
         pairs=tuple(pairs),
         basis=next((axis.basis for axis in axes.values() if axis.basis is not None), None),
         unpaired=unpaired | rest,
-        unshared=unshared,
+        unshared=dict(found.unshared),
+        undecided=dict(found.undecided),
         rank=max(entry.rank or 0 for entry in pairs),
         transferable_parameters=sum(
             entry.parameters for entry in pairs if not entry.role.endswith(("norm.mean", "norm.variance"))
@@ -248,11 +267,11 @@ def _smallest_side(entry: WeightPair) -> int:
     return min(*matrix_shape(entry.source_shape, entry.form), *matrix_shape(entry.target_shape, entry.form))
 
 
-def _rank(entry: WeightPair, asked: int | None, method: PairedMethod) -> int:
+def _rank(entry: WeightPair, given: int | None, method: PairedMethod) -> int:
     smallest = _smallest_side(entry)
-    if asked is None and method == "lpka":
+    if given is None and method == "lpka":
         return min(smallest, max(4, min(smallest // 4, LPKA_RANK)))
-    return min(smallest, asked or max(4, smallest // 4))
+    return min(smallest, given or max(4, smallest // 4))
 
 
 def _narrowest(matrices: list[WeightPair], axes: Mapping[str, AxisPair]) -> int:

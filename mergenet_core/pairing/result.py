@@ -1,4 +1,4 @@
-"""What pairing finds: axes that stand for one another, weights that learn from one another, reasons for the rest."""
+"""What pairing finds: the axes and weights of two models that correspond, and reasons for the rest."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw"]
 UNANCHORED = ("lpka", "lpka-raw")
 """Methods that need no axis to mean the same in both models, and move matrices only."""
 How = Literal["same", "names", "carried", "free"]
-"""An axis means the same place by place, or by names; or its map is carried from such axes, or from none."""
+"""An axis means the same entry by entry, or by names; or its map is carried from such axes, or from none."""
 
 
 class AxisPair(Record):
-    """An axis of the target and the source's axis that stands for it."""
+    """An axis of the target and the source's axis that corresponds to it."""
 
     source: str
     source_size: int
     target_size: int
     anchored: bool
-    """It means the same in both models; else a method makes a map for it where it is first met, and carries it on."""
+    """It means the same in both models; else a method makes a map at its first weight, and carries it on."""
     order: tuple[int, ...] | None = None
-    """Anchored by names: the source's entry for each covered entry of the target. None: the same places."""
+    """Anchored by names: the source's entry for each covered entry of the target. None: the same indices."""
     cover: tuple[int, ...] | None = None
-    """The target's entries that `order` speaks of, ascending; the others keep their own values. None: all of them."""
+    """The target's entries that `order` is for, ascending; the others keep their own values. None: all of them."""
     covered: int | None = None
-    """How many entries `cover` has, told where the lists themselves are left out."""
+    """How many entries `cover` has, also where the lists themselves are left out."""
     free: bool = False
-    """Not anchored, and no anchored axis stands behind its map."""
+    """Not anchored, and its map does not follow from an anchored axis."""
     because: str = ""
-    """What makes it mean the same, for a reader."""
+    """What makes it mean the same, in words."""
     basis: str | None = None
     """A stream: the source's weight that its map is taken from."""
     basis_form: Form = "embedding"
@@ -62,15 +62,15 @@ class WeightPair(Record):
     """A weight of the target and the source's weight that it learns from."""
 
     source: str
-    """A part of a fused weight is named with its rows, `c_attn.weight[0:64]`; so is the target's."""
+    """A slice of a fused weight is named with its rows, `c_attn.weight[0:64]`; so is the target's."""
     target: str
     role: str
     form: Form
     source_shape: tuple[int, ...]
-    """Outputs first, whichever way it is stored; so is the target's."""
+    """Outputs first, however it is stored; so is the target's."""
     target_shape: tuple[int, ...]
     source_stored: StoredSlice | None = None
-    """Where the source's part lies, if it is not a weight of its own, outputs first."""
+    """The slice of the source's state dict that holds it, if it is not an entry of its own, outputs first."""
     target_stored: StoredSlice | None = None
     """The same for the target's."""
     layer: int | None = None
@@ -91,7 +91,7 @@ class Pairing(Record):
     kind: Kind | Literal["named"]
     """Of the target, or of its first tower that takes part."""
     axes: dict[str, AxisPair]
-    """By the target's axis, in the order in which they are met; of several towers, with `@tower` behind."""
+    """By the target's axis, in the order in which data meets them; of several towers, with `@tower` behind."""
     pairs: tuple[WeightPair, ...]
     """In the order that data passes through the target."""
     basis: str | None = None
@@ -100,6 +100,8 @@ class Pairing(Record):
     """Every other weight of the target, with the reason."""
     unshared: dict[str, str] = Field(default_factory=dict)
     """Axes that both models have and that do not mean the same in them, with the reason."""
+    undecided: dict[str, str] = Field(default_factory=dict)
+    """Axes of which training decides, once it has read the data, whether they are shared; with what it depends on."""
     rank: int
     """The largest rank of a pair's re-encoding."""
     transferable_parameters: int
@@ -110,7 +112,7 @@ class Pairing(Record):
         return tuple(name for name, axis in self.axes.items() if axis.anchored)
 
     def brief(self) -> Pairing:
-        """The same without the lists of a vocabulary's entries, to be kept and shown; their count stays."""
+        """The same without the lists of a vocabulary's entries, for records and display; their count stays."""
         axes = {
             name: axis
             if axis.order is None or len(axis.order) <= _ORDER_SHOWN

@@ -62,17 +62,17 @@ def source_pack(spec: JobSpec, roots: Roots) -> Pack | None:
 
 
 def with_data_labels(spec: JobSpec, source: ModelInfo, target: ModelInfo) -> tuple[ModelInfo, ModelInfo]:
-    """Mark both heads where source and target are trained on the same labels, which are read later."""
-    if spec.source.data is not None and _same_labels(spec, spec.source.data):
-        return replace(source, labels_from_data=True), replace(target, labels_from_data=True)
+    """Name the column that each head will learn its labels from, where the labels' names are read later."""
+    data, task = spec.target.data, spec.target.task
+    if target.labels is None:
+        target = replace(target, label_column=_label_column(task, data))
+    if source.labels is None and spec.source.data is not None and spec.source_task == task:
+        source = replace(source, label_column=_label_column(task, spec.source.data))
     return source, target
 
 
-def _same_labels(spec: JobSpec, source_data: DataSpec) -> bool:
-    if spec.source_task != spec.target.task:
-        return False
-    task = TASKS[spec.target.task]
-    return source_data.label == spec.target.data.label if task.one_label else bool(task.fixed_labels)
+def _label_column(task: TaskName, data: DataSpec) -> str | None:
+    return data.label if TASKS[task].one_label else None
 
 
 def _info(side: _Side, roots: Roots) -> ModelInfo | UnknownModel:

@@ -60,6 +60,8 @@ def _pairing_summary(console: Console, found: Pairing, target_parameters: int | 
         console.print(f"Axes mapped from source to target: {', '.join(mapped)}", markup=False)
     for name, reason in found.unshared.items():
         console.print(f"Axis {name} is not shared: {reason}", markup=False)
+    for name, reason in found.undecided.items():
+        console.print(f"Axis {name} may be shared: {reason}", markup=False)
 
 
 def memory_by_strategy(console: Console, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BertTokenizer
 from transformers.models.auto import modeling_auto
 
 from mergenet_core.architectures.check_config import model_types
@@ -41,6 +42,16 @@ def test_a_vocabulary_hashes_the_same_from_any_of_its_files(folder: Path) -> Non
     tokenizer["model"]["vocab"]["cat"] = 3  # type: ignore[index]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert read_vocabulary(folder) != from_lines
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_vocabularys_lines_are_those_that_the_tokenizer_reads(folder: Path, ending: str) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a\u2028", "b", "\u0085", "c\x0b", "\x1c", "the"]
+    (folder / "vocab.txt").write_bytes("".join(word + ending for word in words).encode())
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary is not None
+    assert vocabulary.tokens["the"] == words.index("the")
+    assert dict(vocabulary.tokens) == BertTokenizer.from_pretrained(folder).get_vocab()
 
 
 def test_a_source_without_a_head_has_no_labels(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -235,3 +236,22 @@ def test_pairing_needs_no_torch():
         "import sys, mergenet_core.pairing.pair, mergenet_core.architectures.shapes; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_labels_that_are_read_later_are_shared_where_both_heads_learn_the_same_column():
+    source, target = (replace(bert(width, 2), label_column="topic") for width in (32, 16))
+    assert "labels" in pair(source, target, TransferSpec()).anchored_axes
+    other = replace(source, label_column="language")
+    assert "labels" in pair(other, target, TransferSpec()).unshared
+
+
+def test_whether_a_trained_heads_labels_are_those_of_the_data_is_left_to_training():
+    target = replace(bert(16, 2), label_column="topic")
+    pairing = pair(bert(labels=LABELS), target, TransferSpec())
+    assert pairing.undecided == {
+        "labels": "training shares it if each label in the data's column topic is one of the source's (ant, bee, cat)"
+    }
+    assert "labels" not in pairing.unshared
+    assert pairing.unpaired["classifier.weight"].startswith("labels may be shared: training shares it if")
+    # the same models as training sees them, once the data's labels are known
+    assert "labels" in pair(bert(labels=LABELS), bert(16, 2, labels=("bee", "cat")), TransferSpec()).anchored_axes

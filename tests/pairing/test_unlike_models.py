@@ -113,7 +113,7 @@ def test_a_model_pairs_with_its_like_in_every_weight(build: Callable[[], tf.PreT
     assert not any(axis.free for axis in pairing.axes.values())
 
 
-def test_parts_of_a_fused_weight_are_told_from_one_another_and_turned() -> None:
+def test_slices_of_a_fused_weight_are_cut_out_and_transposed() -> None:
     model = gpt2()
     pairing = pair(made(model), made(bert()), TransferSpec())
     found = {entry.target: entry for entry in pairing.pairs}
@@ -316,10 +316,12 @@ def test_a_long_order_is_left_out_of_what_is_kept() -> None:
 
 
 def test_what_a_method_cannot_write_is_said_before() -> None:
-    with pytest.raises(PairingRefused, match=r"turned or together with others, which project writes and lpka does not"):
+    with pytest.raises(
+        PairingRefused, match=r"transposed or fused with others, which project writes and lpka does not"
+    ):
         pair(made(bert()), made(gpt2()), TransferSpec(method="lpka"))
     pairing = pair(made(bert()), made(bert()), TransferSpec(method="lpka"))
-    assert "a row an entry" in pairing.unpaired["embeddings.word_embeddings.weight"]
+    assert "a row for each entry" in pairing.unpaired["embeddings.word_embeddings.weight"]
     assert not any(entry.form == "embedding" for entry in pairing.pairs)
     with pytest.raises(PairingRefused, match=r"share keys and values; name transfer.method: project"):
         pair(made(bert()), made(llama()), TransferSpec(method="anchored"))
