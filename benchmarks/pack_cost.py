@@ -22,7 +22,8 @@ from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.arms import prepare_training
+from mergenet_core.training.context import open_trial
 from mergenet_core.training.export import environment
 
 SOURCE = ROOT / "models" / "all-minilm-l6"
@@ -77,11 +78,11 @@ def accuracy(job: JobSpec, arm: str, seed: int, roots: Roots) -> float:
     """The test accuracy after the last step."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed)
-        prepared = prepare_arm(job, trial, JobFolder(Path(folder)), roots)
-        prepared.training.start()
-        while prepared.training.step < job.train.steps:
-            prepared.training.advance()
-        return prepared.training.evaluate(prepared.task.test)[prepared.task.metric]
+        training = prepare_training(open_trial(job, trial, JobFolder(Path(folder)), roots))
+        training.start()
+        while training.step < job.train.steps:
+            training.advance()
+        return training.evaluate(training.task.test)[training.task.metric]
 
 
 def page(numbers: dict[str, Any]) -> str:

@@ -23,9 +23,11 @@ from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
-from mergenet_core.training.distributed.engines import open_engine
+from mergenet_core.training.arms import prepare_training
+from mergenet_core.training.context import open_trial
 from mergenet_core.training.distributed.world import open_world
+from mergenet_core.training.engines.engine import named_shards
+from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.trial import run_trial
@@ -67,14 +69,14 @@ def exchange(task: dict[str, Any]) -> dict[str, Any]:
     matrices = [matrix for matrix in pairing.pairs if matrix.rank is not None]
     engine = open_engine(models["target"], spec, world)
     source = {name: W.detach() for name, W in models["source"].state_dict().items()}
-    transfer = Transfer(TransferSource(source), engine.named(), pairing, settings, steps=100, seed=0)
+    transfer = Transfer(TransferSource(source), named_shards(engine), pairing, settings, steps=100, seed=0)
     transfer.start()
     TRAFFIC.numbers = TRAFFIC.calls = 0
-    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(world.place))
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(world.world_rank))
     engine.train(True)
     transfer.before(0)
     engine.begin()
-    loss = nn.functional.cross_entropy(engine(pixel_values=images).logits, torch.tensor([0, 1]))
+    loss = nn.functional.cross_entropy(engine(pixel_values=images)["logits"], torch.tensor([0, 1]))
     engine.backward(loss, last=True)
     transfer.after_backward(0)
     engine.clip()
@@ -96,7 +98,7 @@ def held(task: dict[str, Any]) -> dict[str, Any]:
     job = parse(task["document"])
     trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
     # a small model first: memory of imports, tokenizer, examples and process group is not the model's
-    prepare_arm(parse(task["small"]), trial, JobFolder(Path(task["folder"])), task["roots"])
+    prepare_training(open_trial(parse(task["small"]), trial, JobFolder(Path(task["folder"])), task["roots"]))
     gc.collect()
     before = anonymous_bytes()
     samples, stop = [before], threading.Event()
@@ -107,21 +109,21 @@ def held(task: dict[str, Any]) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    arm = prepare_arm(job, trial, JobFolder(Path(task["folder"])), task["roots"])
+    training = prepare_training(open_trial(job, trial, JobFolder(Path(task["folder"])), task["roots"]))
     stop.set()
     watcher.join()
-    shards = arm.training.engine.shards
+    shards = training.engine.shards
     parameters = {name: shard for name, shard in shards.items() if isinstance(shard.parameter, nn.Parameter)}
     kept = sum(
         _bytes(shard.parameter.ds_tensor) if isinstance(shard, Zero3Shard) else _bytes(shard.local().flat)
         for shard in parameters.values()
     )
     masters = sum(_bytes(shard.local().flat) for shard in parameters.values() if isinstance(shard, Zero3Shard))
-    full = 4 * arm.parameters
-    world = arm.training.engine.world
+    full = 4 * training.parameters
+    world = training.engine.world
     share = full / world.size
     return {
-        "parameters": arm.parameters,
+        "parameters": training.parameters,
         "full_bytes": full,
         "held_bytes": kept,
         "held": kept / share,
@@ -152,7 +154,9 @@ def steps(task: dict[str, Any]) -> dict[str, Any]:
         document["transfer"] = {"method": "anchored" if name == "control" else name, "cycle": cycle}
         arm = "control" if name == "control" else "transfer"
         trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
-        arms[name] = prepare_arm(parse(document), trial, JobFolder(Path(task["folder"])), task["roots"]).training
+        arms[name] = prepare_training(
+            open_trial(parse(document), trial, JobFolder(Path(task["folder"])), task["roots"])
+        )
     for training in arms.values():
         training.start()
         for _ in range(cycle):  # the optimizer makes its state in its first step

@@ -20,7 +20,8 @@ from measuring import ROOT, alternating_step_seconds
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.training.arms import prepare_training
+from mergenet_core.training.context import open_trial
 from mergenet_core.training.loop import Training
 
 METHODS = ("project", "anchored", "lpka")
@@ -54,7 +55,7 @@ def started_arm(arm: str, method: str, folder: Path, rounds: int) -> Training:
     job = parse(text.replace("method: project", f"method: {method}"))
     roots = Roots(models=(ROOT / "models",), data=(ROOT / "data",))
     trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
-    training = prepare_arm(job, trial, JobFolder(folder), roots).training
+    training = prepare_training(open_trial(job, trial, JobFolder(folder), roots))
     training.start()
     training.advance()
     return training

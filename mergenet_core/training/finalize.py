@@ -17,8 +17,8 @@ from mergenet_core.results.report import build_report
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.storage.published_folder import MANIFEST, publishing, sha256, verify
-from mergenet_core.training.arms import source_folder
 from mergenet_core.training.export import ROLES, environment
+from mergenet_core.training.sources import source_path
 
 
 def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt: int) -> str:
@@ -39,7 +39,7 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
         parts.append("source-model")
     for part in parts:
         verify(trial_folder / part)
-    about = _about(job, record, trial, folder, roots)
+    about = _provenance(job, record, trial, folder, roots)
     step = trial.result.steps if trial.result is not None else 0
     with publishing(folder.artifact, kind="artifact", step=step, attempt=attempt, roles=ROLES, about=about) as draft:
         _copy(trial_folder / "model", draft / "model")
@@ -53,14 +53,16 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     return folder.artifact.relative_to(folder.path).as_posix()
 
 
-def _about(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> Provenance:
+def _provenance(job: JobSpec, record: Job, trial: Trial, folder: JobFolder, roots: Roots) -> Provenance:
     if trial.result is None:
         raise NotFound(f"trial {trial.id} has no result; the job cannot be finalized before its trials have succeeded")
     inputs: Inputs = {"data": trial.result.data}
-    if (source := source_folder(job, folder, roots)) is not None:
-        inputs["source"] = _weight_hashes(source)
-    if (target := folder_of(job.target.model, roots, "target.model")) is not None:
-        inputs["target"] = _weight_hashes(target)
+    source = source_path(job, folder, roots)
+    if source is not None:
+        inputs["source"] = _weights_sha256(source)
+    target = folder_of(job.target.model, roots, "target.model")
+    if target is not None:
+        inputs["target"] = _weights_sha256(target)
     return {
         "job": record.id,
         "trial": trial.id,
@@ -77,12 +79,13 @@ def _document(job: JobSpec) -> str:
     return job.model_dump_json(indent=1)
 
 
-def _weight_hashes(model: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in weight_files(model)}
+def _weights_sha256(path: Path) -> dict[str, str]:
+    """The hash of each file of a model's weights."""
+    return {file.name: sha256(file) for file in weight_files(path)}
 
 
 def code_sha256() -> str:
-    """A hash over the source files that trained the model: a version number alone may be that of a changed copy."""
+    """A hash over the source files that trained the model."""
     root = Path(mergenet_core.__file__).parent
     lines = (f"{path.relative_to(root).as_posix()} {sha256(path)}\n" for path in sorted(root.rglob("*.py")))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -10,27 +10,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
-from mergenet_core.tasks.task import Augmented, Examples, Task, Weighted
+from mergenet_core.tasks.task import Augmented, Batch, Examples, Outputs, Task, Weighted
 from mergenet_core.training.distill import Distillation
-from mergenet_core.training.distributed.engines import Engine
 from mergenet_core.training.distributed.world import World
+from mergenet_core.training.engines.tensors import sync_buffers
+from mergenet_core.training.learners import Learner
 from mergenet_core.training.optim import learning_rate
-from mergenet_core.transfer.cycle import Transfer
+from mergenet_core.transfer.cycle import Transfer, TransferState
 
 TIMED_STEPS = 1000
 """At most so many step times are kept, evenly spaced, for the median."""
 _STREAMS = 16
 """Streams of random numbers below are the loop's own; from here on each micro-batch has one for its dropout."""
-Model = Callable[..., Any]
+Model: TypeAlias = Callable[..., Outputs]
 """Keyword arguments of a batch → the model's outputs."""
+
+
+class TrainingState(TypedDict):
+    """How far a model's training is, without weights and the optimizer's tensors; the keys are a checkpoint's."""
+
+    step: int
+    started: bool
+    extra_seconds: float
+    loss: float
+    seconds: float
+    step_seconds: list[float]
+    transfer: TransferState
 
 
 class Training:
@@ -38,22 +51,23 @@ class Training:
 
     def __init__(
         self,
-        engine: Engine,
-        task: Task,
+        learner: Learner,
         *,
         seed: int,
         field: str = "train",
+        transfer: Transfer | None = None,
+        joint_source: Training | None = None,
     ) -> None:
-        self.engine = engine
-        self.task = task
-        self.spec: TrainSpec = engine.spec
+        self.engine = learner.engine
+        self.task = learner.task
+        self.spec: TrainSpec = learner.engine.spec
         self.field = field
-        """Where the document says how this is trained, for sentences about it."""
+        """Where the job document says how this is trained; errors name it."""
         self.seed = seed
-        self.transfer: Transfer | None = None
-        self.distillation: Distillation | None = None
-        self.partner: Training | None = None
-        """A source that learns beside this model: it takes a step with each of this one's."""
+        self.transfer = transfer
+        self.joint_source = joint_source
+        """A source that learns together with this model: it takes a step after each of this one's."""
+        self.parameters = learner.parameters
         self.step = 0
         self.started = False
         self.loss = math.nan
@@ -71,14 +85,17 @@ class Training:
             self.transfer.start()
         self.extra_seconds += time.perf_counter() - begun
         self.started = True
-        if self.partner is not None:
-            self.partner.start()
+        if self.joint_source is not None:
+            self.joint_source.start()
 
-    def advance(self) -> None:
-        """One step: transfer, forward, backward, clip, update. Raises: `TrainingDiverged`, `OutOfMemory`."""
+    def advance(self, distillation: Distillation | None = None) -> None:
+        """One step: transfer, forward, backward, clip, update; `distillation` adds a teacher's loss.
+
+        Raises: `TrainingDiverged`, `OutOfMemory`.
+        """
         begun = time.perf_counter()
         try:
-            self.loss = self._advance()
+            self.loss = self._advance(distillation)
         except (MemoryError, RuntimeError) as error:
             raise_if_out_of_memory(error, self.step, self.spec.batch_size, self.field)
             raise
@@ -93,24 +110,25 @@ class Training:
         if self.step % max(1, self.spec.steps // TIMED_STEPS) == 0:
             self.step_seconds.append(elapsed)
         self.step += 1
-        if self.partner is not None:
-            self.partner.advance()
+        if self.joint_source is not None:
+            self.joint_source.advance()
 
-    def _advance(self) -> float:
+    def _advance(self, distillation: Distillation | None) -> float:
         step, engine = self.step, self.engine
         index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, step)
-        parts = engine.world.share(index_b).chunk(self.spec.micro_batches)
-        shares = self._shares(index_b)
+        micro_batches = engine.world.share(index_b).chunk(self.spec.micro_batches)
+        weights = self._micro_batch_weights(index_b)
         engine.train(True)
         if self.transfer is not None:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
         engine.begin()
         total = torch.zeros((), device=engine.world.device)
-        for number, (part_b, share) in enumerate(zip(parts, shares, strict=True)):
-            loss = share * self._loss(part_b, engine.world.place * len(parts) + number)
-            engine.backward(loss, last=number == len(parts) - 1)
-            total += loss.detach() / len(parts)
+        for number, (part_b, weight) in enumerate(zip(micro_batches, weights, strict=True)):
+            number_of_all = engine.world.world_rank * len(micro_batches) + number
+            loss = weight * self._loss(part_b, number_of_all, distillation)
+            engine.backward(loss, last=number == len(micro_batches) - 1)
+            total += loss.detach() / len(micro_batches)
         if self.transfer is not None:
             self.transfer.after_backward(step)
         engine.clip()
@@ -119,42 +137,42 @@ class Training:
             self.transfer.after_step(step)
         return float(engine.world.mean(total))
 
-    def _shares(self, index_b: Tensor) -> list[float]:
-        """How much each micro-batch of this process counts in the step's loss, compared with the mean micro-batch.
+    def _micro_batch_weights(self, index_b: Tensor) -> list[float]:
+        """The weight of each micro-batch of this process in the step's loss, relative to the mean micro-batch.
 
-        An engine averages over micro-batches and processes, so that its average of losses that are multiplied by these
-        is the mean over all tokens of the step. They are exactly 1 where examples weigh equally.
+        An engine averages over micro-batches and processes. Losses that are multiplied by these weights average to the
+        mean over all tokens of the step. Where examples weigh equally, the weights are exactly 1.
         """
         micro_batches, world = self.spec.micro_batches, self.engine.world
         if not isinstance(self.task.train, Weighted):
             return [1.0] * micro_batches
         weights_b = self.task.train.weights(index_b)
         total = max(1, int(weights_b.sum()))
-        parts = world.share(weights_b).chunk(micro_batches)
-        return [int(part_b.sum()) * micro_batches * world.size / total for part_b in parts]
+        own = world.share(weights_b).chunk(micro_batches)
+        return [int(part_b.sum()) * micro_batches * world.size / total for part_b in own]
 
-    def _loss(self, index_b: Tensor, place: int) -> Tensor:
-        """The loss of one micro-batch; `place` is its number among those of all processes."""
+    def _loss(self, index_b: Tensor, number: int, distillation: Distillation | None) -> Tensor:
+        """The mean loss of one micro-batch; `number` counts the micro-batches of all processes."""
         device = self.engine.world.device
         examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
         seen = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
         batch = {name: value.to(device) for name, value in seen.items()}
-        torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if place == 0 else _STREAMS + place))
-        outputs = self.engine(**inputs(batch, self.task))
+        torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number))
+        outputs = self.engine(**model_inputs(batch, self.task))
         loss = self.task.loss(outputs, batch)
-        if self.distillation is not None:
-            loss = self.distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
+        if distillation is not None:
+            loss = distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
         return loss
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The task's metrics over a split."""
-        self.engine.sync_buffers()
+        sync_buffers(self.engine)
         self.engine.train(False)
         metrics = evaluate(self.engine, self.task, examples, self.engine.world, self.spec.batch_size)
         self.engine.train(True)
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> TrainingState:
         """Everything but weights and the optimizer's tensors, the same on every process: tensors and numbers."""
         return {
             "step": self.step,
@@ -166,8 +184,8 @@ class Training:
             "transfer": self.transfer.state_dict() if self.transfer is not None else {},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+    def load_state_dict(self, state: TrainingState) -> None:
+        """Go on from where `state_dict` was taken."""
         self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
         self.started, self.extra_seconds = state["started"], state["extra_seconds"]
         self.step_seconds = list(state["step_seconds"])
@@ -177,43 +195,43 @@ class Training:
 
 def evaluate(model: Model, task: Task, examples: Examples, world: World, batch_size: int) -> dict[str, float]:
     """The task's metrics over a split, of a model in evaluation mode."""
-    return task.measure(over(model, task, examples, world, batch_size, task.answers), examples)
+    return task.measure(forward_all(model, task, examples, world, batch_size, task.answers), examples)
 
 
 @torch.no_grad()
-def over(
+def forward_all(
     model: Model,
     task: Task,
     examples: Examples,
     world: World,
     batch_size: int,
-    keep: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    keep: Callable[[Outputs, Batch], Tensor],
 ) -> Tensor:
-    """What `keep` takes of the model's outputs and the batch, one row an example of the split.
+    """What `keep` returns for the model's outputs and the batch, one row per example of the split, in its order.
 
-    The forward passes are made in the order that wastes the least padding, each process making its share.
+    The forward passes are made in the order that keeps padding small; each process makes its share.
     """
     order = examples.evaluation_order()
     found = []
     for index_b in torch.split(order, max(batch_size, task.evaluation_batch)):
         batch = {name: value.to(world.device) for name, value in examples.batch(world.share(index_b)).items()}
-        found.append(world.gathered(keep(model(**inputs(batch, task)), batch).float(), len(index_b)))
+        found.append(world.gathered(keep(model(**model_inputs(batch, task)), batch).float(), len(index_b)))
     return torch.cat(found)[torch.argsort(order)]
 
 
-def inputs(batch: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
-    """The part of a batch that the model gets to see."""
+def model_inputs(batch: Batch, task: Task) -> dict[str, Tensor]:
+    """The tensors of a batch that are passed to the model: all but the targets."""
     return {name: value for name, value in batch.items() if name not in task.targets}
 
 
 def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """The examples of a step: consecutive places in an endless row of epochs, each a permutation of its own."""
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = places // examples
+    """The examples of a step: consecutive positions in an endless series of epochs, each with its own permutation."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // examples
     drawn = []
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         order = torch.randperm(examples, generator=torch.Generator().manual_seed(draw_seed(seed, epoch, stream=1)))
-        drawn.append(order[places[epochs == epoch] % examples])
+        drawn.append(order[positions[epochs == epoch] % examples])
     return torch.cat(drawn)
 
 
@@ -225,9 +243,8 @@ def draw_seed(seed: int, number: int, stream: int = 0) -> int:
 
 
 def raise_if_out_of_memory(error: BaseException, step: int, batch_size: int, field: str = "train") -> None:
-    """Turn the ways in which memory runs out into one. Raises: `OutOfMemory`."""
-    words = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in words:
+    """Raise `OutOfMemory` if that is what an error means, whichever allocator raised it; do nothing otherwise."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
         raise OutOfMemory(
             f"memory ran out at step {step} with {field}.batch_size {batch_size}; halve it, shorten max_length or "
             "image_size, choose a smaller target, or use a device with more memory"

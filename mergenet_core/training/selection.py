@@ -1,33 +1,42 @@
-"""Which of a run's weights were best on the validation split. The test split is never looked at here."""
+"""Which of a run's weights were best on the validation split. The test split is not used here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from mergenet_core.transfer.shards import FlatSlice
 
 
+class SelectionState(TypedDict):
+    """A selection without its weights; the keys are a checkpoint's."""
+
+    evaluated: int
+    newest: float | None
+    best: float | None
+    best_step: int
+
+
 @dataclass
 class Selection:
-    """The best validation metric so far, and what this process holds of the weights that had it."""
+    """The best validation metric so far, and this process's pieces of the weights that reached it."""
 
     evaluated: int = -1
-    """The step that was looked at last; −1 before the first."""
+    """The step of the last evaluation; −1 before the first."""
     newest: float | None = None
     best: float | None = None
     best_step: int = 0
     weights: dict[str, FlatSlice] | None = None
 
-    def look(self, step: int, metric: float, weights: Callable[[], dict[str, FlatSlice]]) -> None:
-        """Note a metric; weights are taken only when it is better than all before, so a tie goes to the earlier."""
+    def update(self, step: int, metric: float, weights: Callable[[], dict[str, FlatSlice]]) -> None:
+        """Note a metric; weights are taken only if it is better than all before, so that a tie goes to the earlier."""
         self.evaluated, self.newest = step, metric
         if self.best is None or metric > self.best:
-            self.weights = None  # the old ones go first: two copies at a time may not fit
+            self.weights = None  # the old ones are freed first: two copies may not fit into memory
             self.best, self.best_step, self.weights = metric, step, weights()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SelectionState:
         """All but the weights."""
         return {
             "evaluated": self.evaluated,
@@ -36,7 +45,7 @@ class Selection:
             "best_step": self.best_step,
         }
 
-    def load_state_dict(self, state: dict[str, Any], weights: dict[str, FlatSlice] | None) -> None:
-        """Go on where `state_dict` was taken."""
+    def load_state_dict(self, state: SelectionState, weights: dict[str, FlatSlice] | None) -> None:
+        """Go on from where `state_dict` was taken."""
         self.evaluated, self.newest = state["evaluated"], state["newest"]
         self.best, self.best_step, self.weights = state["best"], state["best_step"], weights

@@ -4,96 +4,103 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from mergenet_core.errors import CheckpointInvalid, ModelRefused
 from mergenet_core.model_files.read_model import read_config
+from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
-from mergenet_core.records.job import Trial
 from mergenet_core.records.provenance import Provenance
-from mergenet_core.spec.job import DistillSpec, JobSpec
-from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.spec.job import DistillSpec, TrainSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.storage.published_folder import verify
 from mergenet_core.tasks.loading import load_task
-from mergenet_core.tasks.task import Task
-from mergenet_core.training.arms import check_fits, frozen_source, image_channels, source_facts
+from mergenet_core.tasks.task import Outputs, Task
+from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distill import Distillation, Relabelled
-from mergenet_core.training.distributed.engines import open_engine
-from mergenet_core.training.distributed.world import World
+from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.export import export_model
-from mergenet_core.training.loop import Training, evaluate, over
+from mergenet_core.training.learners import Learner, check_fits, image_channels
+from mergenet_core.training.loop import Training, evaluate, forward_all
+from mergenet_core.training.sources import frozen_source_info, frozen_source_path
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What distils, what it cost to get it, and how good it is itself."""
+    """A prepared teacher."""
 
     distillation: Distillation
     seconds: float
+    """What it took to prepare it."""
     test: float
+    """Its own metric on the test split."""
 
 
 def prepare_teacher(
-    job: JobSpec,
-    trial: Trial,
-    folder: JobFolder,
-    roots: Roots,
-    labels: tuple[str, ...],
-    world: World,
-    *,
-    attempt: int,
-    stop_if_asked: Callable[[], bool],
+    context: TrialContext, labels: tuple[str, ...], *, attempt: int, stop_if_requested: Callable[[], bool]
 ) -> Teacher:
-    """The arm's teacher; one that was fine-tuned at this seed is used again, an interrupted fine-tuning starts anew.
+    """The teacher of an arm that distils. One that was fine-tuned at this seed is reused.
 
-    Raises: `ModelRefused` where the source has no head for the target's labels and is not to be given one.
+    Fine-tuning that was interrupted starts again from its first step.
+
+    Raises: `ModelRefused` if the source has no head for the target's labels and is not to be fine-tuned.
     """
+    job, seed, world = context.job, context.trial.seed, context.world
     spec = job.transfer.distill or DistillSpec()
-    source = frozen_source(job, folder, roots, world)
-    task = _as_the_source_reads(job, trial, source, roots)
+    source = frozen_source_path(context)
+    task = _task_of_source(context, source)
     seconds, known = 0.0, labels
     if spec.teacher is None:
-        known = _known_labels(labels, source_facts(job, source, roots).labels)
-        model = load_trained(source, job.target.task, known, seed=trial.seed)
+        known = _known_labels(labels, frozen_source_info(job, source, context.roots).labels)
+        model = load_trained(source, job.target.task, known, seed=seed)
     else:
-        saved = folder.teachers / str(trial.seed)
-        if not world.told(_verifies(saved)):
+        saved = context.folder.teachers / str(seed)
+        if not world.from_main(_verifies(saved)):
             begun = time.perf_counter()
-            learner = load_trained(source, job.target.task, labels, seed=trial.seed)
-            engine = open_engine(learner, spec.teacher, replace(world, precision=spec.teacher.precision))
-            training = Training(engine, task, seed=trial.seed, field="transfer.distill.teacher")
+            training = _fine_tuning(context, source, task, spec.teacher)
             while training.step < spec.teacher.steps:
-                stop_if_asked()
+                stop_if_requested()
                 training.advance()
             about: Provenance = {"step": training.step, "seconds": time.perf_counter() - begun}
-            export_model(engine, task.processor, saved, attempt=attempt, about=about)
-        seconds = float(verify(saved).about["seconds"])
-        model = load_trained(saved, job.target.task, labels, seed=trial.seed)
+            export_model(training.engine, task.processor, saved, attempt=attempt, about=about)
+        seconds = verify(saved).about["seconds"]
+        model = load_trained(saved, job.target.task, labels, seed=seed)
     frozen = Relabelled(model, [known.index(label) for label in labels]).to(world.device).eval()
 
-    def say(**inputs: Tensor) -> Any:
+    def predict(**inputs: Tensor) -> Outputs:
         with world.accelerator.autocast():
-            return frozen(**inputs)
+            outputs: Outputs = frozen(**inputs)
+        return outputs
 
-    test = evaluate(say, task, task.test, world, job.train.batch_size)[task.metric]
+    test = evaluate(predict, task, task.test, world, job.train.batch_size)[task.metric]
     begun = time.perf_counter()
-    logits_nl = over(say, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs["logits"])
+    logits_nl = forward_all(
+        predict, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs["logits"]
+    )
     seconds += time.perf_counter() - begun
     return Teacher(Distillation(logits_nl, spec), seconds, test)
+
+
+def _fine_tuning(context: TrialContext, source: Path, task: Task, spec: TrainSpec) -> Training:
+    """The source with a head for the target's labels, in training on the trial's examples."""
+    seed = context.trial.seed
+    model = load_trained(source, context.job.target.task, task.labels, seed=seed)
+    info, count = model_info(model, labels=task.labels), count_parameters(model)
+    engine = open_engine(model, spec, replace(context.world, precision=spec.precision))
+    return Training(Learner(engine, task, info, count), seed=seed, field="transfer.distill.teacher")
 
 
 def _known_labels(labels: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
     if known is not None and sorted(known) == sorted(labels):
         return known
-    theirs = f"the labels {_listed(known)}" if known else "no trained head"
+    given = f"the labels {_listed(known)}" if known else "no trained head"
     raise ModelRefused(
-        f"the source has {theirs}, the target's labels are {_listed(labels)}: it cannot teach them as it is. Give "
+        f"the source has {given}, the target's labels are {_listed(labels)}: it cannot teach them as it is. Give "
         "transfer.distill.teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill arms out"
     )
 
@@ -102,27 +109,29 @@ def _listed(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
 
 
-def _as_the_source_reads(job: JobSpec, trial: Trial, source: Path, roots: Roots) -> Task:
-    """The trial's own examples, in the same order, through the source's tokenizer or at its image size."""
+def _task_of_source(context: TrialContext, source: Path) -> Task:
+    """The trial's examples in the same order, read with the source's tokenizer or at its image size."""
+    job, roots = context.job, context.roots
     name, field = job.target.task, "target.data"
     config = read_config(source, name)
     processor = processor_folder(job.source.model, name, roots, own=source, source=None, field="source.model")
     size = _image_size(config, processor) or job.target.data.image_size
     data = job.target.data.model_copy(update={"image_size": size})
     channels = image_channels(config)
-    task = load_task(name, data, processor, roots, seed=trial.seed, field=field, channels=channels)
+    task = load_task(name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels)
     check_fits(config, task, data, field)
     return task
 
 
-def _image_size(config: Mapping[str, Any], processor: Path | None) -> int | None:
-    if isinstance(config.get("image_size"), int):
-        return int(config["image_size"])
+def _image_size(config: JsonObject, processor: Path | None) -> int | None:
+    size = config.get("image_size")
+    if isinstance(size, int):
+        return size
     described = processor / "preprocessor_config.json" if processor is not None else None
     if described is None or not described.is_file():
         return None
-    size = json.loads(described.read_text()).get("size")
-    return int(size["height"]) if isinstance(size, dict) and "height" in size else None
+    given = json.loads(described.read_text()).get("size")
+    return int(given["height"]) if isinstance(given, dict) and "height" in given else None
 
 
 def _verifies(folder: Path) -> bool:

@@ -11,8 +11,9 @@ from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import pair
 from mergenet_core.spec.job import ResourcesSpec, TrainSpec, TransferSpec
-from mergenet_core.training.distributed.engines import open_engine
 from mergenet_core.training.distributed.world import open_world
+from mergenet_core.training.engines.engine import named_shards
+from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.transfer.cycle import Transfer, TransferSource
 from mergenet_core.transfer.shards.exchange import TRAFFIC
 
@@ -48,13 +49,13 @@ def count(strategy: str, spec: TransferSpec) -> int:
     assert [one.target for one in pairing.pairs if one.rank is not None] == [WEIGHT]
     engine = open_engine(target, train, open_world(resources, "fp32"))
     weights = {name: W.detach() for name, W in source.state_dict().items()}
-    transfer = Transfer(TransferSource(weights), engine.named(), pairing, spec, steps=10, seed=0)
+    transfer = Transfer(TransferSource(weights), named_shards(engine), pairing, spec, steps=10, seed=0)
     transfer.start()
     TRAFFIC.numbers = 0
     engine.train(True)
     transfer.before(0)
     engine.begin()
-    logits = engine(pixel_values=torch.rand(2, 1, 16, 16)).logits
+    logits = engine(pixel_values=torch.rand(2, 1, 16, 16))["logits"]
     engine.backward(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])), last=True)
     transfer.after_backward(0)
     engine.step(1e-3)

@@ -18,13 +18,11 @@ from transformers import (
 
 from mergenet_core.errors import DataRefused, ModelRefused, SpecInvalid
 from mergenet_core.planning.make_plan import make_plan
-from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
-from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.storage.paths import Roots
 from tests.tasks.pictures import SIZE, write_captions, write_vqa
 from tests.tasks.words import WORDS, write_words
-from tests.training.tiny import BERT, run, run_twice
+from tests.training.tiny import BERT, prepared, run, run_twice
 
 IMAGE = {"patch_size": 4, "image_size": SIZE, "num_channels": 3}
 TEXT = {"max_position_embeddings": 64}
@@ -143,8 +141,8 @@ def test_a_source_that_answered_questions_gives_its_towers_and_its_head(tmp_path
     }
     spec = job("visual-question-answering", VILT, VQA, source=source)
     assert run(spec, "source", tmp_path, roots).metric == "accuracy"
-    arm = prepare_arm(spec, Trial(id="transfer-0", kind="arm", arm="transfer"), JobFolder(tmp_path), roots)
-    paired = {pair.target for pair in arm.pairing.pairs}
+    transfer = prepared(spec, "transfer-0", tmp_path, roots).transfer
+    paired = {pair.target for pair in transfer.pairing.pairs}
     assert {"classifier.3.weight", "vilt.embeddings.patch_embeddings.projection.weight"} <= paired
 
 

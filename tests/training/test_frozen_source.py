@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from mergenet_core.records.job import Trial
-from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.storage.paths import Roots
 from mergenet_core.training.loop import Training
-from tests.training.tiny import run, text_job, write_bert
+from tests.training.tiny import prepared, run, text_job, write_bert
 
 METHODS = ("project", "anchored", "lpka")
 
@@ -66,8 +64,7 @@ def tensors() -> dict[int, int]:
 def trained(arm: str, method: str, folder: Path, roots: Roots) -> tuple[Training, int]:
     """An arm after two transfers, each followed by a step without one, and the bytes that it holds."""
     before = tensors()
-    trial = Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0)
-    training = prepare_arm(job(method), trial, JobFolder(folder), roots).training
+    training = prepared(job(method), f"{arm}-0", folder, roots)
     training.start()
     for _ in range(4):
         training.advance()

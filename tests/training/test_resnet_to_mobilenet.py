@@ -15,12 +15,10 @@ from mergenet_core.models.describe import model_info
 from mergenet_core.models.loading import build
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.planning.make_plan import make_plan
-from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec, MethodName, TransferSpec
-from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.storage.paths import Roots
 from mergenet_core.training.export import export_model
-from tests.training.tiny import image_job, run
+from tests.training.tiny import image_job, prepared, run
 
 RESNET = {
     "model_type": "mergenet-resnet",
@@ -125,14 +123,13 @@ def test_a_weight_that_only_reads_an_axis_waits_for_no_map_of_anchored() -> None
 def test_a_narrow_pair_trains_and_what_is_exported_answers_as_it_did_in_training(
     method: MethodName, tmp_path: Path, roots: Roots
 ) -> None:
-    job, folder = narrow(method), JobFolder(tmp_path)
+    job = narrow(method)
     assert make_plan(job, roots, tmp_path, []).pairing is not None
     run(job, "source", tmp_path, roots)
     losses = {}
     for arm in ("transfer", "sham", "control"):
-        prepared = prepare_arm(job, Trial(id=f"{arm}-0", kind="arm", arm=arm, seed=0), folder, roots)
-        assert (prepared.pairing is None) == (arm == "control")
-        training = prepared.training
+        training = prepared(job, f"{arm}-0", tmp_path, roots)
+        assert (training.transfer is None) == (arm == "control")
         training.start()
         model = training.engine.module
         for _ in range(4):
@@ -143,9 +140,9 @@ def test_a_narrow_pair_trains_and_what_is_exported_answers_as_it_did_in_training
         assert len(moved) == len(before), "every BatchNorm goes on counting what it sees"
         losses[arm] = training.loss
         about = {"step": training.step, "seed": 0, "trial": arm}
-        export_model(training.engine, prepared.task.processor, tmp_path / arm, attempt=1, about=about)
+        export_model(training.engine, training.task.processor, tmp_path / arm, attempt=1, about=about)
         again = AutoModelForImageClassification.from_pretrained(tmp_path / arm).eval()
-        pixels = prepared.task.test.batch(torch.arange(8))["pixel_values"]
+        pixels = training.task.test.batch(torch.arange(8))["pixel_values"]
         with torch.no_grad():
             torch.testing.assert_close(again(pixels).logits, model.eval()(pixels).logits, atol=1e-5, rtol=1e-4)
     assert len(set(losses.values())) == 3

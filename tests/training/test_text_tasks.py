@@ -20,12 +20,10 @@ from transformers import (
 from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.loading import load_trained
 from mergenet_core.planning.make_plan import make_plan
-from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
-from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import prepare_arm
+from mergenet_core.storage.paths import Roots
 from tests.tasks.words import WORDS, squad_rows, write_reviews, write_squad, write_words
-from tests.training.tiny import BERT, run, run_twice, write_lines
+from tests.training.tiny import BERT, prepared, run, run_twice, write_lines
 
 SIZES = {"vocab_size": len(WORDS), "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
 CONFIG = {"model_type": "bert", "max_position_embeddings": 64, **BERT}
@@ -63,10 +61,6 @@ def job(task: str, data: dict[str, Any], config: dict[str, Any] = CONFIG, **chan
     return parse(document | changes)
 
 
-def prepared(spec: Any, folder: Path, roots: Roots) -> Any:
-    return prepare_arm(spec, Trial(id="control-0", kind="arm", arm="control"), JobFolder(folder), roots)
-
-
 TASKS = [
     ("question-answering", SQUAD, CONFIG, AutoModelForQuestionAnswering, "f1"),
     ("masked-language-modelling", TEXTS, CONFIG, AutoModelForMaskedLM, "token_accuracy"),
@@ -87,11 +81,11 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
     model, loaded = auto.from_pretrained(folder, output_loading_info=True)
     assert not loaded["missing_keys"]
     assert not loaded["unexpected_keys"]
-    arm = prepared(spec, tmp_path, roots)
-    batch = arm.task.test.batch(torch.tensor([0, 1]))
-    inputs = {name: rows for name, rows in batch.items() if name not in arm.task.targets}
+    task = prepared(spec, "control-0", tmp_path, roots).task
+    batch = task.test.batch(torch.tensor([0, 1]))
+    inputs = {name: rows for name, rows in batch.items() if name not in task.targets}
     with torch.no_grad():
-        answers = arm.task.answers(model.eval()(**inputs), batch)
+        answers = task.answers(model.eval()(**inputs), batch)
     assert answers.isfinite().all()
 
 
@@ -134,8 +128,8 @@ def test_a_source_of_another_task(
     assert run(spec, "source", tmp_path, roots).metric == ("f1" if metric == "accuracy" else "accuracy")
     result = run(spec, "transfer-0", tmp_path, roots)
     assert result.metric == metric
-    arm = prepare_arm(spec, Trial(id="transfer-0", kind="arm", arm="transfer"), JobFolder(tmp_path), roots)
-    assert {pair.target for pair in arm.pairing.pairs} == {pair.target for pair in planned.pairs}
+    transfer = prepared(spec, "transfer-0", tmp_path, roots).transfer
+    assert {pair.target for pair in transfer.pairing.pairs} == {pair.target for pair in planned.pairs}
     assert all(pair.target.startswith("bert.") for pair in planned.pairs), "heads of other tasks do not pair"
 
 
@@ -152,8 +146,8 @@ def test_a_head_for_spans_passes_between_models_of_the_task(tmp_path: Path, root
     assert "qa_outputs.weight" in {pair.target for pair in planned.pairs}
     run(spec, "source", tmp_path, roots)
     assert inspect_model(tmp_path / "source").labels == ("start", "end")
-    arm = prepare_arm(spec, Trial(id="transfer-0", kind="arm", arm="transfer"), JobFolder(tmp_path), roots)
-    assert {pair.target for pair in arm.pairing.pairs} == {pair.target for pair in planned.pairs}
+    transfer = prepared(spec, "transfer-0", tmp_path, roots).transfer
+    assert {pair.target for pair in transfer.pairing.pairs} == {pair.target for pair in planned.pairs}
 
 
 @pytest.mark.parametrize(

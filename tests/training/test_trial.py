@@ -15,14 +15,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from mergenet_core.errors import ModelRefused, OutOfMemory, TrainingDiverged
 from mergenet_core.model_files.read_model import read_vocabulary
-from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
-from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import verify
-from mergenet_core.training.arms import prepare_arm
 from mergenet_core.training.loop import batch_index, raise_if_out_of_memory
 from mergenet_core.training.trial import Interrupted
-from tests.training.tiny import CNN, MLP, Recorder, image_job, run, text_job, write_bert
+from tests.training.tiny import CNN, MLP, Recorder, image_job, prepared, run, text_job, write_bert
 
 SGD = {"train__optimizer": "sgd", "train__learning_rate": 0.05}
 CASES: dict[str, tuple[str, JobSpec]] = {
@@ -94,12 +92,9 @@ def test_stopped_while_the_teacher_learns_starts_it_anew(tmp_path: Path, roots: 
 
 
 def test_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_examples(tmp_path: Path, roots: Roots) -> None:
-    def arm(name: str, seed: int) -> Any:
-        trial = Trial(id=f"{name}-{seed}", kind="arm", arm=name, seed=seed)
-        return prepare_arm(text_job(), trial, JobFolder(tmp_path), roots)
-
-    control, transfer, other = arm("control", 0), arm("transfer", 0), arm("control", 1)
-    assert_same(control.training.engine.module.state_dict(), transfer.training.engine.module.state_dict())
+    names = ("control-0", "transfer-0", "control-1")
+    control, transfer, other = (prepared(text_job(), name, tmp_path, roots) for name in names)
+    assert_same(control.engine.module.state_dict(), transfer.engine.module.state_dict())
     index_b = batch_index(24, 8, seed=0, step=5)
     first, second, third = (one.task.train.batch(index_b)["input_ids"] for one in (control, transfer, other))
     assert torch.equal(first, second)
@@ -117,7 +112,6 @@ def test_every_epoch_sees_every_example_once_and_seeds_differ() -> None:
 
 def test_the_export_is_the_plain_target_and_loads_in_a_fresh_process(tmp_path: Path, roots: Roots) -> None:
     job = text_job(transfer__method="anchored", transfer__cycle=2)
-    trial = Trial(id="transfer-0", kind="arm", arm="transfer", seed=0)
     result = run(job, "transfer-0", tmp_path, roots)
     model = tmp_path / "trials" / "transfer-0" / "model"
     plain = BertForSequenceClassification(BertConfig.from_pretrained(model))
@@ -127,12 +121,12 @@ def test_the_export_is_the_plain_target_and_loads_in_a_fresh_process(tmp_path: P
     assert "adapter.safetensors" in {path.name for path in (model.parent / "adapter").iterdir()}
     assert read_vocabulary(model) == read_vocabulary(roots.models[0] / "source")
 
-    arm = prepare_arm(job, trial, JobFolder(tmp_path), roots)
-    arm.training.engine.module.load_state_dict(load_file(model / "model.safetensors"))
+    training = prepared(job, "transfer-0", tmp_path, roots)
+    training.engine.module.load_state_dict(load_file(model / "model.safetensors"))
     texts = ["the apple and some pear", "harp"]
-    inputs = dict(arm.task.processor(texts, return_tensors="pt", padding=True))
+    inputs = dict(training.task.processor(texts, return_tensors="pt", padding=True))
     with torch.no_grad():
-        expected = arm.training.engine.module.eval()(**inputs).logits
+        expected = training.engine.module.eval()(**inputs).logits
     code = f"""
 import json, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -150,10 +144,10 @@ def test_a_built_in_model_and_its_processor_load_after_one_import(tmp_path: Path
     job = image_job(CNN)
     run(job, "control-0", tmp_path, roots)
     model = str(tmp_path / "trials" / "control-0" / "model")
-    arm = prepare_arm(job, Trial(id="control-0", kind="arm", arm="control"), JobFolder(tmp_path), roots)
-    arm.training.engine.module.load_state_dict(load_file(f"{model}/model.safetensors"))
+    training = prepared(job, "control-0", tmp_path, roots)
+    training.engine.module.load_state_dict(load_file(f"{model}/model.safetensors"))
     with torch.no_grad():
-        expected = arm.training.engine.module.eval()(arm.task.test.batch(torch.tensor([0, 1]))["pixel_values"]).logits
+        expected = training.engine.module.eval()(training.task.test.batch(torch.tensor([0, 1]))["pixel_values"]).logits
     code = f"""
 import io, json, pyarrow.parquet as pq
 from PIL import Image

@@ -23,6 +23,9 @@ from mergenet_core.records.job import Checkpoint, Trial, TrialResult
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.training.arms import prepare_training
+from mergenet_core.training.context import open_trial
+from mergenet_core.training.loop import Training
 from mergenet_core.training.trial import Interrupted, run_trial
 
 TOPICS = {"fruit": "apple pear plum fig", "tools": "saw drill axe file", "music": "drum harp bell horn"}
@@ -193,10 +196,18 @@ def run_twice(job: JobSpec, folder: Path, roots: Roots) -> tuple[TrialResult, Pa
 def run(
     job: JobSpec, name: str, folder: Path, roots: Roots, recorder: Recorder | None = None, attempt: int = 1
 ) -> TrialResult:
-    recorder = recorder or Recorder()
-    if name == "source":
-        trial = Trial(id=name, kind="source", seed=job.source.seed)
-    else:
-        arm, seed = name.rsplit("-", 1)
-        trial = Trial(id=name, kind="arm", arm=arm, seed=int(seed))
+    recorder, trial = recorder or Recorder(), trial_named(job, name)
     return run_trial(job, trial, JobFolder(folder), roots, attempt=attempt, reporter=recorder, control=recorder)
+
+
+def prepared(job: JobSpec, name: str, folder: Path, roots: Roots) -> Training:
+    """What a trial trains, before its first step."""
+    return prepare_training(open_trial(job, trial_named(job, name), JobFolder(folder), roots))
+
+
+def trial_named(job: JobSpec, name: str) -> Trial:
+    """`source`, or an arm and its seed such as `transfer-0`."""
+    if name == "source":
+        return Trial(id=name, kind="source", seed=job.source.seed)
+    arm, seed = name.rsplit("-", 1)
+    return Trial(id=name, kind="arm", arm=arm, seed=int(seed))

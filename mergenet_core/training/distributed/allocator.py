@@ -6,15 +6,15 @@ import contextlib
 import ctypes
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""glibc's names for what `mallopt` sets."""
+"""glibc's parameters of `mallopt`."""
 
 
 def keep_memory(*, sharded: bool) -> None:
-    """Fix the C library's thresholds, where it is glibc, which else raises them by itself.
+    """Fix the thresholds of glibc's allocator, which otherwise raises them by itself; other C libraries are left alone.
 
-    Whole on every process: what blocks below 32 MB free is kept, up to 128 MB, so that the next step touches no page
-    that the system must clear first. Sharded: what is gathered for a moment goes back to the system at once, or as much
-    again as the model would stay.
+    If every process holds the whole model, freed blocks below 32 MB are kept, up to 128 MB in all: the next step then
+    needs no new pages, which the system would have to clear first. If the model is sharded, memory for gathered weights
+    goes back to the system at once; otherwise a process would keep as much again as the whole model.
     """
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,11 +1,12 @@
-"""The processes that train one model together, one a device, and what they have to agree on."""
+"""The processes that train one model together, one per device, and what they exchange."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,36 +23,57 @@ from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 
 GROUPED = ("fsdp2", "zero1", "zero2", "zero3")
 """Strategies that need a process group even for one process."""
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """What is used of Accelerate's `Accelerator`, which has no types."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are."""
+
+    @property
+    def process_index(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in the precision that the accelerator was made for."""
+
+    def wait_for_everyone(self) -> None:
+        """Wait until every process has called this."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process's place among those that train together; with one process every exchange is nothing."""
+    """The processes that train together, seen from one of them; with one process no exchange does anything."""
 
-    accelerator: Accelerator
+    accelerator: Processes
     resources: ResourcesSpec
     precision: str
 
     @property
     def size(self) -> int:
         """How many processes there are."""
-        count: int = self.accelerator.num_processes
-        return count
+        return self.accelerator.num_processes
 
     @property
-    def place(self) -> int:
+    def world_rank(self) -> int:
         """This process's number, from 0."""
-        place: int = self.accelerator.process_index
-        return place
+        return self.accelerator.process_index
 
     @property
     def main(self) -> bool:
-        """Whether this process speaks for all: it reports, and writes what all of them hold."""
-        return self.place == 0
+        """Whether this is the process that reports, and that writes what all processes hold."""
+        return self.world_rank == 0
 
     @property
     def strategy(self) -> str:
-        """How a model is spread over the processes; where the job leaves it open, not at all."""
+        """The strategy by which a model is spread over the processes; if the job leaves it open, none."""
         if self.resources.strategy != "auto":
             return self.resources.strategy
         return "single" if self.size == 1 else "ddp"
@@ -59,34 +81,33 @@ class World:
     @property
     def device(self) -> torch.device:
         """This process's device."""
-        device: torch.device = self.accelerator.device
-        return device
+        return self.accelerator.device
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes."""
         return self._reduced(value, dist.ReduceOp.SUM) / self.size
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that the processes name."""
+        """The largest of the processes' numbers."""
         if self.size == 1:
             return number
         return int(self._reduced(torch.tensor(number, device=self.device), dist.ReduceOp.MAX))
 
     def share(self, index_b: Tensor) -> Tensor:
-        """This process's part of a batch; the last example stands in where it does not divide."""
+        """This process's share of a batch; the last entry is repeated if the batch does not divide evenly."""
         count = -(-len(index_b) // self.size)
         filled = torch.cat([index_b, index_b[-1:].expand(count * self.size - len(index_b))])
-        return filled[self.place * count : (self.place + 1) * count]
+        return filled[self.world_rank * count : (self.world_rank + 1) * count]
 
     def gathered(self, rows_b: Tensor, count: int) -> Tensor:
         """The rows that all processes made of their shares, the first `count` of them, on the CPU."""
         if self.size == 1:
             return rows_b.cpu()
-        parts = [torch.empty_like(rows_b) for _ in range(self.size)]
-        dist.all_gather(parts, rows_b.contiguous())
-        return torch.cat(parts)[:count].cpu()
+        shares = [torch.empty_like(rows_b) for _ in range(self.size)]
+        dist.all_gather(shares, rows_b.contiguous())
+        return torch.cat(shares)[:count].cpu()
 
-    def told(self, value: Any) -> Any:
+    def from_main(self, value: T) -> T:
         """The main process's value, on every process."""
         if self.size == 1:
             return value
@@ -94,18 +115,18 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def all_told(self, value: Any) -> list[Any]:
+    def from_all(self, value: T) -> list[T]:
         """Every process's value, on every process."""
-        found: list[Any] = [value] * self.size
+        found = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(found, value)
         return found
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has called this."""
         self.accelerator.wait_for_everyone()
 
-    def _reduced(self, value: Tensor, op: Any) -> Tensor:
+    def _reduced(self, value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         value = value.detach().clone()
         if self.size > 1:
             dist.all_reduce(value, op=op)
@@ -113,9 +134,10 @@ class World:
 
 
 def open_world(resources: ResourcesSpec, precision: str) -> World:
-    """Join the processes that the launcher's environment names; on its own where there is none.
+    """Join the processes that the launcher's environment names; without one, this process is alone.
 
-    Raises: `ModelRefused` when a GPU is asked for and there is none.
+    Raises: `ModelRefused` if a GPU is asked for and there is none, or if the launcher started another number of
+    processes than the job asks for.
     """
     device = resources.device
     if device == "cuda" and not torch.cuda.is_available():

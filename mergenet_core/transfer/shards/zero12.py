@@ -28,6 +28,10 @@ class FragmentMapping(Protocol):
     """The part of the optimizer's weight on this process that belongs to a parameter."""
 
     lp_fragment_address: FragmentAddress
+    """In the parameter."""
+    param_group_index: int
+    hp_fragment_address: FragmentAddress
+    """In the optimizer's flat weight of the parameter's group."""
     hp_fragment: Tensor
     use_offload: bool
 
