@@ -93,7 +93,7 @@ def test_the_plan_pairs_a_pack_as_its_source_at_no_higher_rank(world, elsewhere,
     job = text_job(source={"model": {"path": "source"}, "rank": 2}, transfer=lpka)
     assert plans[0].pairing.rank > 2
     assert {pair.rank for pair in make_plan(job, world, tmp_path, []).pairing.pairs} == {2}
-    with pytest.raises(PairingRefused, match=r"transfer\.rank 8 is above the rank that the source is told at, 6"):
+    with pytest.raises(PairingRefused, match=r"transfer\.rank 8 is above the rank that the source is stored at, 6"):
         make_plan(
             text_job(source={"model": {"pack": "float32.pack"}}, transfer={"rank": 8, **lpka}), elsewhere, tmp_path, []
         )
