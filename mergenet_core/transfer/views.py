@@ -81,9 +81,9 @@ class WeightView:
             local = self.shard.local()
             for entries in (local, *self.shard.copies()):
                 for rows, columns, block_pq in self._blocks(entries):
-                    mine = (rows_k >= rows.start) & (rows_k < rows.stop)
-                    block_pq[(rows_k[mine] - rows.start).to(block_pq.device)] = values_kn[
-                        mine.to(values_kn.device), columns
+                    inside = (rows_k >= rows.start) & (rows_k < rows.stop)
+                    block_pq[(rows_k[inside] - rows.start).to(block_pq.device)] = values_kn[
+                        inside.to(values_kn.device), columns
                     ].to(block_pq)
             self.shard.write_(local.flat)
 
@@ -93,9 +93,9 @@ class WeightView:
             local = self.shard.local()
             for entries in (local, *self.shard.copies()):
                 for rows, columns, block_pq in self._blocks(entries):
-                    mine = (columns_k >= columns.start) & (columns_k < columns.stop)
-                    block_pq[:, (columns_k[mine] - columns.start).to(block_pq.device)] = values_km[
-                        mine.to(values_km.device), rows
+                    inside = (columns_k >= columns.start) & (columns_k < columns.stop)
+                    block_pq[:, (columns_k[inside] - columns.start).to(block_pq.device)] = values_km[
+                        inside.to(values_km.device), rows
                     ].T.to(block_pq)
             self.shard.write_(local.flat)
 

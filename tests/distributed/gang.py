@@ -1,4 +1,4 @@
-"""Starts processes that train together, and reads what they found."""
+"""Starts processes that train together, and reads their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergenet_core.storage.paths import Roots
 
 
 def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Path) -> dict[str, dict[int, float]]:
-    """Run trials one after the other in `size` processes; each one's losses by step, by name."""
+    """Run trials one after the other in `size` processes; returns the losses by name and step."""
     work.mkdir(parents=True, exist_ok=True)
     tasks = {"models": str(roots.models[0]), "data": str(roots.data[0]), "trials": trials}
     (work / "tasks.json").write_text(json.dumps(tasks))
@@ -24,15 +24,15 @@ def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Pa
 
 
 def start_together(size: int, module: str, work: Path) -> None:
-    """Run a module in `size` processes that find one another, until all have ended well."""
+    """Run a module in `size` processes of one process group; fails unless all succeed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = []
-    for place in range(size):
-        environment = os.environ | shared | {"RANK": str(place), "LOCAL_RANK": str(place)}
-        log = (work / f"{place}.log").open("w")
+    for rank in range(size):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = (work / f"{rank}.log").open("w")
         command = [sys.executable, "-m", module, str(work)]
         processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
@@ -40,10 +40,10 @@ def start_together(size: int, module: str, work: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    logs = "\n".join((work / f"{place}.log").read_text()[-3000:] for place in range(size))
+    logs = "\n".join((work / f"{rank}.log").read_text()[-3000:] for rank in range(size))
     assert codes == [0] * size, logs
 
 
 def farthest(curve: dict[int, float], other: dict[int, float]) -> float:
-    """The largest difference between two curves where both are."""
+    """The largest difference between two curves at steps that both have."""
     return max(abs(curve[step] - other[step]) for step in curve.keys() & other.keys())

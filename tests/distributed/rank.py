@@ -1,4 +1,4 @@
-"""One process of several: runs the trials that a file lists, and tells their curves (started by `gang.py`)."""
+"""One process of several: runs the trials of a file and writes their curves (started by `gang.py`)."""
 
 from __future__ import annotations
 

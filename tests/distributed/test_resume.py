@@ -29,7 +29,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(roots: Roots, work: Path) -> Curves:
-    """Every strategy's uninterrupted curve; beside it the checkpoint of one that stopped half-way."""
+    """Every strategy's uninterrupted curve; also makes the checkpoint of a run that stopped half-way."""
     trials = [trial(name, work / "whole", name, 2, "anchored", **SETTINGS) for name in STRATEGIES]
     trials += [
         trial(name, work / "stopped", name, 2, "anchored", requests={STOP: "stop"}, **SETTINGS) | {"name": f"{name}-"}

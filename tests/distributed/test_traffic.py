@@ -15,7 +15,7 @@ MOST = {"anchored": 3.5, "lpka": 2.0}
 def counted(tmp_path_factory):
     work = tmp_path_factory.mktemp("traffic")
     start_together(2, "tests.distributed.traffic", work)
-    return [json.loads((work / f"{place}.json").read_text()) for place in range(2)]
+    return [json.loads((work / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("method", MOST)

@@ -82,11 +82,11 @@ def test_the_gradient_of_the_sinkhorn_map_is_that_of_its_equations(shape):
             Z = torch.log_softmax(torch.log_softmax(Z, dim=1), dim=0)
         return [torch.softmax(Z, dim=1) @ one for one in mixed]
 
-    def ours(X, Y, *mixed):
+    def before(X, Y, *mixed):
         units = attention_map(X, Y, 5)
         return [units.mix(one) for one in mixed]
 
-    expected, found = plain(*inputs), ours(*inputs)
+    expected, found = plain(*inputs), before(*inputs)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(outputs, inputs, into) for outputs in (found, expected)]
     torch.testing.assert_close(*gradients)
@@ -126,20 +126,20 @@ def truncated(W, rank):
 def test_each_map_of_a_chain_is_carried_into_the_next_layer():
     source, target = mlp((9, 11), seed=0).double(), mlp((7, 5), seed=1).double()
     pairing = paired(source, target, ANCHORED)
-    ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
-    theirs = {name: W.numpy() for name, W in source.state_dict().items()}
+    before = {name: W.numpy().copy() for name, W in target.state_dict().items()}
+    source_weights = {name: W.numpy() for name, W in source.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
     Anchored(context(source, target, ANCHORED)).write()
     P = None
     for name in ("layers.0.weight", "layers.1.weight"):
-        Y = truncated(theirs[name], ranks[name])
+        Y = truncated(source_weights[name], ranks[name])
         Y = Y if P is None else Y @ P.T
         eye = numpy.eye(Y.shape[1])
-        P = reference_map(ours[name], Y, eye, eye)
-        expected = reference_mixed(ours[name], Y, P, 0 * eye, numpy.arctanh(0.3))
+        P = reference_map(before[name], Y, eye, eye)
+        expected = reference_mixed(before[name], Y, P, 0 * eye, numpy.arctanh(0.3))
         numpy.testing.assert_allclose(target.state_dict()[name].numpy(), expected, atol=1e-6)
-    Y = truncated(theirs["head.weight"], ranks["head.weight"]) @ P.T  # labels are shared: their rows stay
-    expected = reference_mixed(ours["head.weight"], Y, numpy.eye(3), numpy.zeros((5, 5)), numpy.arctanh(0.3))
+    Y = truncated(source_weights["head.weight"], ranks["head.weight"]) @ P.T  # labels are shared: their rows stay
+    expected = reference_mixed(before["head.weight"], Y, numpy.eye(3), numpy.zeros((5, 5)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()["head.weight"].numpy(), expected, atol=1e-6)
 
 
@@ -162,7 +162,7 @@ def test_one_map_serves_the_whole_residual_stream(source, target):
     pairing = paired(source, target, ANCHORED)
     method = Anchored(context(source, target, ANCHORED))
     start = {name: W.double().numpy() for name, W in applied(method.start, target).items()}
-    ours = {name: W.numpy().copy() for name, W in target.state_dict().items()}
+    before = {name: W.numpy().copy() for name, W in target.state_dict().items()}
     ranks = {pair.target: pair.rank for pair in pairing.pairs}
     word = "bert.embeddings.word_embeddings.weight"
     rank = ranks[word]
@@ -174,20 +174,20 @@ def test_one_map_serves_the_whole_residual_stream(source, target):
     B = numpy.linalg.svd(start[word], full_matrices=False)[0][:, :rank]
     signs = numpy.sign((B.T @ method.factors[f"{word}.coordinates"].numpy()).diagonal())
     B = B * signs
-    X, Y = (B.T @ ours[word]).T, (B.T @ start[word]).T[:units]
+    X, Y = (B.T @ before[word]).T, (B.T @ start[word]).T[:units]
     P = reference_map(X, Y, numpy.eye(rank), key)
     assert P.shape == (width, units)
     moved = reference_mixed(X, Y, P, numpy.zeros((rank, rank)), numpy.arctanh(0.3))
-    numpy.testing.assert_allclose(target.state_dict()[word].numpy(), ours[word] + B @ (moved - X).T, atol=1e-6)
+    numpy.testing.assert_allclose(target.state_dict()[word].numpy(), before[word] + B @ (moved - X).T, atol=1e-6)
     up = "bert.encoder.layer.0.intermediate.dense.weight"
     Y = truncated(start[up][:hidden], ranks[up])[:, :units] @ P.T
-    ffn = reference_map(ours[up], Y, numpy.eye(width), numpy.eye(width))
+    ffn = reference_map(before[up], Y, numpy.eye(width), numpy.eye(width))
     assert ffn.shape == (inner, hidden)
-    expected = reference_mixed(ours[up], Y, ffn, numpy.zeros((width, width)), numpy.arctanh(0.3))
+    expected = reference_mixed(before[up], Y, ffn, numpy.zeros((width, width)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()[up].numpy(), expected, atol=1e-6)
     down = "bert.encoder.layer.0.output.dense.weight"
     Y = truncated(start[down][:units], ranks[down])[:, :hidden] @ ffn.T
-    expected = reference_mixed(ours[down], Y, P, numpy.zeros((inner, inner)), numpy.arctanh(0.3))
+    expected = reference_mixed(before[down], Y, P, numpy.zeros((inner, inner)), numpy.arctanh(0.3))
     numpy.testing.assert_allclose(target.state_dict()[down].numpy(), expected, atol=1e-6)
 
 
@@ -200,12 +200,12 @@ def test_the_gradient_is_that_of_the_loss_through_the_operator(build):
     method = Anchored(context(source, target, spec))
     target.eval()
     inputs = {name: X.double() if X.is_floating_point() else X for name, X in batch(target).items()}
-    answers = torch.arange(8) % 3
+    labels = torch.arange(8) % 3
     kept = {name: W.detach().clone() for name, W in target.state_dict().items()}
 
     def loss_at():
         method.write()
-        loss = torch.nn.functional.cross_entropy(target(**inputs).logits, answers)
+        loss = torch.nn.functional.cross_entropy(target(**inputs).logits, labels)
         return loss
 
     target.zero_grad()

@@ -41,13 +41,13 @@ def reference_adapter(adapter, pair, B, A, B_l, A_l, heads):
     for k in range(len(adapter.layers)):
         name = f"layers.{k}"
         Q, K, V = (linear(X, weights, f"{name}.{part}") for X, part in ((T, "query"), (S, "key"), (S, "value")))
-        answers = []
+        context = []
         for h in range(heads):
             at = slice(h * size, (h + 1) * size)
             E = numpy.exp(Q[:, at] @ K[:, at].T / math.sqrt(size))
-            answers.append(E / E.sum(1, keepdims=True) @ V[:, at])
+            context.append(E / E.sum(1, keepdims=True) @ V[:, at])
         T = layer_norm(
-            T + linear(numpy.concatenate(answers, 1), weights, f"{name}.out"), weights, f"{name}.attention_norm"
+            T + linear(numpy.concatenate(context, 1), weights, f"{name}.out"), weights, f"{name}.attention_norm"
         )
         up = linear(T, weights, f"{name}.up")
         gelu = up * 0.5 * (1 + numpy.vectorize(math.erf)(up / math.sqrt(2)))
@@ -79,8 +79,8 @@ def test_the_adapter_is_its_equations(gated):
     new_B, new_A = adapter(B.mT, A, B_l.mT, A_l)
     for pair in range(2):
         expected = reference_adapter(adapter, pair, *(X[pair].numpy() for X in (B, A, B_l, A_l)), heads=2)
-        for mine, reference in zip((new_B[pair].T, new_A[pair]), expected, strict=True):
-            numpy.testing.assert_allclose(mine.detach().numpy(), reference, atol=1e-6)
+        for factor, reference in zip((new_B[pair].T, new_A[pair]), expected, strict=True):
+            numpy.testing.assert_allclose(factor.detach().numpy(), reference, atol=1e-6)
 
 
 def prepared(build, **settings):
@@ -101,8 +101,13 @@ def dense_outputs(method, views_by_name):
     for names, adapter in method.adapters.items():
         views = [view_of(matrix(views_by_name[name]).clone()) for name in names]
         own = refactorize(views, [method.factors[f"{name}.own"] for name in names])
-        theirs = [(method.factors[f"{name}.B"].T, method.factors[f"{name}.A"]) for name in names]
-        factors = ([B.T for B, _ in own], [A for _, A in own], [B for B, _ in theirs], [A for _, A in theirs])
+        source_factors = [(method.factors[f"{name}.B"].T, method.factors[f"{name}.A"]) for name in names]
+        factors = (
+            [B.T for B, _ in own],
+            [A for _, A in own],
+            [B for B, _ in source_factors],
+            [A for _, A in source_factors],
+        )
         new = zip(*adapter(*map(torch.stack, factors)), strict=True)
         for name, view, (B, A), (new_B, new_A) in zip(names, views, own, new, strict=True):
             outputs[name] = matrix(view) + new_B.T @ new_A - B @ A

@@ -27,12 +27,12 @@ def attention(T, S, weights, name, heads):
         X @ weights[f"{name}.{part}.weight"].T + weights[f"{name}.{part}.bias"]
         for X, part in ((T, "query"), (S, "key"), (S, "value"))
     )
-    size, answers = T.shape[1] // heads, []
+    size, context = T.shape[1] // heads, []
     for h in range(heads):
         at = slice(h * size, (h + 1) * size)
         E = numpy.exp(Q[:, at] @ K[:, at].T / math.sqrt(size))
-        answers.append(E / E.sum(1, keepdims=True) @ V[:, at])
-    out = numpy.concatenate(answers, 1) @ weights[f"{name}.out.weight"].T + weights[f"{name}.out.bias"]
+        context.append(E / E.sum(1, keepdims=True) @ V[:, at])
+    out = numpy.concatenate(context, 1) @ weights[f"{name}.out.weight"].T + weights[f"{name}.out.bias"]
     return layer_norm(T + out, weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"])
 
 
@@ -49,15 +49,15 @@ def reference(adapter, W, S, heads):
     weights = {name: value.detach().numpy().copy() for name, value in adapter.state_dict().items()}
     for k in range(2):
         at = f"layers.{k}"
-        heard = (
+        attended = (
             attention(W, S, weights, f"{at}.rows_rows", heads[1])
             + attention(W, S.T, weights, f"{at}.rows_columns", heads[1])
             + attention(W.T, S, weights, f"{at}.columns_rows", heads[0]).T
             + attention(W.T, S.T, weights, f"{at}.columns_columns", heads[0]).T
         ) / 4
-        up = spectral(heard, weights, f"{at}.up")
+        up = spectral(attended, weights, f"{at}.up")
         gelu = up * 0.5 * (1 + numpy.vectorize(math.erf)(up / math.sqrt(2)))
-        made = heard + spectral(gelu, weights, f"{at}.down")
+        made = attended + spectral(gelu, weights, f"{at}.down")
         W = layer_norm(made, weights[f"{at}.norm.weight"], weights[f"{at}.norm.bias"])
     return W
 

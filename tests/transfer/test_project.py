@@ -45,7 +45,7 @@ def test_a_target_of_the_source_s_architecture_becomes_the_source(build):
 
 def permuted(model, build):
     """The same function with its hidden units, heads or filters in another order."""
-    twin = build(seed=0)
+    reordered = build(seed=0)
     weights = {name: W.clone() for name, W in model.state_dict().items()}
     for name in list(weights):
         if build is mlp and name.startswith("layers.") and name.endswith("weight"):
@@ -76,22 +76,22 @@ def permuted(model, build):
             weights[f"{layer}attention.output.dense.weight"] = weights[f"{layer}attention.output.dense.weight"][
                 :, heads
             ]
-    twin.load_state_dict(weights)
-    return twin
+    reordered.load_state_dict(weights)
+    return reordered
 
 
 @FAMILIES
 def test_the_order_of_the_source_s_units_makes_no_difference(build):
     source = build(seed=0)
-    twin = permuted(source, build)
-    torch.testing.assert_close(logits(twin), logits(source), atol=1e-5, rtol=1e-5)
+    reordered = permuted(source, build)
+    torch.testing.assert_close(logits(reordered), logits(source), atol=1e-5, rtol=1e-5)
     smaller = {
         bert: {"width": 10, "layers": 1, "heads": 1, "inner": 7},
         mlp: {"sizes": (5, 4)},
         cnn: {"channels": (3, 5, 4)},
     }
     results = []
-    for model in (source, twin):
+    for model in (source, reordered):
         target = build(**smaller[build], seed=2)
         transfer(model, target, PROJECT).start()
         results.append(logits(target))
@@ -114,22 +114,22 @@ def test_the_residual_stream_is_projected_as_the_equations_say():
     check("embeddings.LayerNorm.bias", weights["bert.embeddings.LayerNorm.bias"] @ P)
     gain = weights["bert.embeddings.LayerNorm.weight"]
     check("embeddings.LayerNorm.weight", numpy.diag(P.T @ numpy.diag(gain) @ P))
-    for mine, theirs in ((0, 1), (1, 2)):  # evenly spaced, the last included
-        block = f"bert.encoder.layer.{theirs}."
+    for layer_t, layer_l in ((0, 1), (1, 2)):  # evenly spaced, the last included
+        block = f"bert.encoder.layer.{layer_l}."
         up, down = weights[f"{block}intermediate.dense.weight"], weights[f"{block}output.dense.weight"]
         size = numpy.linalg.norm(up @ P, axis=1) * numpy.linalg.norm(down, axis=0)
         kept = numpy.sort(numpy.argsort(-size)[:7])
-        check(f"encoder.layer.{mine}.intermediate.dense.weight", up[kept] @ P)
-        check(f"encoder.layer.{mine}.intermediate.dense.bias", weights[f"{block}intermediate.dense.bias"][kept])
-        check(f"encoder.layer.{mine}.output.dense.weight", P.T @ down[:, kept])
+        check(f"encoder.layer.{layer_t}.intermediate.dense.weight", up[kept] @ P)
+        check(f"encoder.layer.{layer_t}.intermediate.dense.bias", weights[f"{block}intermediate.dense.bias"][kept])
+        check(f"encoder.layer.{layer_t}.output.dense.weight", P.T @ down[:, kept])
         query, key = (weights[f"{block}attention.self.{part}.weight"].reshape(4, 4, 16) for part in ("query", "key"))
         size = numpy.linalg.norm(query, axis=(1, 2)) * numpy.linalg.norm(key, axis=(1, 2))
         heads = numpy.sort(numpy.argsort(-size)[:2])
         rows = numpy.concatenate([4 * head + numpy.arange(4) for head in heads])
-        places = [0, 1, 2, 3, 5, 6, 7, 8]  # heads of 5 rows hold heads of 4
+        filled = [0, 1, 2, 3, 5, 6, 7, 8]  # heads of 5 rows hold heads of 4
         value = weights[f"{block}attention.self.value.weight"]
         numpy.testing.assert_allclose(
-            written[f"bert.encoder.layer.{mine}.attention.self.value.weight"].numpy()[places],
+            written[f"bert.encoder.layer.{layer_t}.attention.self.value.weight"].numpy()[filled],
             value[rows] @ P,
             atol=1e-6,
         )
@@ -144,8 +144,8 @@ def test_a_vision_transformer_s_stream_is_mapped_by_its_patches():
     values, vectors = numpy.linalg.eigh(centred.T @ centred)
     P = vectors[:, ::-1][:, :4]
     assert values[-3:].min() > 1e-6  # four pixels a patch, centred: three axes that the patches tell of
-    mine = written["vit.embeddings.patch_embeddings.projection.weight"].reshape(4, -1).numpy()
-    numpy.testing.assert_allclose(abs(mine[:3]), abs(P[:, :3].T @ E.T), atol=1e-6)
+    patches = written["vit.embeddings.patch_embeddings.projection.weight"].reshape(4, -1).numpy()
+    numpy.testing.assert_allclose(abs(patches[:3]), abs(P[:, :3].T @ E.T), atol=1e-6)
     for name in ("vit.embeddings.position_embeddings", "vit.embeddings.cls_token"):
         expected = abs(weights[name] @ P)[..., :3]
         numpy.testing.assert_allclose(abs(written[name].numpy())[..., :3], expected, atol=1e-6)
@@ -171,9 +171,9 @@ def test_attention_scores_keep_their_size_where_heads_are_of_another_width():
     name = "bert.encoder.layer.0.attention.self.{}.weight"
     query, key = (target.state_dict()[name.format(part)] for part in ("query", "key"))
     their_query, their_key = (source.state_dict()[name.format(part)] for part in ("query", "key"))
-    ours = query[:8].T @ key[:8] / 8**0.5  # a head of 8 rows holds the two heads of 4
-    theirs = sum(their_query[at : at + 4].T @ their_key[at : at + 4] / 4**0.5 for at in (0, 4))
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    scores = query[:8].T @ key[:8] / 8**0.5  # a head of 8 rows holds the two heads of 4
+    source_scores = sum(their_query[at : at + 4].T @ their_key[at : at + 4] / 4**0.5 for at in (0, 4))
+    torch.testing.assert_close(scores, source_scores, atol=1e-6, rtol=1e-5)
 
 
 def test_narrower_heads_keep_queries_with_keys_and_values_with_outputs():
@@ -181,16 +181,16 @@ def test_narrower_heads_keep_queries_with_keys_and_values_with_outputs():
     written = applied(project(context(source, target, PROJECT)), target)
     weights, block = source.state_dict(), "bert.encoder.layer.0.attention."
 
-    def places(part):
-        theirs, mine = weights[f"{block}{part}"], written[f"{block}{part}"]
-        mine = mine[:8] if "output" not in part else mine.T[:8]
-        theirs = theirs if "output" not in part else theirs.T
+    def source_rows(part):
+        rows, target_rows = weights[f"{block}{part}"], written[f"{block}{part}"]
+        target_rows = target_rows[:8] if "output" not in part else target_rows.T[:8]
+        rows = rows if "output" not in part else rows.T
         scale = 2**0.5 if "query" in part else 1.0
-        return [int((theirs - row * scale).abs().sum(1).argmin()) for row in mine]
+        return [int((rows - row * scale).abs().sum(1).argmin()) for row in target_rows]
 
-    assert places("self.query.weight") == places("self.key.weight")
-    assert places("self.value.weight") == places("output.dense.weight")
-    assert len(set(places("self.query.weight"))) == 8
+    assert source_rows("self.query.weight") == source_rows("self.key.weight")
+    assert source_rows("self.value.weight") == source_rows("output.dense.weight")
+    assert len(set(source_rows("self.query.weight"))) == 8
 
 
 @pytest.mark.parametrize(("build", "wider"), [(mlp, {"sizes": (12, 11)}), (cnn, {"channels": (8, 9, 11)})])
@@ -214,23 +214,23 @@ def test_filters_are_chosen_by_what_they_do_and_carried_with_their_statistics():
     source.state_dict()["blocks.0.norm.weight"][3:5] *= -8.0
     source.state_dict()["blocks.0.norm.running_var"][4] = 900.0
     transfer(source, target, PROJECT).start()
-    weights, mine = source.state_dict(), target.state_dict()
+    weights, written = source.state_dict(), target.state_dict()
     W, after = weights["blocks.0.conv.weight"], weights["blocks.1.conv.weight"]
     gain, variance = weights["blocks.0.norm.weight"], weights["blocks.0.norm.running_var"]
     score = (
         W.flatten(1).norm(dim=1) * gain.abs() / (variance + 1e-5).sqrt() * after.transpose(0, 1).flatten(1).norm(dim=1)
     )
     kept = score.argsort(descending=True)[:3].sort().values
-    assert torch.equal(mine["blocks.0.conv.weight"], W[kept])
+    assert torch.equal(written["blocks.0.conv.weight"], W[kept])
     assert 3 in kept, "a small filter with a large gain does much"
     assert 4 not in kept, "one with a large gain and a larger deviation does little"
     for name in ("weight", "bias", "running_mean", "running_var"):
-        assert torch.equal(mine[f"blocks.0.norm.{name}"], weights[f"blocks.0.norm.{name}"][kept])
+        assert torch.equal(written[f"blocks.0.norm.{name}"], weights[f"blocks.0.norm.{name}"][kept])
     score = after[:, kept].flatten(1).norm(dim=1) * weights["blocks.1.norm.weight"].abs()
     score = score / (weights["blocks.1.norm.running_var"] + 1e-5).sqrt() * weights["head.weight"].norm(dim=0)
     second = score.argsort(descending=True)[:5].sort().values
-    assert torch.equal(mine["blocks.1.conv.weight"], after[second][:, kept])
-    assert torch.equal(mine["head.weight"], weights["head.weight"][:, second])
+    assert torch.equal(written["blocks.1.conv.weight"], after[second][:, kept])
+    assert torch.equal(written["head.weight"], weights["head.weight"][:, second])
 
 
 def test_what_is_not_paired_stays_as_it_was():
