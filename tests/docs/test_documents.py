@@ -45,6 +45,19 @@ def test_every_job_file_is_valid(job: Path) -> None:
     parse(job.read_text())
 
 
+def test_the_way_of_a_job_names_functions_that_exist() -> None:
+    row = re.compile(r"^\| \d+ \| .*? \| `([\w/]+\.py)` \| `([\w.]+)` \|", re.MULTILINE)
+    steps = row.findall((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(steps) == 20
+    missing = [
+        f"{file}: {name}"
+        for file, function in steps
+        for name in function.split(".")
+        if not re.search(rf"^ *(?:async )?(?:def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+
+
 def test_the_numbers_of_the_readme_are_those_of_the_evidence() -> None:
     readme, evidence = ROOT / "README.md", ROOT / "docs" / "evidence" / "README.md"
     measured = dict(rows(evidence))
