@@ -180,14 +180,12 @@ def body(family: Family, prefix: str, config: Config) -> Iterator[WeightSpec]:
         yield replace(spec, name=f"{prefix}{spec.name}")
 
 
-HEADS = {
-    "bert": "num_attention_heads", "roberta": "num_attention_heads", "electra": "num_attention_heads",
-    "distilbert": "n_heads", "gpt2": "n_head", "llama": "num_attention_heads", "mistral": "num_attention_heads",
-    "qwen2": "num_attention_heads", "vit": "num_attention_heads", "vilt": "num_attention_heads",
-}  # fmt: skip
+ATTENDING = [
+    kind for kind in CONFIGS if (family := find_family(kind)) is not None and family.kind not in ("mlp", "cnn")
+]
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", ATTENDING)
 def test_heads_width_and_dropout_of_a_family_are_those_of_the_library(kind: str) -> None:
     family = find_family(kind)
     assert family is not None

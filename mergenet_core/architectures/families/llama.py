@@ -22,16 +22,21 @@ from mergenet_core.spec.json_values import JsonObject, get_bool, get_float, get_
 _LAYER = "layers.{layer}."
 
 
-def _dimensions(
+def _no_biases(_: JsonObject) -> frozenset[str]:
+    return options()
+
+
+def decoder_dimensions(
     config: JsonObject,
     *,
     vocabulary: int = 32000,
+    width: int = 4096,
     inner: int = 11008,
     groups: int | None = None,
-    biases: Callable[[JsonObject], frozenset[str]],
+    biases: Callable[[JsonObject], frozenset[str]] = _no_biases,
 ) -> Dimensions:
-    """Sizes by the names that these families share; `groups` are their key-value heads, None as many as heads."""
-    width = get_int(config, "hidden_size", default=4096)
+    """Sizes by the names that most decoders use; `groups` are their key-value heads, None as many as heads."""
+    width = get_int(config, "hidden_size", default=width)
     heads = get_int(config, "num_attention_heads", default=32)
     groups = get_int(config, "num_key_value_heads", default=groups or heads)
     head_size = get_int(config, "head_dim", default=width // heads)
@@ -69,7 +74,7 @@ LLAMA = Family(
     kind="decoder",
     model_types=("llama",),
     only_own_types=True,
-    dimensions=partial(_dimensions, biases=_llama_biases),
+    dimensions=partial(decoder_dimensions, biases=_llama_biases),
     body=LayeredBody(
         before=embedding("embed_tokens.weight", "word", "vocabulary"),
         layer=(
@@ -102,12 +107,14 @@ MISTRAL = replace(
     LLAMA,
     name="mistral",
     model_types=("mistral",),
-    dimensions=partial(_dimensions, inner=14336, groups=8, biases=lambda _: options()),
+    dimensions=partial(decoder_dimensions, inner=14336, groups=8),
     heads={**LLAMA.heads, "question-answering": QUESTION_ANSWERING},
 )
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
     model_types=("qwen2",),
-    dimensions=partial(_dimensions, vocabulary=151936, inner=22016, groups=32, biases=lambda _: options(qkv_bias=True)),
+    dimensions=partial(
+        decoder_dimensions, vocabulary=151936, inner=22016, groups=32, biases=lambda _: options(qkv_bias=True)
+    ),
 )
