@@ -15,6 +15,7 @@ from mergenet_core.architectures.families.distilbert import DISTILBERT
 from mergenet_core.architectures.families.gpt2 import GPT2
 from mergenet_core.architectures.families.llama import LLAMA, MISTRAL, QWEN2
 from mergenet_core.architectures.families.mobilenet_v2 import MOBILENET_V2
+from mergenet_core.architectures.families.phi3 import PHI3
 from mergenet_core.architectures.families.plain_networks import MERGENET_CNN, MERGENET_MLP
 from mergenet_core.architectures.families.resnet import RESNET
 from mergenet_core.architectures.families.vilt import VILT
@@ -32,6 +33,7 @@ FAMILIES = (
     LLAMA,
     MISTRAL,
     QWEN2,
+    PHI3,
     VIT,
     OLDER_VIT,
     CLIP_VISION,

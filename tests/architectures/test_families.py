@@ -48,6 +48,11 @@ CONFIGS: dict[str, list[Config]] = {
     ],
     "mistral": [{}, TEXT | {"num_key_value_heads": 2, "head_dim": 8}, TEXT | TIED | {"num_key_value_heads": 1}],
     "qwen2": [{}, TEXT | {"num_key_value_heads": 1}, TEXT | TIED | {"num_key_value_heads": 4}],
+    "phi3": [
+        {"num_hidden_layers": 1, "pad_token_id": 0},
+        TEXT | {"num_key_value_heads": 2, "pad_token_id": 0},
+        TEXT | TIED | {"num_key_value_heads": 1, "pad_token_id": 0, "num_labels": 5},
+    ],
     "vit": [
         {},
         IMAGE | {"num_labels": 5},
@@ -220,3 +225,26 @@ def test_a_family_can_learn_only_what_its_library_can(family: Family) -> None:
     for task in family.heads:
         library = getattr(transformers, TASKS[task].auto_class)._model_mapping
         assert set(family.model_types) <= {config.model_type for config in library}
+
+
+def test_the_weights_that_phi3_fuses_are_read_as_slices_of_their_own() -> None:
+    config = {"model_type": "phi3", **TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+    model = real(config, "causal-language-modelling")
+    (structure,) = structures(model)
+    slices = {
+        (weight.role, weight.stored.rows)
+        for weight in structure.weights
+        if weight.layer == 1 and weight.stored is not None
+    }
+    assert slices == {
+        ("attention.query.weight", (0, 24)), ("attention.key.weight", (24, 36)), ("attention.value.weight", (36, 48)),
+        ("ffn.gate.weight", (0, 20)), ("ffn.up.weight", (20, 40)),
+    }  # fmt: skip
+    parameters = dict(model.named_parameters())
+    assert tuple(parameters["model.layers.1.self_attn.qkv_proj.weight"].shape) == (48, 24)
+    assert tuple(parameters["model.layers.1.mlp.gate_up_proj.weight"].shape) == (40, 24)
+    llama = real({"model_type": "llama", **TEXT, "num_key_value_heads": 2}, "causal-language-modelling")
+    (same,) = structures(llama)
+    assert {(w.role, w.layer, w.out, w.inp, w.shape) for w in structure.weights} == {
+        (w.role, w.layer, w.out, w.inp, w.shape) for w in same.weights
+    }
