@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARMS ?= transfer,control,sham
 SEEDS ?= 0,1,2
+# two test processes, one thread each; a file stays in one process because its tests share fixtures
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test test-all lint bench evidence picture clean
@@ -31,10 +33,10 @@ demo: .venv/installed
 	$(BIN)/python examples/evaluate.py demo/result data/bbc/test.jsonl
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
