@@ -1,7 +1,7 @@
 """Every error that a user or an operator can cause, in one tree.
 
-Each carries a stable `code` (the last part of the problem type that the API answers with), and whether trying the same
-thing again can help. The message says what was given, what is allowed and what to change.
+Each has a stable `code`, with which the type of the API's problems ends, and `retryable`. The message names what was
+given, what is allowed and what to change.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FieldError:
-    """One fault in a document: where it is (a JSON pointer, RFC 6901) and what to change there."""
+    """One fault in a document: its JSON pointer (RFC 6901) and what to change there."""
 
     pointer: str
     message: str
 
 
 class MergeNetError(Exception):
-    """The root: `code` is stable, `retryable` says whether the same attempt may succeed later."""
+    """The root of all errors; with `retryable`, the same request or attempt may succeed later."""
 
     code = "internal"
     retryable = False
@@ -30,7 +30,7 @@ class MergeNetError(Exception):
 
 
 class SpecInvalid(MergeNetError):
-    """The job document is wrong in itself: an unknown key, a wrong type, a value out of range."""
+    """The job document itself is wrong: an unknown key, a wrong type, a value out of range."""
 
     code = "spec-invalid"
 
@@ -54,7 +54,7 @@ class DataRefused(MergeNetError):
 
 
 class PairingRefused(MergeNetError):
-    """Source and target share nothing that the chosen method could carry across."""
+    """Source and target have nothing in common that the chosen method could transfer."""
 
     code = "pairing-refused"
 
@@ -66,13 +66,13 @@ class TooLarge(MergeNetError):
 
 
 class TrainingDiverged(MergeNetError):
-    """The loss is no longer a finite number."""
+    """The training loss is no longer a finite number."""
 
     code = "training-diverged"
 
 
 class OutOfMemory(MergeNetError):
-    """The device ran out of memory in training."""
+    """The device ran out of memory during training."""
 
     code = "out-of-memory"
 
@@ -90,27 +90,27 @@ class CheckpointInvalid(MergeNetError):
 
 
 class StaleAttempt(MergeNetError):
-    """A newer attempt owns the trial: what this one wants to write is refused."""
+    """A newer attempt owns the trial, so that writes of this one are refused."""
 
     code = "stale-attempt"
 
 
 class WorkerLost(MergeNetError):
-    """The process or machine that ran the trial is gone."""
+    """The process or machine that ran the trial is lost."""
 
     code = "worker-lost"
     retryable = True
 
 
 class RankLost(MergeNetError):
-    """A process of a trial on several devices is gone, or no longer answers the others."""
+    """A process of a trial on several devices has ended, or no longer answers the others."""
 
     code = "rank-lost"
     retryable = True
 
 
 class NodeLost(MergeNetError):
-    """A host of a trial on several hosts is gone, or no longer answers."""
+    """A host of a trial on several hosts is lost, or no longer answers."""
 
     code = "node-lost"
     retryable = True
@@ -123,7 +123,7 @@ class HostsDiffer(MergeNetError):
 
 
 class StateConflict(MergeNetError):
-    """The job is in a state that does not allow what was asked."""
+    """The job's state does not allow the request."""
 
     code = "state-conflict"
 
@@ -141,25 +141,25 @@ class IdempotencyConflict(MergeNetError):
 
 
 class Unauthenticated(MergeNetError):
-    """The request carries no key, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
     code = "unauthenticated"
 
 
 class Forbidden(MergeNetError):
-    """The key is known but lacks the scope that the request needs."""
+    """The API key lacks the scope that the request needs."""
 
     code = "forbidden"
 
 
 class BodyTooLarge(MergeNetError):
-    """The request's body is longer than the server reads."""
+    """The body of the request is longer than the server accepts."""
 
     code = "body-too-large"
 
 
 class Unavailable(MergeNetError):
-    """Redis or the disk cannot be reached just now."""
+    """Redis or the disk cannot be reached at present."""
 
     code = "unavailable"
     retryable = True

@@ -1,4 +1,4 @@
-"""What the operator sets, the same for the API and the workers: environment variables that begin with MERGENET_."""
+"""Settings of the API and the workers, read from environment variables that begin with MERGENET_."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mergenet_core.storage.paths import JobFolder, Roots, job_folder
 
 
 class Settings(BaseSettings):
-    """Where everything lies and what is allowed."""
+    """What the operator of a service sets."""
 
     model_config = SettingsConfigDict(
         env_prefix="MERGENET_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     home: Path = Path("mergenet-home")
-    """Folder of jobs, checkpoints and artifacts; API and workers must share it."""
+    """Folder of jobs, checkpoints and artifacts, which API and workers must share."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Redis, password included; it must append to disk (appendonly yes)."""
+    """URL of Redis, with its password; Redis must append to disk (appendonly yes)."""
     model_roots: Annotated[tuple[Path, ...], NoDecode] = (Path("models"),)
     """Folders that jobs may name models in, separated by `:`."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = (Path("data"),)
@@ -33,28 +33,28 @@ class Settings(BaseSettings):
     hub: bool = False
     """Let jobs name models and datasets of the Hugging Face hub, pinned to a commit."""
     lease_seconds: Annotated[float, Field(ge=0.5, le=50)] = 15.0
-    """How long a worker may be silent before its trial is given to another; RQ's own patience is 60 s and more."""
+    """How long a worker may be silent before its trial is given to another worker; less than RQ's own limit of 60 s."""
     grace_seconds: Annotated[float, Field(ge=1)] = 60.0
-    """How long a trial gets to write its checkpoint when it is asked to stop."""
+    """How long a trial that is asked to stop may take to write its checkpoint."""
     silence_seconds: Annotated[float, Field(ge=1)] = 30.0
-    """How long a process of a trial on several devices may give no sign of life; then all of them start again."""
+    """How long a process of a trial on several devices may be silent before all of them are started again."""
     stall_seconds: Annotated[float, Field(ge=1)] = 600.0
-    """How long such a trial may finish no step, and a process of it wait for another in a collective."""
+    """How long such a trial may go without finishing a step, and a process of it may wait in a collective."""
     ray_address: str | None = None
-    """HOST:PORT of the fleet's head, for trials on several hosts; Ray's token comes from RAY_AUTH_TOKEN_PATH."""
+    """HOST:PORT of the fleet's head, for trials on several hosts; the file with Ray's token is RAY_AUTH_TOKEN_PATH."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of a training process; default: the cores that the worker may use, shared out between workers."""
+    """CPU threads of a training process; default: the cores that the worker may use, divided between the workers."""
     workers: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Trials at a time on this host; default: one a GPU, or one where there is none."""
+    """Trials that this host runs at a time; default: one per GPU, or one where there is no GPU."""
     cpu_slots: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Where there is no GPU: how many processes may train at a time; default: the cores that the worker may use."""
+    """Without a GPU: how many processes may train at a time; default: the number of cores that the worker may use."""
     ageing_seconds: Annotated[float, Field(ge=0)] = 300.0
-    """After waiting so long for devices, a trial is passed by no other that needs fewer."""
+    """How long a trial may wait for devices before trials that need fewer may no longer overtake it."""
 
     @field_validator("model_roots", "data_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+        return tuple(Path(root) for root in value.split(":") if root) if isinstance(value, str) else value
 
     @property
     def roots(self) -> Roots:
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         return job_folder(self.home, job_id)
 
     def redis(self, *, decode: bool = True, timeout_seconds: float = 5.0, retries: int = 3) -> Redis:
-        """A connection that tries again for a moment when Redis is restarting; with no `retries`, fails at once."""
+        """A connection that retries shortly while Redis restarts; without `retries` it fails at once."""
         return Redis.from_url(
             self.redis_url.get_secret_value(),
             decode_responses=decode,

@@ -28,9 +28,9 @@ def check_sizes(config: JsonObject, field: str) -> None:
     for key in tower_configs(config):
         check_sizes(get_object(config, key), f"{field}.{key}")
     for name, value in config.items():
-        most = _LAYERS_MAX if "layer" in name else _SIZE_MAX
-        if isinstance(value, int) and value > most:
-            raise SpecInvalid(f"{field}.{name}: {value} is more than {most}, the largest allowed; take a smaller one")
+        limit = _LAYERS_MAX if "layer" in name else _SIZE_MAX
+        if isinstance(value, int) and value > limit:
+            raise SpecInvalid(f"{field}.{name}: {value} is more than {limit}, the largest allowed; take a smaller one")
         if isinstance(value, (list, dict)) and len(value) > _ENTRIES_MAX:
             raise SpecInvalid(f"{field}.{name} has {len(value)} entries; {_ENTRIES_MAX} is the most")
 

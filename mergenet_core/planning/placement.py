@@ -13,7 +13,8 @@ from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.spec.job import JobSpec, ResourcesSpec
 
 SPREAD: tuple[Strategy, ...] = ("ddp", "zero2", "fsdp2", "zero3")
-"""The order in which `auto` tries them, fastest first: a step exchanges two, then three times the model."""
+"""The order in which `auto` tries strategies, fastest first: the first two exchange twice the model in a step, the
+others three times."""
 
 
 def suitable(resources: ResourcesSpec, workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
@@ -82,9 +83,9 @@ def check_machine(
     resources, needed = spec.resources, found.under(strategy)
     able = suitable(resources, workers)
     if resources.nodes > 1 and not able:
-        notes = ("the job needs a fleet worker and none is up: it waits until one is",)
+        notes = ("the job needs a fleet worker and none is running: it waits until one is",)
     elif not workers:
-        notes = ("no worker is up: memory was not compared with a machine",)
+        notes = ("no worker is running: memory was not compared with a machine",)
     elif needed is not None and able and not any(fits(needed, resources, worker) for worker in able):
         largest = max(able, key=lambda worker: worker.memory_bytes)
         raise TooLarge(

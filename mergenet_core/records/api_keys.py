@@ -1,4 +1,4 @@
-"""API keys, without the keys themselves."""
+"""Records of API keys, without the keys themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Scope = Literal["read", "submit", "admin"]
 
 
 class ApiKey(Record):
-    """A known key, without the key itself: only its SHA-256 is stored."""
+    """The owner of an API key. Of the key itself only the SHA-256 is stored."""
 
     name: str
     scopes: tuple[Scope, ...]

@@ -9,13 +9,13 @@ from mergenet_core.records.record import Record
 
 
 class Artifact(Record):
-    """A file of the job's result."""
+    """A file of a published folder."""
 
     path: str
     bytes: int
     sha256: str
     role: str
-    """`model`, `adapter`, `report`, `card`, `tokenizer`, `spec` or `manifest`."""
+    """`model`, `adapter`, `report`, `card`, `tokenizer`, `spec`, `manifest`, or `state` for a checkpoint's files."""
 
 
 class Manifest(Record):

@@ -1,7 +1,7 @@
-"""What is remembered of a job: its state, its trials and their attempts, events, metrics, checkpoints, artifacts.
+"""The record of a job: its state, its trials and their results.
 
-A *job* is a spec. Its plan is a list of *trials*; each try at one is an *attempt*, and its number is the fencing token:
-whoever writes for a trial says which attempt it is, and an old one is refused.
+A *job* is made from a document. Its plan is a list of *trials*. Each run of a trial is an *attempt*, and the number of
+the attempt is the fencing token: whatever is written for a trial names its attempt, and old attempts are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Checkpoint(Record):
-    """A published checkpoint of a trial: what a next attempt resumes from."""
+    """A published checkpoint of a trial, from which the next attempt resumes."""
 
     step: int
     path: str
@@ -45,14 +45,14 @@ class Checkpoint(Record):
 
 
 class ArmCost(Record):
-    """What an arm's training cost, evaluation and checkpoints left out."""
+    """The time of a trial's training, without evaluation and checkpoints."""
 
     step_seconds: float
-    """Median of a target step, transfer and teacher included."""
+    """Median time of a training step, with transfer and teacher."""
     train_seconds: float
-    """All steps."""
+    """Time of all steps together."""
     extra_seconds: float = 0.0
-    """What had to come first: fine-tuning the teacher, projecting the source."""
+    """Time of what came before the steps: fine-tuning the teacher, projecting the source."""
 
 
 class TrialResult(Record):
@@ -64,18 +64,18 @@ class TrialResult(Record):
     metric: str
     """The task's metric, such as `accuracy`; higher is better."""
     last: dict[str, float] = {}
-    """Of the last step's weights: `test` and `validation` metric."""
+    """The metric on `test` and `validation`, with the weights after the last step."""
     best: dict[str, float] = {}
-    """Of the weights that were best on validation: `test`, `validation` and `step`."""
+    """The metric on `test` and `validation`, with the weights that were best on validation, and their `step`."""
     metrics: dict[str, float] = {}
-    """Every metric of the task over the test split, with the last step's weights."""
+    """Every metric of the task on the test split, with the weights after the last step."""
     cost: ArmCost
     memory_bytes: int | None = None
-    """The most that a process of the trial held: of its GPU's memory, or resident on a CPU."""
+    """Peak memory of a process of the trial: of its GPU, or resident memory on a CPU."""
     strategy: str | None = None
     """How the model was spread over the processes."""
     parameters: int
-    """Trained parameters of the target, the adapter's apart."""
+    """Trained parameters of the target, without the adapter's."""
     adapter_parameters: int = 0
     transferred_parameters: int = 0
     """Target parameters that a transfer wrote."""
@@ -83,7 +83,7 @@ class TrialResult(Record):
     data: dict[str, SplitSummary] = {}
     """What was read of each split: `train`, `validation` and `test`."""
     source: dict[str, float] = {}
-    """A source that learned beside the target: every metric of its own task over its test split."""
+    """Mode joint: every metric of the source's own task on its test split."""
     teacher: dict[str, float] = {}
     """Distillation: the teacher's own `test` metric."""
 
@@ -117,7 +117,7 @@ class Trial(Record):
     attempt: int = 0
     """The number of the newest attempt; 0 before the first."""
     failures: int = 0
-    """Attempts that ended in an error that was worth another try."""
+    """How many attempts failed and were tried again."""
     not_before: datetime | None = None
     """After a failure: when the next attempt may begin."""
     worker: str | None = None
@@ -127,30 +127,30 @@ class Trial(Record):
 
 
 class Job(Record):
-    """The record that decides: RQ only delivers what stands here as queued."""
+    """The record of a job. It decides what runs; RQ only delivers trials that are queued here."""
 
     id: str
     name: str
     labels: dict[str, str] = {}
     owner: str
-    """Name of the API key that posted it."""
+    """Name of the API key that submitted the job."""
     state: JobState
     code: str
-    """A stable word for why it is in this state."""
+    """A stable code for why the job is in this state."""
     reason: str
-    """The same as a sentence."""
+    """The same as a sentence for users."""
     retryable: bool = False
     request: Request | None = None
-    """What a user asked for and has not happened yet."""
+    """What a user asked for and what was not done yet."""
     trials: tuple[Trial, ...]
     strategy: str | None = None
     """How a trial's model is spread over its processes, chosen when the job was accepted."""
     memory_bytes: int | None = None
-    """What a trial's process needs, by the plan's estimate."""
+    """The plan's estimate of the memory of a trial's process."""
     nodes: int = 1
-    """Hosts that each trial trains on; with more than one, a fleet's workers take them."""
+    """Hosts that each trial trains on; trials on more than one host are run by fleet workers."""
     devices: int = 1
-    """Devices of each host that a trial trains on; only hosts that have so many take them."""
+    """Devices of each host that a trial trains on; only workers on hosts with as many take them."""
     max_attempts: int = 4
     created_at: datetime
     updated_at: datetime

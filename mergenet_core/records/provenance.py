@@ -16,7 +16,7 @@ class Code(TypedDict):
 
     version: str
     sha256: str
-    """Of all source files: a version number alone may be that of a changed copy."""
+    """Of all source files, since a changed copy may have the same version number."""
 
 
 class Inputs(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""What every record is: frozen data that crosses a process."""
+"""The base of all records."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Data that crosses a process: frozen, and nothing unknown in it."""
+    """Data that is passed between processes: it cannot be changed, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def now() -> datetime:
-    """This moment, in UTC."""
+    """The current time, in UTC."""
     return datetime.now(UTC)

@@ -12,18 +12,18 @@ class Device(Record):
     """A device of a host: a GPU, or a slot on its CPU."""
 
     id: str
-    """Its UUID; for a slot its number."""
+    """The UUID of a GPU, the number of a slot."""
     name: str
     memory_bytes: int
 
 
 class DeviceState(Record):
-    """A device as it stands in the ledger."""
+    """A device with its entry in the ledger of its host."""
 
     host: str
     """The host's name."""
     ledger: str
-    """What the host's ledger goes by; that of GPUs is shared by all containers on one machine."""
+    """Name of the host's ledger; all containers on one machine share that of its GPUs."""
     id: str
     name: str
     memory_bytes: int
@@ -31,11 +31,11 @@ class DeviceState(Record):
     holder: str | None = None
     """Job, trial, attempt and worker that hold it."""
     reason: str | None = None
-    """Why it is not lent."""
+    """Why the device is quarantined."""
 
 
 class WorkerInfo(Record):
-    """A worker that says it is alive."""
+    """A worker, as it last reported itself."""
 
     name: str
     host: str
@@ -43,14 +43,14 @@ class WorkerInfo(Record):
     job: str | None = None
     trial: str | None = None
     fleet: bool = False
-    """It takes trials on several hosts, and no others; the devices are the fleet's."""
+    """Whether it takes trials on several hosts, and no others; their devices are the fleet's."""
     device: str
     devices: tuple[Device, ...] = ()
-    """All that the host has to lend; a fleet worker has none."""
+    """All devices of the host; none for a fleet worker."""
     ledger: str | None = None
-    """Where it is noted who holds them."""
+    """Name of the ledger of these devices."""
     memory_bytes: int
-    """Of the device, or of the host where it trains on CPU."""
+    """Memory of a device, or of the host where trials run on its CPU."""
     cpus: int
     seen_at: datetime
     versions: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The part of the job document that says where examples come from."""
+"""The part of a job document that describes the data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00
 
 
 class Strict(BaseModel):
-    """A part of the document: unknown keys are errors, values are never coerced from another type."""
+    """A part of the document. Unknown keys are errors, and values are never converted from another type."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -21,16 +21,16 @@ class Strict(BaseModel):
 class DataSpec(Strict):
     """Examples: a train and a test split, each a file (parquet, JSON lines, CSV) or a folder of images or texts.
 
-    CIFAR-100 is named by the files of its binary version (`label` is the fine one, `coarse_label` the other), VQA v2.0
-    by its questions file, with the annotations beside it, MSCOCO by its captions file.
+    For CIFAR-100 give the files of its binary version (`label` is the fine label, `coarse_label` the other), for VQA
+    v2.0 the questions file, with the annotations in the same folder, and for MSCOCO the captions file.
     """
 
     train: PathText
     """A file or folder inside the server's data roots, or the split's name when `hub` is given."""
     test: PathText
-    """The split that the report is measured on; always used whole."""
+    """The split that the report is measured on; always used completely."""
     validation: PathText | None = None
-    """The split that selection looks at; default: examples that are held out of `train`."""
+    """The split that weights are selected by; default: examples held out of `train`."""
     hub: NameText | None = None
     """A hub dataset id; only where the operator allows the hub, and only with `revision`."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
@@ -40,35 +40,35 @@ class DataSpec(Strict):
     image: NameText = "image"
     """The column with the image."""
     images: PathText | None = None
-    """VQA v2.0's and MSCOCO's files: the folder with `train2014` and the like; default: beside or above the file."""
+    """VQA v2.0's and MSCOCO's files: the folder with `train2014` etc.; default: the file's folder or its parent."""
     caption: NameText = "caption"
     """Image–text retrieval: the column with the image's caption, or with a list of them."""
     label: NameText = "label"
-    """The column with the label, a string or a whole number."""
+    """The column with the label, text or a whole number."""
     question: NameText = "question"
     """Questions on texts or images: the column with the question; SQuAD's and VQA's own files need no columns."""
     context: NameText = "context"
-    """Question answering: the column with the text that the answer stands in."""
+    """Question answering: the column with the text that contains the answer."""
     answers: NameText = "answers"
-    """The column with the answers: each its text and where it starts, or, of an image, one or a text an annotator."""
+    """The column with the answers: on texts, text and start of each; on images, one text or one per annotator."""
     answer_limit: Annotated[int, Field(ge=2, le=100_000)] = 3129
-    """Visual question answering: so many of the training split's most frequent answers are the labels."""
+    """Visual question answering: how many labels there are, the most frequent answers of the training split."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many training examples, drawn by the trial's seed, the same in every arm of that seed."""
+    """Train on this number of examples only, drawn by the trial's seed; the same in every arm of that seed."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Use only this share of the training split, drawn likewise; the paper uses 0.1."""
+    """Train on this share of the examples only, drawn in the same manner; the paper uses 0.1."""
     validation_limit: Annotated[int, Field(ge=1)] = 200
-    """How many examples are held out of `train` for validation, at most a fifth of it, never trained on."""
+    """Examples held out of `train` for validation, at most a fifth of it; they are never trained on."""
     max_length: Annotated[int, Field(ge=2, le=8192)] = 128
-    """Text: tokens an example, longer ones are cut; questions on longer texts are read in windows."""
+    """Text: tokens per example. Longer texts are cut; for question answering they are read in windows."""
     stride: Annotated[int, Field(ge=0)] | None = None
     """Question answering: tokens that neighbouring windows of a text share; default: a third of `max_length`."""
     blocks: Literal["packed", "truncated"] = "packed"
-    """Language modelling: texts end to end in blocks of `max_length`, or a block a text, cut at `max_length`."""
+    """Language modelling: join texts and split them into blocks of `max_length`, or one block per text, cut there."""
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     """Images: height and width in pixels after resizing."""
     augment: Literal["none", "crop-flip"] = "none"
-    """Image classification: shift each training image by up to 4 pixels and mirror every other one, anew each step."""
+    """Image classification: at each step, shift images by up to 4 pixels and mirror half of them, at random."""
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings: what the service sets from the job, and what a user may add."""
+"""The configuration of DeepSpeed: what the service sets from the job, and what a user may add."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ OWNED = {
     "zero_optimization.offload_optimizer": "resources.offload",
     "zero_optimization.offload_param": "resources.offload",
 }
-"""Keys that a job sets by other means, and by which."""
+"""Keys that users may not set, and the settings of the job that they follow from."""
 
 BUCKET = 20_000_000
-"""Numbers that are reduced or gathered at a time."""
+"""How many numbers are reduced or gathered at a time."""
 LIVE = 50_000_000
-"""Numbers that ZeRO-3 keeps gathered between the forward and the backward pass."""
+"""How many numbers ZeRO-3 keeps gathered between the forward and the backward pass."""
 SIZES = {
     "reduce_bucket_size": BUCKET,
     "allgather_bucket_size": BUCKET,
@@ -41,7 +41,7 @@ SIZES = {
     "stage3_max_live_parameters": LIVE,
     "stage3_max_reuse_distance": LIVE,
 }
-"""DeepSpeed's own defaults, up to a thousand million, hold gigabytes, and a model of that size whole under ZeRO-3."""
+"""DeepSpeed's own defaults, up to 10⁹, need gigabytes, and ZeRO-3 would never split a model of that size."""
 
 
 def check_user_config(config: JsonObject | None) -> None:

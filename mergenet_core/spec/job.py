@@ -1,6 +1,6 @@
 """The job document, version 1: what a user writes, the same in YAML, over REST and from the client.
 
-Every model refuses unknown keys; `mergenet_core.spec.parse` is the door that a document comes in by.
+Unknown keys are refused everywhere. Documents are read by `mergenet_core.spec.parse`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class ModelSpec(Strict):
     pack: PathText | None = None
     """Source only: a file that `mergenet pack` wrote, inside the model roots; the source itself is not needed."""
     tokenizer: PathText | None = None
-    """A folder with the tokenizer or image processor; default: its own, and from scratch the source's."""
+    """A folder with the tokenizer or image processor; default: its own; from scratch, the source's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         given = [name for name in ("path", "hub", "config", "pack") if getattr(self, name) is not None]
         if len(given) != 1:
-            told = " and ".join(given) or "none of them"
-            raise ValueError(f"give exactly one of path, hub, config and, for a source, pack, not {told}")
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"give exactly one of path, hub, config and, for a source, pack, not {found}")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
@@ -72,22 +72,22 @@ class SourceSpec(Strict):
     model: ModelSpec
     """The source model."""
     mode: Literal["frozen", "joint", "trajectory", "self"] = "frozen"
-    """`frozen`: as it is; `joint`: it learns beside the target; `trajectory`: its states in training, one by one;
-    `self`: it is the target, which learns from its own re-encoding."""
+    """`frozen`: used as it is; `joint`: trained together with the target; `trajectory`: its states during a training,
+    one after another; `self`: the target itself, which learns from its own re-encoding."""
     states: Annotated[int, Field(ge=2, le=1000)] = 4
-    """`trajectory`: states kept of the source's training, evenly spaced, the last included; a pack has its own."""
+    """`trajectory`: states kept of the source's training, evenly spaced, with the last one; a pack brings its own."""
     data: DataSpec | None = None
     """What the source is trained on, with `train`; default: it is used as it is."""
     task: TaskName | None = None
     """What the source learns from `data`; default: the target's task."""
     train: TrainSpec | None = None
-    """How the source learns: once before the trials, as a trial of its own (`source`); joint, beside each."""
+    """How the source is trained: once before the arms, in the trial `source`; with mode joint, in every trial."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The seed of that training, and of the source's weights when they come from a config."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Use a frozen source's matrices at this rank: the same curve, bit for bit, as from its pack of that rank."""
+    """Use a frozen source's matrices at this rank; the loss curve equals that of its pack of this rank, bit for bit."""
     dtype: Literal["float32", "float16", "int8"] = "float32"
-    """With `rank`: how the pack that it equals is stored."""
+    """With `rank`: the number format of that pack."""
 
     @property
     def trained_first(self) -> bool:
@@ -112,16 +112,16 @@ class SourceSpec(Strict):
                 raise ValueError("with mode self the source is the target: leave data, train and rank out")
             return self
         if self.model.config is not None and self.train is None:
-            raise ValueError("a source from a config knows nothing yet: give source.data and source.train, or a path")
+            raise ValueError("a source from a config is untrained: give source.data and source.train, or a path")
         if self.model.pack is not None and (self.train is not None or self.rank is not None):
             raise ValueError("a pack is frozen, at a rank of its own: leave train, data and rank out")
         if (self.rank is None and self.dtype != "float32") or (self.rank is not None and self.mode == "joint"):
-            raise ValueError("rank, and dtype with it, say how a frozen source is told; leave them out otherwise")
+            raise ValueError("rank and dtype are for a frozen source, and dtype needs rank; leave them out")
         if self.mode == "joint" and self.train is None:
-            raise ValueError("a joint source learns beside the target: give source.data and source.train")
+            raise ValueError("a joint source is trained together with the target: give source.data and source.train")
         if self.mode == "trajectory" and self.train is None and self.model.pack is None:
             raise ValueError(
-                "a trajectory is a training's: give source.data and source.train, or a pack of checkpoints"
+                "a trajectory needs a training: give source.data and source.train, or a pack of checkpoints"
             )
         if self.mode == "trajectory" and self.train is not None and self.states > self.train.steps:
             raise ValueError(f"source.states {self.states} is more than source.train.steps {self.train.steps}")
@@ -140,12 +140,12 @@ class TargetSpec(Strict):
 
 
 class PairSpec(Strict):
-    """One pair of weights by name, `*` matching any run of characters: for `lpka`, where no anatomy is known."""
+    """A pair of weights by name, where `*` matches any characters: for `lpka`, with models of unknown structure."""
 
     source: NameText
-    """Name or pattern of a source weight; the k-th match goes with the target's k-th."""
+    """Name or pattern of source weights; the k-th match is paired with the target's k-th match."""
     target: NameText
-    """Name or pattern of a target weight."""
+    """Name or pattern of target weights."""
 
 
 class DistillSpec(Strict):
@@ -162,21 +162,21 @@ class DistillSpec(Strict):
     non_target_class_weight: Annotated[float, Field(ge=0)] = 8.0
     """DKD's β."""
     teacher: TrainSpec | None = None
-    """Fine-tune a copy of the source, with a head of the target's labels, on the trial's examples first."""
+    """First fine-tune a copy of the source, with a head for the target's labels, on the trial's examples."""
 
 
 class TransferSpec(Strict):
     """How knowledge moves from the source's weights into the target's."""
 
     method: MethodName = "auto"
-    """`project` once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps; `auto` trains the ways that
-    the pair allows, and takes at each seed what is best on validation, the control's model where none is ahead."""
+    """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps. `auto` tries the
+    methods that the pair allows and takes at each seed the best on validation, or the control if none is better."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
     cycle: Annotated[int, Field(ge=1)] = 8
-    """T_cycle: a transfer every so many steps, self-learning in between."""
+    """T_cycle: steps from one transfer to the next, with self-learning in between."""
     back_cycle: Annotated[int, Field(ge=1)] | None = None
-    """Two-way: the target's knowledge moves into the joint source every so many steps; default: one-way."""
+    """Two-way: steps from one transfer of the target into the joint source to the next; default: one-way."""
     stop_at: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The share of the steps after which no transfer happens, so that the target can recover."""
     update: Literal["gradient", "hypernetwork"] = "gradient"
@@ -192,11 +192,11 @@ class TransferSpec(Strict):
     gate: Annotated[float, Field(ge=0, le=0.99)] = 0.3
     """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
     include: Include = "all"
-    """Which paired weights take part."""
+    """Which paired weights are transferred."""
     allow_unanchored: bool = False
-    """Go on where no axis is shared, with maps by size alone; nothing has been seen to cross that way."""
+    """Also transfer where no axis is shared, with maps by size alone; no gain has been measured for that."""
     pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
-    """Pairs by name; default: found by pairing."""
+    """Pairs by name; default: found from the models' structure."""
     distill: DistillSpec | None = None
     """Output distillation for the arms that use it; default settings when an arm needs it."""
 
@@ -217,7 +217,7 @@ class ResourcesSpec(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where the worker has one."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
-    """Devices of one host that a trial trains on, a process each: GPUs, or the worker's CPU slots."""
+    """Devices of one host that a trial trains on, one process each: GPUs, or the worker's CPU slots."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Hosts that a trial trains on, `devices` of each; more than one needs a fleet (extra `fleet`)."""
     strategy: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
@@ -225,7 +225,7 @@ class ResourcesSpec(Strict):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """ZeRO: keep the optimizer's state, or parameters too, in the host's memory."""
     activation_checkpointing: bool = False
-    """Compute a block's activations again in the backward pass in place of keeping them."""
+    """Compute a block's activations again in the backward pass instead of storing them."""
     deepspeed: JsonSettings | None = None
     """Settings of DeepSpeed's own to merge in; keys that the service sets are refused."""
 
@@ -241,20 +241,20 @@ class ResourcesSpec(Strict):
         return self
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
-    """Tries a trial gets when a worker or machine is lost; a wrong configuration is never tried again."""
+    """Attempts per trial when workers or machines are lost; an error in the configuration is never retried."""
 
 
 class RetentionSpec(Strict):
     """What stays on disk."""
 
     checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
-    """Newest checkpoints kept of each trial while the job runs."""
+    """How many of each trial's newest checkpoints are kept while the job runs."""
     keep_trials: bool = False
     """Keep every trial's last checkpoint after the job has succeeded; default: only the artifact stays."""
 
 
 class JobSpec(Strict):
-    """A transfer job: a source, a target, how knowledge moves between them, and the arms that prove it."""
+    """A transfer job: a source, a target, how knowledge moves between them, and the arms to compare."""
 
     version: Literal[1] = 1
     """The version of this document."""
@@ -271,13 +271,13 @@ class JobSpec(Strict):
     arms: Annotated[list[Arm], Field(min_length=1, max_length=6)] = ["transfer", "control"]
     """The experiment's arms; `control` is the same training without the transfer."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100)] = [0]
-    """Each arm is trained once a seed; the report pairs them."""
+    """Each arm is trained once per seed; the report compares arms seed by seed."""
     resources: ResourcesSpec = ResourcesSpec()
     """What a trial runs on."""
     retention: RetentionSpec = RetentionSpec()
     """What stays on disk."""
     labels: Annotated[dict[NameText, NameText], Field(max_length=32)] = {}
-    """The user's own marks, to filter lists by."""
+    """Names and values of the user's own, by which lists can be filtered."""
 
     @property
     def source_task(self) -> TaskName:
@@ -292,15 +292,17 @@ class JobSpec(Strict):
         if "transfer" not in self.arms and "transfer+distill" not in self.arms:
             raise ValueError("arms needs transfer (or transfer+distill): that is what the artifact is made of")
         if "control" not in self.arms:
-            raise ValueError("arms needs control: without it a gain cannot be told from training itself")
+            raise ValueError(
+                "arms needs control: without it a gain of the transfer cannot be told from the effect of training"
+            )
         return self
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _pack_and_method_fit(self) -> Self:
         if self.target.model.pack is not None:
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
         if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
-            raise ValueError("a pack cannot teach: leave the distill arms out, or give the source itself")
+            raise ValueError("a pack cannot be a teacher: leave the distill arms out, or give the source itself")
         spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
         if self.transfer.method == "lpka-raw" and spread in ("fsdp2", "zero3"):
             raise ValueError(
@@ -321,8 +323,8 @@ class JobSpec(Strict):
         distilling = " and ".join(arm for arm in self.arms if "distill" in arm)
         if distilling and self.target.data.augment != "none":
             raise ValueError(
-                f"target.data.augment {self.target.data.augment} shows another image every step, a teacher's logits "
-                f"are computed once an example: leave {distilling} out of arms, or set augment: none"
+                f"target.data.augment {self.target.data.augment} changes images at every step, but a teacher's "
+                f"logits are computed once per example: leave {distilling} out of arms, or set augment: none"
             )
         return self
 
@@ -336,13 +338,13 @@ class JobSpec(Strict):
             self._check_self()
         elif self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
             raise ValueError(
-                f"a {self.source.mode} source changes, transfer.method {self.transfer.method} reads it once; take "
-                "anchored or lpka"
+                f"a {self.source.mode} source changes during training, and transfer.method {self.transfer.method} "
+                "reads it once; take anchored or lpka"
             )
         train = self.source.train
         if self.source.mode == "joint" and train is not None and train.steps != self.train.steps:
             raise ValueError(
-                f"a joint source takes a step with each of the target's: source.train.steps {train.steps} "
+                f"a joint source takes one step per step of the target: source.train.steps {train.steps} "
                 f"must be train.steps {self.train.steps}"
             )
         if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):

@@ -22,7 +22,7 @@ _FAULTS_MAX = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (`5e-4` is one), and no aliases: a few lines of them can stand for gigabytes."""
+    """YAML with the numbers of YAML 1.2, such as `5e-4`, and without aliases, which can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -57,7 +57,7 @@ def parse(document: str | bytes | Mapping[str, object]) -> JobSpec:
 
 
 def digest(spec: JobSpec) -> str:
-    """SHA-256 of a job document, the same in whatever order and notation it was written."""
+    """SHA-256 of a job document with all defaults filled in; it does not depend on order or notation."""
     return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
@@ -71,7 +71,7 @@ def json_schema() -> dict[str, JsonValue]:
 
 
 def _fault(details: ErrorDetails) -> FieldError:
-    location = [_shown(str(part), 100) for part in details["loc"]]
+    location = [_shortened(str(part), 100) for part in details["loc"]]
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
     where = ".".join(location) or "the document"
     given = _given(details.get("input"))
@@ -90,13 +90,13 @@ def _fault(details: ErrorDetails) -> FieldError:
 
 def _given(value: object) -> str:
     try:
-        return _shown(json.dumps(value, default=repr, ensure_ascii=True), 80)
+        return _shortened(json.dumps(value, default=repr, ensure_ascii=True), 80)
     except (TypeError, RecursionError):  # keys that only YAML has; nesting that can be read, not written
         return type(value).__name__
 
 
-def _shown(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The part of the job document that says how a model learns."""
+"""The part of a job document that describes a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergenet_core.spec.data import Strict
 
 def _rising(shares: list[float]) -> list[float]:
     if sorted(set(shares)) != shares:
-        raise ValueError(f"milestones must rise, and none may repeat: {shares}")
+        raise ValueError(f"milestones must be ascending, and none may repeat: {shares}")
     return shares
 
 
@@ -27,9 +27,9 @@ class TrainSpec(Strict):
     steps: Annotated[int, Field(ge=1, le=10_000_000)]
     """Optimizer steps."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Examples a step, over all devices and micro-batches."""
+    """Examples per step, over all devices and micro-batches."""
     micro_batches: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Gradient accumulation: a step's examples go through the model in so many parts."""
+    """Gradient accumulation: the number of forward and backward passes that a step's examples are split into."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with `momentum`."""
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 5e-4
@@ -47,7 +47,7 @@ class TrainSpec(Strict):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null turns clipping off."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward."""
+    """Number format of forward and backward passes."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between evaluations on the validation split; default: a tenth of `steps`."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None

@@ -1,4 +1,4 @@
-"""Where things lie: the folders of a job, and the roots that a user's paths must stay in."""
+"""The folders of a job, and the roots that users' paths must stay in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergenet_core.errors import PathRefused
 
 @dataclass(frozen=True)
 class Roots:
-    """Folders that job documents may name models and data in, and whether the hub may be asked."""
+    """Folders in which job documents may name models and data, and whether they may name models of the hub."""
 
     models: tuple[Path, ...]
     data: tuple[Path, ...]
@@ -38,18 +38,18 @@ class Roots:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The folder of one job below the service's home; every name in it is made by the service."""
+    """The folder of one job below the service's home. No name in it comes from a user."""
 
     path: Path
 
     @property
     def spec(self) -> Path:
-        """The job document as it was accepted, JSON."""
+        """The accepted job document, as JSON."""
         return self.path / "job.json"
 
     @property
     def artifact(self) -> Path:
-        """The published result."""
+        """The published result of the job."""
         return self.path / "artifact"
 
     @property
@@ -59,29 +59,29 @@ class JobFolder:
 
     @property
     def source_states(self) -> Path:
-        """The source as it was at several steps of that trial, where the target learns along its trajectory."""
+        """Mode trajectory: the source after several steps of that trial."""
         return self.path / "source-states"
 
     def source_state(self, step: int) -> Path:
-        """One of them."""
+        """The source after one of these steps."""
         return self.source_states / f"step-{step:08d}"
 
     @property
     def processor(self) -> Path:
-        """The tokenizer or image processor out of the source's pack."""
+        """The tokenizer or image processor from the source's pack."""
         return self.path / "processor"
 
     @property
     def teachers(self) -> Path:
-        """The source fine-tuned on each seed's examples, which all arms of the seed that distil share."""
+        """For each seed the source fine-tuned on its examples; all distilling arms of the seed share it."""
         return self.path / "teachers"
 
     def trial(self, trial_id: str) -> Path:
-        """All of one trial: checkpoints, exports, metrics and events as JSON lines, logs by attempt."""
+        """The folder of a trial: checkpoints, exports, metrics and events as JSON lines, one log per attempt."""
         return self.path / "trials" / trial_id
 
     def log(self, trial_id: str, attempt: int) -> Path:
-        """What the attempt's processes printed."""
+        """What the processes of an attempt printed."""
         return self.trial(trial_id) / f"attempt-{attempt}.log"
 
 

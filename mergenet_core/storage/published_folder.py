@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: publish by rename, a manifest with every file's hash, verify before use."""
+"""Published folders: complete or absent, with a manifest of every file's hash, and verified before use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def publishing(
     roles: Mapping[str, str] | None = None,
     about: Provenance | None = None,
 ) -> Iterator[Path]:
-    """Give an empty folder to write into; on leaving, hash, fsync and rename it to `final`, which is whole or absent.
+    """Yield an empty folder to write into, then hash, fsync and rename it to `final`, which is complete or absent.
 
-    The folder is named after the attempt, so that two attempts never write into one. `roles` maps a file's name or
-    suffix to its role in the manifest. Raises: `StorageFull` when the disk is; nothing half-made is left either way.
+    The draft's name has the number of the attempt, so that two attempts never write into the same folder. `roles` maps
+    a file's name or suffix to its role in the manifest. After an error nothing is left of the draft.
+    Raises: `StorageFull`.
     """
     draft = final.with_name(f".{final.name}.attempt-{attempt}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -47,7 +48,7 @@ def publishing(
         _write_synced(draft / MANIFEST, manifest.model_dump_json(indent=1).encode())
         for folder in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
             _sync(folder)
-        if final.exists():  # the same step, written again by a later attempt: only a whole one is worth keeping
+        if final.exists():  # the same step, published again by a later attempt
             shutil.rmtree(final)
         os.rename(draft, final)
         _sync(final.parent)
@@ -75,7 +76,9 @@ def verify(folder: Path) -> Manifest:
         if not path.is_file():
             raise CheckpointInvalid(f"{folder.name}: {entry.path} is missing")
         if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
-            raise CheckpointInvalid(f"{folder.name}: {entry.path} does not match its hash; it was changed or torn")
+            raise CheckpointInvalid(
+                f"{folder.name}: {entry.path} does not match its hash; it was changed or is incomplete"
+            )
     return manifest
 
 
@@ -90,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what interrupted attempts left half-made in a folder."""
+    """Remove the drafts that interrupted attempts left in a folder."""
     for draft in parent.glob(".*.attempt-*"):
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -102,7 +105,7 @@ def sha256(path: Path) -> str:
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
-    """Whether that is what went wrong; safetensors and torch tell it in words or not at all."""
+    """Whether the error comes from a full disk; safetensors and torch raise errors of their own for it."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     if any(os.strerror(number) in str(error) for number in _FULL):

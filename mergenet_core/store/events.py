@@ -105,9 +105,10 @@ def metrics(
     step_to: int | None = None,
     resolution: int = 1000,
 ) -> list[Metric]:
-    """A job's numbers in a range of steps, thinned to at most `resolution` points a series by keeping every k-th.
+    """A job's metrics in a range of steps, thinned to every k-th point and the last.
 
-    A step that a second attempt measured again appears once, with the newer attempt's number.
+    At most `resolution` points of a series are kept, besides the last. A step that was measured by two attempts appears
+    once, as the newer attempt measured it.
     """
     series: dict[tuple[str, str, str], dict[int, Metric]] = {}
     for _, fields in cast("list[tuple[str, dict[str, str]]]", redis.xrange(keys.job_metrics(job_id))):

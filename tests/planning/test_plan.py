@@ -216,7 +216,7 @@ def test_a_text_model_from_scratch_needs_a_tokenizer(
 
 def test_a_job_larger_than_the_disk_is_refused(plan: Callable[..., Any], document: dict[str, Any]) -> None:
     with pytest.raises(TooLarge, match="are free; free some disk"):
-        plan(put(document, "target/model/config/hidden_size", 4_000_000))  # no worker is up to compare with
+        plan(put(document, "target/model/config/hidden_size", 4_000_000))  # there is no worker to compare with
 
 
 QUESTIONS = {"question": "what ?", "context": "cat", "answers": {"text": [], "answer_start": []}}
@@ -234,7 +234,7 @@ def asking(home: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 def test_questions_are_planned_with_the_head_that_they_need(plan: Callable[..., Any], asking: dict[str, Any]) -> None:
     made = plan(asking)
-    assert made.notes == ("no worker is up: memory was not compared with a machine",)
+    assert made.notes == ("no worker is running: memory was not compared with a machine",)
     assert {"qa_outputs.weight", "qa_outputs.bias"} <= set(made.pairing.unpaired)
     assert not any("pooler" in name for name in made.pairing.unpaired)
 

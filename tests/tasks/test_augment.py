@@ -92,7 +92,7 @@ def test_a_resumed_run_sees_the_same_images_bit_for_bit(tmp_path: Path) -> None:
 
 def test_beside_a_teacher_and_on_texts_it_is_refused() -> None:
     arms = ["transfer", "control", "distill"]
-    with pytest.raises(SpecInvalid, match=r"augment crop-flip shows another image every step.*leave distill out"):
+    with pytest.raises(SpecInvalid, match=r"augment crop-flip changes images at every step.*leave distill out"):
         image_job(CNN, target__data__augment="crop-flip", arms=arms)
     assert image_job(CNN, source__data__augment="crop-flip", arms=arms).source.data is not None
     with pytest.raises(SpecInvalid, match="augment crop-flip is for image-classification, not for text-classification"):

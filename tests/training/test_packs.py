@@ -115,7 +115,7 @@ def test_a_named_tokenizer_stands_in_for_the_pack_s(world, elsewhere, tmp_path):
     ("changes", "match"),
     [
         ({"target__model": {"pack": "p"}}, "a pack is a source's"),
-        ({"source": {"model": {"pack": "p"}}, "arms": ["transfer", "control", "distill"]}, "a pack cannot teach"),
+        ({"source": {"model": {"pack": "p"}}, "arms": ["transfer", "control", "distill"]}, "a pack cannot be a"),
         ({"source": {"model": {"pack": "p"}, "rank": 4}}, "a rank of its own"),
         ({"source": {"model": {"pack": "p", "path": "source"}}}, "exactly one of"),
         ({"source": {"model": {"path": "source"}, "dtype": "float16"}}, "rank, and dtype with it"),

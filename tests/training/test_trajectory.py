@@ -132,7 +132,7 @@ def test_a_pack_of_one_checkpoint_is_no_trajectory(tmp_path: Path, roots: Roots)
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"transfer__method": "project"}, "a trajectory source changes, transfer.method project reads it once"),
+        ({"transfer__method": "project"}, "transfer.method project reads it once"),
         ({"source__states": 2000}, "less than or equal to 1000"),
         ({"source__states": 900}, "source.states 900 is more than source.train.steps"),
         ({"transfer__back_cycle": 2}, r"give source\.mode joint"),
@@ -144,5 +144,5 @@ def test_what_a_trajectory_cannot_be_is_told(changes: dict[str, object], sentenc
 
 
 def test_a_source_that_is_never_trained_has_no_trajectory() -> None:
-    with pytest.raises(SpecInvalid, match="a trajectory is a training's"):
+    with pytest.raises(SpecInvalid, match="a trajectory needs a training"):
         text_job(source={"model": {"path": "source"}, "mode": "trajectory"}, transfer=LEARNED)
