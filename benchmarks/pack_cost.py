@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from measuring import EVIDENCE, ROOT, write_evidence
 
-from mergenet_core.models.packs import write_pack
+from mergenet_core.models.write_pack import write_pack
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse

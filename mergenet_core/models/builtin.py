@@ -9,7 +9,7 @@ Legend: b batch, c channels, h height, w width, l labels.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class MergeNetMlp(_Plain):
         self.head = nn.Linear(widths[-1], config.num_labels)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, **_: object) -> ImageClassifierOutput:
         """Logits of a batch of images."""
         units = pixel_values.flatten(1)
         for layer in self.layers:
@@ -103,7 +103,7 @@ class MergeNetCnn(_Plain):
         self.head = nn.Linear(widths[-1], config.num_labels)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, **_: object) -> ImageClassifierOutput:
         """Logits of a batch of images."""
         maps = pixel_values
         for block in self.blocks:
@@ -111,6 +111,6 @@ class MergeNetCnn(_Plain):
         return ImageClassifierOutput(logits=self.head(maps.mean(dim=(2, 3))))
 
 
-def _check_positive(config: Any, field: str, sizes: Any) -> None:
+def _check_positive(config: PreTrainedConfig, field: str, sizes: Sequence[int]) -> None:
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ModelRefused(f"{config.model_type}: {field} must be a list of positive whole numbers, not {sizes}")

@@ -1,38 +1,37 @@
-"""Models from a folder, the hub or a config, loaded so that nothing of theirs is run.
+"""Models from a folder, the hub or a config, loaded without running any code of theirs.
 
-Safetensors only, architectures of transformers and the built-in ones only, no NaN: each is refused by name.
+Only safetensors, only architectures of transformers and the built-in ones, no NaN; anything else is refused by name.
 """
 
 from __future__ import annotations
 
 import difflib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from mergenet_core.architectures.check_config import check_config
 from mergenet_core.architectures.registry import is_label_head
 from mergenet_core.architectures.two_tower_config import tower_configs, with_defaults
 from mergenet_core.errors import ModelRefused, PathRefused
-from mergenet_core.model_files.read_model import inspect_model, weight_files
+from mergenet_core.model_files.read_model import inspect_model
+from mergenet_core.models.saved_tensors import refuse_not_finite
+from mergenet_core.models.transformers_types import ModelConfig, auto_class, config_of_type, saved_config
 from mergenet_core.spec.job import ModelSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.storage.paths import Roots
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
-SWAPPED = ("quantization_config", "attn_implementation", "_attn_implementation")
-"""Config keys that swap a model's layers, or fetch kernels from the hub."""
-OURS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
-"""Config keys that follow from the data, or from how a model is called here."""
+LAYER_SWAPPING_KEYS = ("quantization_config", "attn_implementation", "_attn_implementation")
+"""Config keys that replace a model's layers, or fetch kernels from the hub."""
+SERVICE_KEYS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
+"""Config keys that the service sets, from the data or from how it calls a model."""
 SHARED_LABELS = {task.fixed_labels for task in TASKS.values()} - {None}
 """Label spaces of heads that mean the same in every model: over a vocabulary, over a span's ends."""
 _DEVIATION = 0.02
@@ -63,13 +62,13 @@ def load_target(
     roots: Roots,
     *,
     seed: int,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, int | None] | None = None,
     field: str = "target.model",
 ) -> nn.Module:
-    """The model that will learn, in float32, with a head for `labels`; the same seed gives the same weights.
+    """The model to be trained, in float32, with a head for `labels`; the same seed gives the same weights.
 
     `overrides` are config values that follow from the data (vocabulary size, image size). A pretrained head is kept
-    when it names the same labels, else it starts anew. Raises: `ModelRefused`.
+    where it names the same labels, else it is initialised anew. Raises: `ModelRefused`.
     """
     folder = folder_of(spec, roots, field)
     if folder is not None:
@@ -78,12 +77,12 @@ def load_target(
 
 
 def build(
-    config: Mapping[str, Any],
+    config: JsonObject,
     task: TaskName,
     labels: tuple[str, ...],
     *,
     seed: int,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, int | None],
     where: str = "config",
 ) -> nn.Module:
     """A model from scratch. Raises: `ModelRefused` for keys, sizes and types that the architecture does not have."""
@@ -93,9 +92,9 @@ def build(
     _check_settings(config, where)
     for key, tower in tower_configs(config).items():
         _check_settings(tower, f"{where}.{key}")
-    settings = _with_implied(config, overrides)
+    settings = _with_data_settings(config, overrides)
     try:
-        made = AutoConfig.for_model(config["model_type"], **settings, **_named(labels))
+        made = config_of_type(str(config["model_type"]), **settings, **_label_names(labels))
         torch.manual_seed(seed)
         model: nn.Module = auto_class(task).from_config(made, dtype=torch.float32)
     except (
@@ -112,24 +111,19 @@ def build(
     return model
 
 
-def auto_class(task: TaskName) -> Any:
-    """The class of transformers that builds the task's models."""
-    return getattr(transformers, TASKS[task].auto_class)
-
-
-def _check_settings(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what a type does not have, and what is not the document's to set. Raises: `ModelRefused`."""
-    _refuse_swapped(config, where)
-    known = _known_settings(config["model_type"])
+def _check_settings(config: JsonObject, where: str) -> None:
+    """Refuse settings that the model type does not have or that the service sets. Raises: `ModelRefused`."""
+    _refuse_swapped_layers(config, where)
+    known = _known_settings(str(config["model_type"]))
     for key in config.keys() - {"model_type", "num_labels"}:
-        if key in OURS:
+        if key in SERVICE_KEYS:
             raise ModelRefused(f"{where}: {key} is set by the service, from the data and the task; leave it out")
         if key not in known:
             raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
 
 
-def _with_implied(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and those that follow from the data, each where the model or the tower that it is of has it."""
+def _with_data_settings(config: JsonObject, overrides: Mapping[str, int | None]) -> dict[str, object]:
+    """The settings, and those that follow from the data, each in the config of the model or tower that has it."""
     towers = tower_configs(config) or {"text_config": dict(config), "vision_config": dict(config)}
     implied = {
         key: {name: value for name, value in overrides.items() if name in _known_settings(str(tower["model_type"]))}
@@ -140,7 +134,7 @@ def _with_implied(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed: int) -> nn.Module:
-    """A saved model with a head for `labels`: its own when it names the same ones, else a new one by `seed`.
+    """A saved model with a head for `labels`: its own where it names the same ones, else a new one by `seed`.
 
     Raises: `ModelRefused` for pickled weights, code of its own, an unknown type, or NaN in a weight.
     """
@@ -160,34 +154,32 @@ def load_trained(folder: Path, task: TaskName, labels: tuple[str, ...], *, seed:
     prefix = body_prefix(model)
     _refuse_other_sizes(loaded["mismatched_keys"], prefix, folder.name)
     refuse_not_finite(model.state_dict().items(), folder.name)
-    anew = set(loaded["missing_keys"])
+    new = set(loaded["missing_keys"])
     if is_for_other_labels(folder, labels):
-        anew |= {name for name in model.state_dict() if is_head(name, prefix)}
+        new |= {name for name in model.state_dict() if is_head(name, prefix)}
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name in anew:
-                weight.copy_(initial(name, tuple(weight.shape), config, seed))
+            if name in new:
+                weight.copy_(initial_weight(name, tuple(weight.shape), config, seed))
     model.train()
     return model
 
 
-def trained_config(folder: Path, task: TaskName, labels: tuple[str, ...]) -> Any:
+def trained_config(folder: Path, task: TaskName, labels: tuple[str, ...]) -> ModelConfig:
     """A saved model's config with a head for `labels`. Raises: `ModelRefused`."""
-    facts = inspect_model(folder, task)
-    _refuse_swapped(facts.config, folder.name)
+    info = inspect_model(folder, task)
+    _refuse_swapped_layers(info.config, folder.name)
     try:
-        return AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, return_dict=True, **_named(labels)
-        )
+        return saved_config(folder, return_dict=True, **_label_names(labels))
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelRefused(
-            f"{folder.name}: config.json does not describe a {facts.config['model_type']}: {reason}"
+            f"{folder.name}: config.json does not describe a {info.config['model_type']}: {reason}"
         ) from error
 
 
-def initial(name: str, shape: tuple[int, ...], config: Any, seed: int) -> Tensor:
-    """What a weight that no file has starts from, by its name and the seed alone, whoever holds which part of it.
+def initial_weight(name: str, shape: tuple[int, ...], config: object, seed: int) -> Tensor:
+    """The initial values of a weight that no file has; they follow from its name and the seed alone.
 
     N(0, σ²) with the config's `initializer_range`, ones for a norm's gain, zeros for a bias.
     """
@@ -198,64 +190,32 @@ def initial(name: str, shape: tuple[int, ...], config: Any, seed: int) -> Tensor
     return torch.randn(shape, generator=generator) * float(deviation)
 
 
-class SourceWeights(Mapping[str, Tensor]):
-    """A frozen source's weights in single precision, read one at a time: no model is built, and none is ever held."""
-
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        """Open the folder's files. Raises: `ModelRefused`."""
-        self._folder, self._device = folder, device
-        self._files: dict[str, Any] = {}
-        for path in weight_files(folder):
-            file = safe_open(path, framework="pt")
-            self._files |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
-        self._finite: set[str] = set()
-
-    def __getitem__(self, name: str) -> Tensor:
-        """One weight. Raises: `ModelRefused` where it holds NaN."""
-        W: Tensor = self._files[name].get_tensor(name)
-        if name not in self._finite:
-            refuse_not_finite([(name, W)], self._folder.name)
-            self._finite.add(name)
-        return (W.float() if W.is_floating_point() else W).to(self._device)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Refuse weights that hold NaN or infinity. Raises: `ModelRefused` naming the first."""
-    for name, weight in weights:
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise ModelRefused(f"{where}: weight {name} holds NaN or infinity; train or export the model again")
-
-
 def is_for_other_labels(folder: Path, labels: tuple[str, ...]) -> bool:
-    """Whether a saved head, where there is one, has to start anew for `labels`."""
+    """Whether a saved head has to be initialised anew for `labels`."""
     return labels not in SHARED_LABELS and inspect_model(folder).labels != labels
 
 
-def _named(labels: tuple[str, ...]) -> dict[str, Any]:
-    """Config values that name the labels; a task without any leaves the config as it is."""
+def _label_names(labels: tuple[str, ...]) -> dict[str, object]:
+    """Config values that name the labels; none for a task without labels."""
     names = dict(enumerate(labels))
     return {"id2label": names, "label2id": {name: row for row, name in names.items()}} if names else {}
 
 
 def body_prefix(model: nn.Module) -> str:
-    """What the names of a model's body begin with beside those of its head; empty where it has no head."""
+    """The prefix that distinguishes the weights of a model's body from its head's; empty where it has no head."""
     prefix = str(model.base_model_prefix)
     return prefix if any(name.startswith(f"{prefix}.") for name in model.state_dict()) else ""
 
 
 def is_head(name: str, prefix: str) -> bool:
-    """Whether a weight belongs to the head, which is another one for every label space."""
+    """Whether a weight belongs to the head, which depends on the label space."""
     return is_label_head(name) or (prefix != "" and not name.startswith(f"{prefix}."))
 
 
-def _refuse_other_sizes(mismatched: Iterable[tuple[str, Any, Any]], prefix: str, where: str) -> None:
-    """Only a head may be of another size: any other weight would silently start anew."""
+def _refuse_other_sizes(
+    mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]], prefix: str, where: str
+) -> None:
+    """Refuse weights of another size that are not of the head: they would silently be initialised anew."""
     for name, saved, wanted in mismatched:
         if not is_head(name, prefix):
             raise ModelRefused(
@@ -268,14 +228,16 @@ def _sides(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def _refuse_swapped(config: Mapping[str, Any], where: str) -> None:
-    found = [key for key in SWAPPED if config.get(key) is not None]
+def _refuse_swapped_layers(config: JsonObject, where: str) -> None:
+    found = [key for key in LAYER_SWAPPING_KEYS if config.get(key) is not None]
     if found:
-        raise ModelRefused(f"{where}: {found[0]} swaps the layers that a transfer works on; remove it from the config")
+        raise ModelRefused(
+            f"{where}: {found[0]} replaces the layers that a transfer works on; remove it from the config"
+        )
 
 
 def _known_settings(model_type: str) -> set[str]:
-    return set(AutoConfig.for_model(model_type).to_dict()) | {"architectures", "torch_dtype", "transformers_version"}
+    return set(config_of_type(model_type).to_dict()) | {"architectures", "torch_dtype", "transformers_version"}
 
 
 def _hint(given: str, known: Iterable[str]) -> str:

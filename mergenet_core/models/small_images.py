@@ -1,4 +1,4 @@
-"""ResNet and MobileNetV2 for small images, 32 × 32: transformers' own with a gentler way in, the weights' names kept.
+"""ResNet and MobileNetV2 for small images, 32 × 32: transformers' models with another stem and the same names.
 
 ImageNet's stems make an image four times smaller before the first block, which leaves little of 32 pixels. With 100
 classes the ResNet-50 of the defaults has 23,705,252 parameters; the MobileNetV2 has 2,351,972, without the biases

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mergenet_core.errors import CheckpointInvalid
-from mergenet_core.models.saved import SavedTensors
+from mergenet_core.models.saved_tensors import SavedTensors
 from mergenet_core.records.job import Checkpoint
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.storage.published_folder import MANIFEST, sha256, sweep, verify

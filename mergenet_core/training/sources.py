@@ -8,8 +8,8 @@ from pathlib import Path
 from mergenet_core.model_files.knowledge_pack import unpack
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.model_files.read_model import inspect_model, read_vocabulary
+from mergenet_core.models.factored_source import open_source, open_states, source_rank
 from mergenet_core.models.loading import folder_of
-from mergenet_core.models.packs import open_source, open_states, source_rank
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots

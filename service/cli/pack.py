@@ -16,5 +16,5 @@ def run_pack(sources: Sequence[Path], rank: int, out: Path, dtype: str) -> int:
     if importlib.util.find_spec("torch") is None:
         raise Unavailable("mergenet pack needs torch on this machine: pip install 'mergenet-service[worker]'")
     options = ["--rank", str(rank), "--out", str(out), "--dtype", dtype]
-    command = python_command("mergenet_core.models.pack", *options, "--", *map(str, sources))
+    command = python_command("mergenet_core.models.pack_command", *options, "--", *map(str, sources))
     return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode

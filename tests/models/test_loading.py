@@ -15,8 +15,9 @@ from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.model_info import Vocabulary
 from mergenet_core.model_files.read_model import inspect_model
 from mergenet_core.models.describe import count_parameters, model_info
-from mergenet_core.models.loading import SourceWeights, build, folder_of, load_target, load_trained
+from mergenet_core.models.loading import build, folder_of, load_target, load_trained
 from mergenet_core.models.processors import load_tokenizer, processor_folder
+from mergenet_core.models.saved_tensors import SourceWeights
 from mergenet_core.spec.job import ModelSpec
 from mergenet_core.storage.paths import Roots
 from tests.training.tiny import BERT, write_bert
@@ -106,7 +107,7 @@ def test_pickled_weights_are_refused_with_the_way_out(world: Roots, tmp_path: Pa
     folder = spoiled(world, tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    for load in (SourceWeights, lambda place: load_trained(place, TEXT, LABELS, seed=0)):
+    for load in (SourceWeights, lambda folder: load_trained(folder, TEXT, LABELS, seed=0)):
         with pytest.raises(ModelRefused, match=r"pickled weights only \(pytorch_model\.bin\)"):
             load(folder)
 
@@ -116,8 +117,8 @@ def test_pickled_weights_are_refused_with_the_way_out(world: Roots, tmp_path: Pa
     [
         ({"auto_map": {"AutoModel": "evil.Model"}}, "code of its own"),
         ({"model_type": "evil"}, "model_type 'evil' cannot learn text-classification"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config swaps the layers"),
-        ({"attn_implementation": "someone/kernels"}, "attn_implementation swaps the layers"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config replaces the layers"),
+        ({"attn_implementation": "someone/kernels"}, "attn_implementation replaces the layers"),
         ({"intermediate_size": 7}, "in the weights, .*7.* by config.json; give the config"),
     ],
 )
@@ -138,7 +139,7 @@ def test_configs_that_ask_for_more_than_weights_are_refused(
         ({"pad_token_id": 26}, "bert cannot be built from these values"),
         ({"return_dict": False}, "return_dict is set by the service"),
         ({"id2label": {"0": "fruit"}}, "id2label is set by the service"),
-        ({"quantization_config": {}, "attn_implementation": "a/b"}, "swaps the layers"),
+        ({"quantization_config": {}, "attn_implementation": "a/b"}, "replaces the layers"),
     ],
 )
 def test_configs_from_scratch_that_make_no_model_are_refused(config: dict[str, Any], sentence: str) -> None:

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.knowledge_pack import MANIFEST_KEY, read_pack, unpack
 from mergenet_core.model_files.read_model import inspect_model
-from mergenet_core.models.loading import SourceWeights
-from mergenet_core.models.packs import at_rank, composed, open_pack, reencoded, write_pack
+from mergenet_core.models.factored_source import open_at_rank, open_pack
+from mergenet_core.models.saved_tensors import SourceWeights
+from mergenet_core.models.stored_factors import compose, to_stored
+from mergenet_core.models.write_pack import write_pack
 from mergenet_core.transfer.reencode import factorize
 from mergenet_core.transfer.views import view_of
 from tests.training.tiny import write_bert
@@ -82,7 +84,7 @@ def test_the_source_at_a_rank_is_its_pack_bit_for_bit_whatever_the_threads(sourc
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        ranked = at_rank(source, 5, dtype)
+        ranked = open_at_rank(source, 5, dtype)
         assert all(torch.equal(packed[name], ranked[name]) for name in packed)
         assert not torch.equal(packed[MATRIX], SourceWeights(source)[MATRIX])
     finally:
@@ -95,8 +97,8 @@ def test_threads_do_not_change_a_bit_of_a_matrix_so_large_that_they_would():
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            parts = reencoded(W, 96, "float32")
-            made.append((*parts, composed(parts, (1536, 384))))
+            stored = to_stored(W, 96, "float32")
+            made.append((*stored, compose(stored, (1536, 384))))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mergenet_core.errors import PairingRefused, PathRefused, SpecInvalid
-from mergenet_core.models.packs import write_pack
+from mergenet_core.models.write_pack import write_pack
 from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.storage.paths import Roots
 from tests.training.tiny import Recorder, run, text_job, write_world

@@ -1,4 +1,4 @@
-"""`python -m mergenet_core.models.pack SOURCE... --rank R --out FILE`: what `mergenet pack` runs."""
+"""`python -m mergenet_core.models.pack_command SOURCE... --rank R --out FILE`: what `mergenet pack` runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import get_args
 from mergenet_core.errors import MergeNetError
 from mergenet_core.model_files.knowledge_pack import Pack, PackDtype
 from mergenet_core.model_files.read_model import weight_files
-from mergenet_core.models.packs import write_pack
+from mergenet_core.models.write_pack import write_pack
 
 FAILED, BAD_INPUT = 1, 2
 
 
 def main() -> int:
-    """Write the pack and say what it keeps. Returns: the exit status."""
-    parser = argparse.ArgumentParser(prog="mergenet pack", description="Keep a source's factors in one file.")
+    """Write the pack and print what it holds. Returns: the exit status."""
+    parser = argparse.ArgumentParser(prog="mergenet pack", description="Write a source's factors into one file.")
     parser.add_argument("sources", type=Path, nargs="+")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -31,12 +31,12 @@ def main() -> int:
     except OSError as error:
         print(f"mergenet: {error.filename or wanted.out} cannot be used ({error.strerror or error})", file=sys.stderr)
         return FAILED
-    print(told(pack, wanted.sources, wanted.out))
+    print(summary(pack, wanted.sources, wanted.out))
     return 0
 
 
-def told(pack: Pack, sources: list[Path], out: Path) -> str:
-    """What a pack keeps and how large it is beside its sources."""
+def summary(pack: Pack, sources: list[Path], out: Path) -> str:
+    """What a pack holds, and its size compared with its sources'."""
     before = sum(path.stat().st_size for folder in sources for path in weight_files(folder))
     after = out.stat().st_size
     factored = {name: tensor for name, tensor in pack.tensors.items() if tensor.rank is not None}
