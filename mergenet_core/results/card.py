@@ -1,4 +1,4 @@
-"""The model card: what the artifact is, what it reached, and how it was made."""
+"""The model card: what the artifact is, what metric it reached, and how it was made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mergenet_core.spec.job import JobSpec, ModelSpec
 from mergenet_core.spec.task_info import TASKS
 
 _PROCESSORS = {"text": "AutoTokenizer", "images": "AutoImageProcessor"}
-"""The class of transformers that loads what reads a kind of input."""
+"""The class of transformers that loads the processor of a kind of input."""
 ADAPTER = """\
-`adapter.safetensors` and `adapter.json` hold what moved the knowledge, `pairing.json` which weights were paired,
+`adapter.safetensors` and `adapter.json` hold the adapter, `pairing.json` which weights were paired,
 """
 
 
@@ -43,8 +43,8 @@ def model_card(job: JobSpec, report: Report, trial: Trial, about: Provenance) ->
 ---
 # {job.name}
 
-A model for {task.name.replace("-", " ")} with {result.parameters:,} parameters: {_named(job.target.model)}, trained
-{result.steps} steps on {data.get("examples", "?")} examples, {_moved(job, report)}
+A model for {task.name.replace("-", " ")} with {result.parameters:,} parameters: {_model_name(job.target.model)},
+trained {result.steps} steps on {data.get("examples", "?")} examples, {_transfer_sentence(job, report)}
 
 These are the weights of trial `{trial.id}` after its last step; of its arm's seeds it was best on validation. On the
 test split its {result.metric} is **{100 * test:.2f} %**.
@@ -53,8 +53,8 @@ test split its {result.metric} is **{100 * test:.2f} %**.
 
 {markdown(report)}
 
-Each seed fixes the examples, their order, the initial weights and the dropout in all arms alike. The first column is
-the mean over the seeds after the last step; selection never looked at the test split.
+A seed fixes the examples, their order, the initial weights and the dropout, the same in all arms. The first column is
+the mean over the seeds after the last step; selection did not use the test split.
 
 ## Use
 
@@ -72,17 +72,17 @@ the mean over the seeds after the last step; selection never looked at the test 
 """
 
 
-def _moved(job: JobSpec, report: Report) -> str:
-    source = _named(job.source.model)
+def _transfer_sentence(job: JobSpec, report: Report) -> str:
+    source = _model_name(job.source.model)
     if not report.transferred:
-        return f"without a transfer: on\nvalidation nothing that learned from {source} was clearly ahead of it."
+        return f"without a transfer: on\nvalidation no model that learned from {source} was clearly better."
     return (
-        f"with knowledge moved into its weights from\n{source}. Its architecture and speed are the plain target's; "
-        "nothing of the adapter is in it."
+        f"with knowledge transferred into its weights from\n{source}. Its architecture and speed are the target's; the "
+        "adapter is not part of it."
     )
 
 
-def _named(model: ModelSpec) -> str:
+def _model_name(model: ModelSpec) -> str:
     if model.config is not None:
         return f"a {model.config['model_type']} from scratch"
     return f"`{model.path or model.hub or model.pack}`"

@@ -1,4 +1,4 @@
-"""Output distillation: a frozen teacher's logits beside the labels.
+"""Output distillation: the target learns from a frozen teacher's logits as well as from the labels.
 
 Legend: n training examples, b examples of a batch, l labels, o labels other than the example's own (l − 1).
 """
@@ -62,16 +62,17 @@ class Relabelled(nn.Module):
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a frozen teacher says of every training example.
+    """A frozen teacher's logits for every training example, and how the loss uses them.
 
-    It sees each example the same way every time, so its forward passes are made once, before the first step.
+    The teacher reads an example in the same form every time, so its forward passes are made once, before the first
+    step.
     """
 
     logits_nl: Tensor
     spec: DistillSpec
 
     def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor, index_b: Tensor) -> Tensor:
-        """The loss that is trained on.
+        """The mean loss of a batch that the target is trained on.
 
         Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
         """

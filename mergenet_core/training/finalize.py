@@ -32,13 +32,13 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
     report = build_report(record.id, record.name, record.trials, record.memory_bytes)
     trial = record.trial(report.chosen)
     trial_folder = folder.trial(trial.id)
-    parts = ["model"]
+    folders = ["model"]
     if report.transferred:
-        parts.append("adapter")
+        folders.append("adapter")
     if job.transfer.back_cycle is not None:
-        parts.append("source-model")
-    for part in parts:
-        verify(trial_folder / part)
+        folders.append("source-model")
+    for name in folders:
+        verify(trial_folder / name)
     about = _provenance(job, record, trial, folder, roots)
     step = trial.result.steps if trial.result is not None else 0
     with publishing(folder.artifact, kind="artifact", step=step, attempt=attempt, roles=ROLES, about=about) as draft:

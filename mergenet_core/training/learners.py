@@ -28,14 +28,14 @@ from mergenet_core.training.engines.strategies import open_engine, skeleton_cont
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """What the job document says about one model that is to train: its target, or its source."""
+    """The settings of one model that a job trains: its target, or its source."""
 
     model: ModelSpec
     task: TaskName
     data: DataSpec
     train: TrainSpec
     field: Literal["target", "source"]
-    """Where the document says it; errors begin with it."""
+    """The field of the job document with these settings; errors begin with it."""
 
 
 @dataclass(frozen=True)

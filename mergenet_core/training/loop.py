@@ -27,9 +27,9 @@ from mergenet_core.training.optim import learning_rate
 from mergenet_core.transfer.cycle import Transfer, TransferState
 
 TIMED_STEPS = 1000
-"""At most so many step times are kept, evenly spaced, for the median."""
+"""The most step times that are stored for the median; they are evenly spaced."""
 _STREAMS = 16
-"""Streams of random numbers below are the loop's own; from here on each micro-batch has one for its dropout."""
+"""Streams of random numbers below this are the loop's own; above it, each micro-batch has one for its dropout."""
 Model: TypeAlias = Callable[..., Outputs]
 """Keyword arguments of a batch → the model's outputs."""
 
@@ -62,7 +62,7 @@ class Training:
         self.task = learner.task
         self.spec: TrainSpec = learner.engine.spec
         self.field = field
-        """Where the job document says how this is trained; errors name it."""
+        """The field of the job document with the training settings; errors name it."""
         self.seed = seed
         self.transfer = transfer
         self.joint_source = joint_source
@@ -155,8 +155,8 @@ class Training:
         """The mean loss of one micro-batch; `number` counts the micro-batches of all processes."""
         device = self.engine.world.device
         examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
-        seen = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
-        batch = {name: value.to(device) for name, value in seen.items()}
+        read = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
+        batch = {name: value.to(device) for name, value in read.items()}
         torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number))
         outputs = self.engine(**model_inputs(batch, self.task))
         loss = self.task.loss(outputs, batch)

@@ -13,7 +13,7 @@ from mergenet_core.spec.job import TrainSpec
 
 
 class HasParamGroups(Protocol):
-    """A torch optimizer, or DeepSpeed's in its place."""
+    """An optimizer of torch or of DeepSpeed."""
 
     param_groups: list[dict[str, object]]
 

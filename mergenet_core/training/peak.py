@@ -1,4 +1,4 @@
-"""The most memory that this process has held, as the system or the GPU's allocator counted it."""
+"""The largest memory of this process, as counted by the system or by the GPU's allocator."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _RESET_PEAK = "5"
 
 
 def reset_peak() -> None:
-    """Count from here: a process may have held more before the trial."""
-    with contextlib.suppress(OSError):  # a container may mount /proc read-only; then the process's whole life counts
+    """Start counting anew: a process may have held more before the trial."""
+    with contextlib.suppress(OSError):  # if /proc is mounted read-only, the whole life counts
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes at once since then: reserved on the GPU, or resident on a CPU, files that are mapped included."""
+    """The largest memory since `reset_peak`: reserved on the GPU, or resident on a CPU with mapped files."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     for line in Path("/proc/self/status").read_text().splitlines():

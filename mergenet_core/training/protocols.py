@@ -1,4 +1,4 @@
-"""What a trial needs of the process that runs it: somewhere to report to, and someone to ask whether to stop."""
+"""What a trial needs from the process that runs it: a reporter, and requests to stop or to publish a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Literal, Protocol
 from mergenet_core.records.job import Checkpoint
 
 COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
-"""Environment variable: how long a process waits for the others in an exchange before it gives up."""
+"""Environment variable: seconds that a process waits for the others in an exchange before it fails."""
 
 
 class Reporter(Protocol):
-    """Where a trial says what happens."""
+    """Receives what a trial reports."""
 
     def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
-        """Something happened."""
+        """An event, such as a checkpoint that was refused."""
 
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Numbers were measured."""
+        """Metrics of a split at a step."""
 
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
-        """A step was done; called at every one."""
+        """The state after a step; called after every one."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint is on disk. Raises: `StaleAttempt` when a newer attempt owns the trial."""
+        """A checkpoint was published. Raises: `StaleAttempt` if a newer attempt owns the trial."""
 
 
 class Control(Protocol):
-    """Asked at every step's end what the outside wants."""
+    """Requests from outside, read after every step."""
 
     def requested(self) -> Literal["stop", "checkpoint"] | None:
-        """`stop`: publish a checkpoint and raise `Interrupted`; `checkpoint`: publish one and go on."""
+        """The pending request: `stop` publishes a checkpoint and raises `Interrupted`, `checkpoint` publishes one."""
 
 
 class Interrupted(Exception):
-    """A trial stopped because it was asked to, after it published `checkpoint`."""
+    """A trial stopped on request, after it published `checkpoint`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(f"stopped at step {checkpoint.step}")

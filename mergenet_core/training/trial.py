@@ -32,12 +32,12 @@ __all__ = ["Control", "Interrupted", "Reporter", "run_trial"]
 REQUESTS: tuple[Literal["checkpoint", "stop"] | None, ...] = (None, "checkpoint", "stop")
 """What can be requested of a process; if processes receive different requests, the last of these counts for all."""
 LOGGED_STEPS = 200
-"""At most so many training losses are reported, evenly spaced."""
+"""The most training losses that are reported; they are evenly spaced."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A trial under way."""
+    """A running trial."""
 
     context: TrialContext
     attempt: int

@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import Roots
+from tests.training.tiny import Recorder, run
 
 
 def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Path) -> dict[str, dict[int, float]]:
@@ -21,6 +25,17 @@ def run_together(size: int, trials: list[dict[str, Any]], roots: Roots, work: Pa
     start_together(size, "tests.distributed.rank", work)
     found = {trial["name"]: json.loads((work / f"{trial['name']}.json").read_text()) for trial in trials}
     return {name: {int(step): loss for step, loss in losses.items()} for name, losses in found.items()}
+
+
+def run_alone(trials: list[dict[str, Any]], roots: Roots) -> dict[str, dict[int, float]]:
+    """Run trials for one process in this process, which saves starting one; returns the losses by name and step."""
+    torch.set_num_threads(1)
+    found = {}
+    for trial in trials:
+        recorder = Recorder()
+        run(parse(trial["document"]), trial["trial"], Path(trial["folder"]), roots, recorder)
+        found[trial["name"]] = recorder.losses
+    return found
 
 
 def start_together(size: int, module: str, work: Path) -> None:

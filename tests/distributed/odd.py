@@ -1,4 +1,4 @@
-"""A job whose every size is odd, so that no strategy's cut falls on the end of a row."""
+"""A job with odd sizes only, so that no strategy divides a weight at the end of a row."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def trial(
     offload: str = "none",
     **more: Any,
 ) -> dict[str, Any]:
-    """One entry of a gang's list; `more` goes into `train`, or beside it where a gang reads it."""
-    beside = {key: more.pop(key) for key in ("requests", "broken", "attempt") if key in more}
+    """One trial for `run_together`; `more` are training settings, or entries of the trial itself."""
+    own = {key: more.pop(key) for key in ("requests", "broken", "attempt") if key in more}
     source: dict[str, Any] = {"model": {"path": "source"}}
     if joint:
         source = {
@@ -57,4 +57,4 @@ def trial(
         resources={"strategy": strategy, "devices": devices, "offload": offload},
     )
     document = json.loads(job.model_dump_json())
-    return {"name": name, "document": document, "trial": f"{arm}-0", "folder": str(folder / name)} | beside
+    return {"name": name, "document": document, "trial": f"{arm}-0", "folder": str(folder / name)} | own

@@ -3,7 +3,7 @@
 import pytest
 
 from mergenet_core.storage.paths import Roots
-from tests.distributed.gang import farthest, run_together
+from tests.distributed.gang import farthest, run_alone, run_together
 from tests.distributed.odd import METHODS, STRATEGIES, trial
 
 Curves = dict[str, dict[int, float]]
@@ -25,7 +25,7 @@ def alone(roots: Roots, tmp_path_factory: pytest.TempPathFactory) -> Curves:
     work = tmp_path_factory.mktemp("alone")
     trials = [trial(named("single", *case), work, "single", 1, case[0], joint=case[1]) for case in CASES]
     trials.append(trial("control", work, "single", 1, "project", "control"))
-    return run_together(1, trials, roots, work / "gang")
+    return run_alone(trials, roots)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_an_offloaded_optimizer_sees_and_clips_what_the_transfer_made_of_the_gra
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "method", "joint"), SLOW)
-def test_every_method_and_mode_does(alone, rest, strategy, method, joint):
+def test_every_method_and_mode_gives_the_curve_of_one(alone, rest, strategy, method, joint):
     curve = rest[named(strategy, method, joint)]
     assert len(curve) == 20
     assert farthest(curve, alone[named("single", method, joint)]) <= TOLERANCE
@@ -74,7 +74,7 @@ def test_every_method_changes_the_curve(alone, method, joint):
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_an_exchange_without_its_reductions_is_seen(alone, together, method):
+def test_an_exchange_without_its_reductions_changes_the_curve(alone, together, method):
     assert farthest(together[f"broken-{method}"], alone[named("single", method, False)]) > 5 * TOLERANCE
 
 

@@ -1,4 +1,4 @@
-"""A trial goes on where it was, bit for bit in the same world, and on the same curve in any other."""
+"""A trial resumes bit for bit with the same processes and strategy, and on the same curve with any others."""
 
 import shutil
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def whole(roots: Roots, work: Path) -> Curves:
 
 @pytest.fixture(scope="module")
 def resumed(whole: object, roots: Roots, work: Path) -> Callable[[int], Curves]:
-    """The curves of all that goes on in so many processes."""
+    """The curves of everything that is resumed in a number of processes."""
 
     @cache
     def curves(size: int) -> Curves:
@@ -56,7 +56,7 @@ def resumed(whole: object, roots: Roots, work: Path) -> Callable[[int], Curves]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_world_goes_on_bit_for_bit(whole, resumed, strategy):
+def test_the_same_processes_resume_bit_for_bit(whole, resumed, strategy):
     assert max(whole[f"{strategy}-"]) == STOP
     again = resumed(2)[f"{strategy}-{strategy}"]
     assert again == {step: loss for step, loss in whole[strategy].items() if step > STOP}
@@ -70,7 +70,7 @@ def test_the_same_world_goes_on_bit_for_bit(whole, resumed, strategy):
         for move in moves
     ],
 )
-def test_another_world_goes_on_along_the_same_curve(whole, resumed, before, after, size):
+def test_other_processes_resume_on_the_same_curve(whole, resumed, before, after, size):
     again = resumed(size)[f"{before}-{after}"]
     assert min(again) == STOP + 1
     assert farthest(again, whole[before]) <= 1e-6

@@ -20,7 +20,7 @@ def counted(tmp_path_factory):
 
 @pytest.mark.parametrize("method", MOST)
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
-def test_a_transfer_costs_what_its_factors_have(counted, strategy, method):
+def test_a_transfer_exchanges_no_more_numbers_than_its_factors_have(counted, strategy, method):
     first, second = (found[f"{strategy} {method}"] for found in counted)
     assert first == second
     assert 0 < first <= MOST[method] * RANK * sum(SHAPE)

@@ -1,4 +1,4 @@
-"""The artifact: the chosen trial's model, the proof beside it, every file in the manifest."""
+"""The artifact: the chosen trial's model, the report, and a manifest with every file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, roots: Roots) -> tuple[Pa
     return folder, job
 
 
-def test_the_artifact_is_whole_and_says_where_it_came_from(finished: tuple[Path, Job], roots: Roots) -> None:
+def test_the_artifact_is_complete_and_lists_what_it_was_made_from(finished: tuple[Path, Job], roots: Roots) -> None:
     path, record = finished
     folder = JobFolder(path)
     assert finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=1) == "artifact"
@@ -82,11 +82,11 @@ def test_where_the_control_was_better_the_artifact_is_its_model_and_the_card_rep
     assert manifest.about["trial"] == "control-0"
     assert not {"adapter.safetensors", "pairing.json"} & {entry.path for entry in manifest.files}
     card = (folder.artifact / "README.md").read_text()
-    assert "without a transfer: on\nvalidation nothing that learned from `source`" in card
+    assert "without a transfer: on\nvalidation no model that learned from `source`" in card
     assert "adapter.safetensors" not in card
 
 
-def test_a_model_that_is_not_whole_makes_no_artifact(finished: tuple[Path, Job], roots: Roots) -> None:
+def test_a_damaged_model_makes_no_artifact(finished: tuple[Path, Job], roots: Roots) -> None:
     path, record = finished
     folder = JobFolder(path)
     finalize(text_job(seeds=[0, 1]), record, folder, roots, attempt=2)

@@ -1,4 +1,4 @@
-"""What a frozen source costs a target in training: no forward pass, and of its weights the factors alone."""
+"""The cost of a frozen source in training: no forward pass, and memory for the factors of its weights only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def job(method: str) -> Any:
 
 @pytest.fixture(scope="module")
 def roots(roots: Roots, tmp_path_factory: pytest.TempPathFactory) -> Roots:
-    """With a source beside which an adapter is small."""
+    """With a source that is much larger than an adapter."""
     folder = tmp_path_factory.mktemp("models")
     write_bert(folder / "large", hidden_size=96, num_hidden_layers=4, intermediate_size=384)
     return Roots((folder,), roots.data)
@@ -48,14 +48,14 @@ def passes(arm: str, method: str, folder: Path, roots: Roots) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_module_runs_that_does_not_run_without_it(method: str, tmp_path: Path, roots: Roots) -> None:
+def test_the_source_runs_no_module(method: str, tmp_path: Path, roots: Roots) -> None:
     control, transfer = (passes(arm, method, tmp_path / arm, roots) for arm in ("control", "transfer"))
     assert control.count("BertForSequenceClassification") > 6
     assert [name for name in transfer if "Bert" in name] == [name for name in control if "Bert" in name]
 
 
 def tensors() -> dict[int, int]:
-    """The bytes of every tensor's storage that is alive, by where it is."""
+    """The bytes of the storage of every tensor in memory, by address."""
     gc.collect()
     alive = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in alive}
@@ -68,11 +68,11 @@ def trained(arm: str, method: str, folder: Path, roots: Roots) -> tuple[Training
     training.start()
     for _ in range(4):
         training.advance()
-    return training, sum(held for place, held in tensors().items() if place not in before)
+    return training, sum(held for address, held in tensors().items() if address not in before)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_its_factors_and_the_adapter_are_all_that_stays(method: str, tmp_path: Path, roots: Roots) -> None:
+def test_only_the_factors_and_the_adapter_stay_in_memory(method: str, tmp_path: Path, roots: Roots) -> None:
     _, without = trained("control", method, tmp_path, roots)
     training, held = trained("transfer", method, tmp_path, roots)
     transfer = training.transfer

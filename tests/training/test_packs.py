@@ -99,7 +99,7 @@ def test_the_plan_pairs_a_pack_as_its_source_at_no_higher_rank(world, elsewhere,
         )
 
 
-def test_a_named_tokenizer_stands_in_for_the_pack_s(world, elsewhere, tmp_path):
+def test_a_given_tokenizer_replaces_that_of_the_pack(world, elsewhere, tmp_path):
     folder = elsewhere.models[0] / "words"
     if not folder.exists():
         folder.mkdir()
@@ -129,12 +129,12 @@ def test_a_named_tokenizer_stands_in_for_the_pack_s(world, elsewhere, tmp_path):
         ),
     ],
 )
-def test_what_a_pack_or_a_raw_adapter_cannot_do_is_told_by_the_document(changes, match):
+def test_impossible_settings_of_packs_and_raw_adapters_are_refused(changes, match):
     with pytest.raises(SpecInvalid, match=match):
         text_job(**changes)
 
 
-def test_a_file_is_no_model_and_a_folder_no_pack(world, elsewhere, tmp_path: Path):
+def test_a_file_is_not_a_model_and_a_folder_is_not_a_pack(world, elsewhere, tmp_path: Path):
     with pytest.raises(PathRefused, match=r"source.model.path: 'float32.pack' is a file; .* as source.model.pack"):
         make_plan(text_job(source={"model": {"path": "float32.pack"}}), elsewhere, tmp_path, [])
     with pytest.raises(PathRefused, match=r"source.model.pack: 'source' is a folder; .*mergenet pack"):

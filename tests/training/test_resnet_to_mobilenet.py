@@ -1,4 +1,4 @@
-"""ResNet-50 into MobileNetV2, whose blocks are built otherwise: what pairs, and what training makes of it."""
+"""ResNet-50 into MobileNetV2, whose blocks differ: which weights are paired, and how the pair trains."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def narrow(method: MethodName) -> JobSpec:
     )
 
 
-def test_lpka_pairs_the_blocks_of_both_in_their_order_from_the_first_to_the_last() -> None:
+def test_lpka_pairs_the_blocks_of_both_models_in_order() -> None:
     pairing = full("lpka")
     sources = {entry.target: entry.source for entry in pairing.pairs}
     blocks = [
@@ -91,14 +91,14 @@ def test_lpka_pairs_the_blocks_of_both_in_their_order_from_the_first_to_the_last
 
 
 @pytest.mark.parametrize("method", ["auto", "project", "anchored"])
-def test_methods_that_carry_maps_cross_by_the_stem_and_the_labels_alone(method: MethodName) -> None:
+def test_methods_that_carry_maps_pair_only_the_stem_and_the_labels(method: MethodName) -> None:
     pairing = full(method)
     assert {entry.role.split(".")[0] for entry in pairing.pairs} == {"stem", "head"}
     assert pairing.transferable_parameters == 32 * 3 * 9 + 2 * 32 + 100
     assert pairing.unpaired[BLOCK.format(0, "expand")] == "no map arrives on its input axis stage.0"
 
 
-def test_where_the_stem_has_another_kernel_that_is_told_and_not_all_that_follows_from_it() -> None:
+def test_a_stem_with_another_kernel_is_named_as_the_cause_without_its_consequences() -> None:
     config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
     source, target = (of(settings) for settings in (config, MOBILENET))
     for method in ("auto", "project", "anchored"):
@@ -111,7 +111,7 @@ def test_where_the_stem_has_another_kernel_that_is_told_and_not_all_that_follows
     assert "stem.conv" in {entry.role for entry in by_attention.pairs}
 
 
-def test_a_weight_that_only_reads_an_axis_waits_for_no_map_of_anchored() -> None:
+def test_anchored_does_not_pair_weights_that_only_read_an_unanchored_axis() -> None:
     source, target = of(RESNET), of(MOBILENET)
     pairing = pair(source, target, TransferSpec(method="anchored", allow_unanchored=True))
     assert pairing.unpaired["classifier.weight"].startswith("anchored makes a map where an axis is written, and last")
@@ -120,7 +120,7 @@ def test_a_weight_that_only_reads_an_axis_waits_for_no_map_of_anchored() -> None
 
 
 @pytest.mark.parametrize("method", ["project", "anchored", "lpka", "lpka-raw"])
-def test_a_narrow_pair_trains_and_what_is_exported_answers_as_it_did_in_training(
+def test_a_narrow_pair_trains_and_the_exported_model_computes_the_same_logits(
     method: MethodName, tmp_path: Path, roots: Roots
 ) -> None:
     job = narrow(method)
@@ -137,7 +137,7 @@ def test_a_narrow_pair_trains_and_what_is_exported_answers_as_it_did_in_training
             training.advance()
             assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
         moved = [name for name, value in model.named_buffers() if not torch.equal(value, before[name])]
-        assert len(moved) == len(before), "every BatchNorm goes on counting what it sees"
+        assert len(moved) == len(before), "the statistics of every BatchNorm change at every step"
         losses[arm] = training.loss
         about = {"step": training.step, "seed": 0, "trial": arm}
         export_model(training.engine, training.task.processor, tmp_path / arm, attempt=1, about=about)

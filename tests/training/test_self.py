@@ -25,7 +25,7 @@ def own(**changes: object) -> JobSpec:
 
 
 @pytest.mark.parametrize("method", ["lpka", "lpka-raw"])
-def test_the_target_hears_itself_from_the_first_transfer_on(method: str, tmp_path: Path, roots: Roots) -> None:
+def test_a_target_that_is_its_own_source_trains_another_curve(method: str, tmp_path: Path, roots: Roots) -> None:
     job = own(transfer__method=method)
     plan = make_plan(job, roots, tmp_path, [])
     assert plan.pairing is not None
@@ -37,7 +37,7 @@ def test_the_target_hears_itself_from_the_first_transfer_on(method: str, tmp_pat
     assert len({curve[6] for curve in losses.values()}) == 3
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, roots: Roots) -> None:
+def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path: Path, roots: Roots) -> None:
     whole = run(own(), "transfer-0", tmp_path / "whole", roots)
     with pytest.raises(Interrupted):
         run(own(), "transfer-0", tmp_path / "parts", roots, Recorder({3: "stop"}))
@@ -53,6 +53,6 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, roots: Roots
         ({"source__rank": 4}, "leave data, train and rank out"),
     ],
 )
-def test_what_it_cannot_be_is_told(changes: dict[str, object], sentence: str) -> None:
+def test_impossible_settings_are_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(SpecInvalid, match=sentence):
         own(**changes)

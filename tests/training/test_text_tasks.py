@@ -99,7 +99,7 @@ def test_a_decoder_learns_language(tmp_path: Path, roots: Roots) -> None:
 def test_questions_are_learned(tmp_path: Path, roots: Roots) -> None:
     train = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
     result = run(job("question-answering", SQUAD, train=train), "control-0", tmp_path, roots)
-    assert result.metrics["f1"] > 0.3, "a third of the questions has no answer: who never answers has 1/3"
+    assert result.metrics["f1"] > 0.3, "a third of the questions has no answer, so never answering scores 1/3"
     assert set(result.metrics) == {
         "exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1", "null_threshold",
     }  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_source_of_another_task(
     assert all(pair.target.startswith("bert.") for pair in planned.pairs), "heads of other tasks do not pair"
 
 
-def test_a_head_for_spans_passes_between_models_of_the_task(tmp_path: Path, roots: Roots) -> None:
+def test_a_head_for_spans_is_paired_with_that_of_a_source_of_the_same_task(tmp_path: Path, roots: Roots) -> None:
     wider = CONFIG | {"hidden_size": 24}
     source = {
         "model": {"config": wider, "tokenizer": "source"},

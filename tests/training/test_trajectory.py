@@ -1,4 +1,4 @@
-"""A target that learns along its source's training: from states that the job keeps, or from a pack of checkpoints."""
+"""A target that learns from states of its source's training: kept by the job, or in a pack of checkpoints."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def losses(job, folder: Path, roots: Roots, trial: str = "transfer-0") -> list[f
 
 
 @pytest.mark.parametrize("method", ["anchored", "lpka"])
-def test_the_target_learns_from_each_state_in_its_turn(method: str, tmp_path: Path, roots: Roots) -> None:
+def test_the_target_learns_from_one_state_after_the_other(method: str, tmp_path: Path, roots: Roots) -> None:
     job = along(method)
     run(job, "source", tmp_path, roots)
-    places = [JobFolder(tmp_path).source_state(step) for step in job.source.kept_steps]
-    assert sorted(JobFolder(tmp_path).source_states.iterdir()) == places
-    assert len(places) == 3
+    states = [JobFolder(tmp_path).source_state(step) for step in job.source.kept_steps]
+    assert sorted(JobFolder(tmp_path).source_states.iterdir()) == states
+    assert len(states) == 3
     whole = losses(job, tmp_path, roots)
-    # what a state holds shows from the step on that it is told at, and not before: six transfers, two a state
+    # a state changes the losses from its first transfer on, and not before: six transfers, two for each state
     shutil.rmtree(tmp_path / "trials")
-    shutil.copytree(places[0], places[2], dirs_exist_ok=True)
+    shutil.copytree(states[0], states[2], dirs_exist_ok=True)
     changed = losses(job, tmp_path, roots)
     assert whole[:4] == changed[:4]
     assert whole[4:] != changed[4:]
@@ -73,7 +73,7 @@ def test_the_sham_of_a_trajectory_is_another_curve(tmp_path: Path, roots: Roots)
 
 
 @pytest.mark.parametrize("method", ["anchored", "lpka"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path, roots: Roots) -> None:
+def test_a_run_that_was_stopped_resumes_bit_for_bit(method: str, tmp_path: Path, roots: Roots) -> None:
     job = along(method)
     run(job, "source", tmp_path, roots)
     shutil.copytree(tmp_path, tmp_path / "parts")
@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path,
     assert run(job, "transfer-0", tmp_path / "parts", roots, attempt=2).final_loss == whole.final_loss
 
 
-def test_a_source_that_was_stopped_leaves_the_same_states(tmp_path: Path, roots: Roots) -> None:
+def test_a_source_that_was_stopped_and_resumed_keeps_the_same_states(tmp_path: Path, roots: Roots) -> None:
     job = along()
     run(job, "source", tmp_path / "whole", roots)
     with pytest.raises(Interrupted):
@@ -97,7 +97,7 @@ def test_a_source_that_was_stopped_leaves_the_same_states(tmp_path: Path, roots:
         assert first == second
 
 
-def test_a_pack_whose_states_are_alike_is_a_frozen_source(tmp_path: Path, roots: Roots) -> None:
+def test_a_pack_of_equal_states_is_a_frozen_source(tmp_path: Path, roots: Roots) -> None:
     source = roots.models[0] / "source"
     for name, count in (("one", 1), ("two", 2)):
         write_pack([source] * count, roots.models[0] / f"{name}.pack", rank=6)
@@ -106,7 +106,7 @@ def test_a_pack_whose_states_are_alike_is_a_frozen_source(tmp_path: Path, roots:
     assert losses(frozen, tmp_path / "frozen", roots) == losses(moving, tmp_path / "moving", roots)
 
 
-def test_a_pack_of_unlike_states_is_learned_from_oldest_first(tmp_path: Path, roots: Roots) -> None:
+def test_the_states_of_a_pack_are_used_oldest_first(tmp_path: Path, roots: Roots) -> None:
     source, other = roots.models[0] / "source", roots.models[0] / "other"
     write_bert(other, initializer_range=0.3)
     for name, folders in (("old-new", [source, other]), ("new-old", [other, source])):
@@ -138,7 +138,7 @@ def test_a_pack_of_one_checkpoint_is_no_trajectory(tmp_path: Path, roots: Roots)
         ({"transfer__back_cycle": 2}, r"give source\.mode joint"),
     ],
 )
-def test_what_a_trajectory_cannot_be_is_told(changes: dict[str, object], sentence: str) -> None:
+def test_impossible_settings_are_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(SpecInvalid, match=sentence):
         image_job(MLP, **{"source__mode": "trajectory", "transfer": LEARNED, **changes})
 

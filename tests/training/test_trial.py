@@ -1,4 +1,4 @@
-"""A trial from spec to result: resumed bit for bit, the same world in every arm, exported as the plain target."""
+"""A trial from spec to result: resumed bit for bit, the same data in every arm, exported without the adapter."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_resumed_is_bit_equal_to_uninterrupted(case: str, tmp_path: Path, roots:
     assert stopped.value.checkpoint.step == 3
     recorder = Recorder()
     parts = run(job, trial, tmp_path / "parts", roots, recorder, attempt=2)
-    assert min(recorder.losses) == 4, "the steps before the checkpoint are not run again"
+    assert min(recorder.losses) == 4, "the steps before the checkpoint are not repeated"
     assert parts.final_loss == whole.final_loss
     assert (parts.last, parts.best) == (whole.last, whole.best)
     assert_same(weights(tmp_path / "parts", trial), weights(tmp_path / "whole", trial))
@@ -70,7 +70,7 @@ def test_images_train_a_source_first_and_resume_bit_equal(target: dict[str, Any]
     verify(tmp_path / "source")
     whole = run(job, "transfer+distill-0", tmp_path, roots)
     expected = weights(tmp_path, "transfer+distill-0")
-    assert whole.teacher["test"] == source.last["test"], "the source teaches as it is: the label space is the same"
+    assert whole.teacher["test"] == source.last["test"], "the source teaches as it is: its labels are the same"
     newest = sorted((tmp_path / "trials" / "transfer+distill-0" / "checkpoints").iterdir())[-1]
     (newest / "state.pt").write_bytes(b"torn")
     recorder = Recorder()
@@ -80,7 +80,7 @@ def test_images_train_a_source_first_and_resume_bit_equal(target: dict[str, Any]
     assert_same(weights(tmp_path, "transfer+distill-0"), expected)
 
 
-def test_stopped_while_the_teacher_learns_starts_it_anew(tmp_path: Path, roots: Roots) -> None:
+def test_fine_tuning_of_a_teacher_that_was_stopped_starts_again(tmp_path: Path, roots: Roots) -> None:
     job = text_job()
     whole = run(job, "distill-0", tmp_path / "whole", roots)
     with pytest.raises(Interrupted) as stopped:
@@ -110,7 +110,7 @@ def test_every_epoch_sees_every_example_once_and_seeds_differ() -> None:
     assert drawn.tolist() != torch.cat([batch_index(10, 4, seed=2, step=step) for step in range(5)]).tolist()
 
 
-def test_the_export_is_the_plain_target_and_loads_in_a_fresh_process(tmp_path: Path, roots: Roots) -> None:
+def test_the_export_is_the_target_without_adapter_and_loads_in_a_fresh_process(tmp_path: Path, roots: Roots) -> None:
     job = text_job(transfer__method="anchored", transfer__cycle=2)
     result = run(job, "transfer-0", tmp_path, roots)
     model = tmp_path / "trials" / "transfer-0" / "model"
@@ -164,7 +164,7 @@ print(json.dumps(model(**processor(images, return_tensors="pt")).logits.tolist()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path: Path, roots: Roots) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, roots: Roots) -> None:
     recorder = Recorder({1: "checkpoint"})
     run(text_job(), "control-0", tmp_path, roots, recorder)
     assert [checkpoint.step for checkpoint in recorder.checkpoints] == [1, 2, 4, 6]
@@ -174,14 +174,14 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path, roots: Roots) -> None:
     verify(tmp_path / recorder.checkpoints[-1].path)
 
 
-def test_the_export_holds_the_last_steps_weights_not_the_best(tmp_path: Path, roots: Roots) -> None:
+def test_the_exported_weights_are_those_of_the_last_step_and_not_the_best(tmp_path: Path, roots: Roots) -> None:
     result = run(text_job(train__eval_every=1), "control-0", tmp_path, roots)
-    assert result.best["step"] < 6, "else this says nothing"
+    assert result.best["step"] < 6, "otherwise the last weights are also the best"
     last = load_file(tmp_path / "trials" / "control-0" / "checkpoints" / "step-00000006" / "model.safetensors")
     assert_same(weights(tmp_path, "control-0"), last)
 
 
-def test_memory_that_runs_out_is_told_with_what_to_change() -> None:
+def test_running_out_of_memory_is_an_error_that_names_settings_to_change() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**55, dtype=torch.uint8)
     with pytest.raises(OutOfMemory, match=r"memory ran out at step 4 with train.batch_size 8; halve it"):
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_a_number_names_the_step(tmp_path: Path, roots: Roots
     assert not (tmp_path / "trials" / "control-0" / "model").exists()
 
 
-def test_a_source_or_teacher_that_diverges_is_told_by_its_own_field(tmp_path: Path, roots: Roots) -> None:
+def test_divergence_of_a_source_or_teacher_names_its_own_field(tmp_path: Path, roots: Roots) -> None:
     wild = {"steps": 60, "learning_rate": 100.0, "optimizer": "sgd", "clip_norm": None, "weight_decay": 10.0}
     with pytest.raises(TrainingDiverged, match=r"lower source\.train\.learning_rate"):
         run(image_job(MLP, source__train=wild), "source", tmp_path, roots)
@@ -209,7 +209,7 @@ def test_a_source_or_teacher_that_diverges_is_told_by_its_own_field(tmp_path: Pa
         run(text_job(transfer__distill={"teacher": wild}), "distill-0", tmp_path, roots)
 
 
-def test_a_source_with_the_same_labels_in_another_order_teaches_as_it_is(tmp_path: Path, roots: Roots) -> None:
+def test_a_source_with_the_labels_in_another_order_teaches_without_fine_tuning(tmp_path: Path, roots: Roots) -> None:
     for name, labels in (("ordered", ("fruit", "music", "tools")), ("turned", ("tools", "fruit", "music"))):
         write_bert(roots.models[0] / name, labels)
     turned = load_file(roots.models[0] / "turned" / "model.safetensors")
@@ -223,7 +223,7 @@ def test_a_source_with_the_same_labels_in_another_order_teaches_as_it_is(tmp_pat
     assert results[0].teacher == results[1].teacher
 
 
-def test_a_source_without_the_labels_cannot_teach_as_it_is(tmp_path: Path, roots: Roots) -> None:
+def test_a_source_without_the_labels_cannot_teach_without_fine_tuning(tmp_path: Path, roots: Roots) -> None:
     job = text_job(transfer__distill={"temperature": 2.0})
     with pytest.raises(ModelRefused, match=r"no trained head.*transfer\.distill\.teacher"):
         run(job, "distill-0", tmp_path, roots)

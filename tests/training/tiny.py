@@ -99,7 +99,7 @@ def write_world(folder: Path) -> Roots:
 
 
 def text_job(**changes: Any) -> JobSpec:
-    """MiniBERT into a smaller one; `changes` replace parts by their dotted name with two underscores."""
+    """A small BERT into a smaller one; `changes` set entries by path, with two underscores between its names."""
     document: dict[str, Any] = {
         "name": "tiny",
         "source": {"model": {"path": "source"}},
@@ -135,10 +135,10 @@ def _changed(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
     document = json.loads(json.dumps(document))
     for name, value in changes.items():
         *path, last = name.split("__")
-        part = document
+        entry = document
         for key in path:
-            part = part.setdefault(key, {})
-        part[last] = json.loads(json.dumps(value))
+            entry = entry.setdefault(key, {})
+        entry[last] = json.loads(json.dumps(value))
     return document
 
 
@@ -188,7 +188,7 @@ def run_twice(job: JobSpec, folder: Path, roots: Roots) -> tuple[TrialResult, Pa
     parts = run(job, "transfer-0", folder / "parts", roots, attempt=2)
     assert (parts.last, parts.best, parts.metrics) == (whole.last, whole.best, whole.metrics)
     folders = [folder / name / "trials" / "transfer-0" / "model" for name in ("whole", "parts")]
-    one, other = (load_file(place / "model.safetensors") for place in folders)
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(one[name], other[name]) for name in one)
     return whole, folders[0]
 

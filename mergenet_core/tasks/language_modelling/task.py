@@ -23,19 +23,19 @@ from mergenet_core.tasks.language_modelling.blocks import IGNORED, Blocks, Maske
 from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
 DUPLICATES = 10
-"""Masks that a training block is seen under, as in BERT's own data."""
+"""Copies of a training block, each with its own mask, as in BERT's data."""
 EVALUATION_SEED = 0
-"""Validation and test are masked alike in every trial."""
+"""The seed of the masks of validation and test, the same in every trial."""
 NATS_MAX = 700.0
-"""Beyond this a perplexity is no number any more."""
+"""Above this a perplexity is not a finite number."""
 
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """A task whose answer is a token: cross entropy, token accuracy, and the perplexity beside it."""
+    """A task whose answer is a token: cross entropy, token accuracy and perplexity."""
 
     masked: bool
-    """Hidden tokens in place of the next one."""
+    """Whether hidden tokens are predicted, and not the next one."""
     train: Examples
     validation: Examples
     test: Examples
@@ -45,35 +45,35 @@ class LanguageModelling:
     labels: tuple[str, ...] = ()
     metric: str = "token_accuracy"
     targets: frozenset[str] = frozenset({"labels"})
-    evaluation_batch: int = 1  # a forward pass gives a number for every token of the vocabulary at every place
+    evaluation_batch: int = 1  # logits are large: a number for every token of the vocabulary at every position
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy over the tokens to predict. Shapes: logits (b, t, v), labels (b, t)."""
         logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
-        told_bt = labels_bt != IGNORED
-        total = torch.nn.functional.cross_entropy(logits_btv[told_bt].float(), labels_bt[told_bt], reduction="sum")
-        return total / told_bt.sum().clamp(min=1)
+        open_bt = labels_bt != IGNORED
+        total = torch.nn.functional.cross_entropy(logits_btv[open_bt].float(), labels_bt[open_bt], reduction="sum")
+        return total / open_bt.sum().clamp(min=1)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Of each block the tokens predicted rightly, the tokens to predict, and the sum of their entropies in nats.
+        """For each block: tokens predicted correctly, tokens to predict, and the sum of their entropies in nats.
 
         Shapes: (b, 3).
         """
         logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
         rows = []
         for logits_tv, labels_t in zip(logits_btv, labels_bt, strict=True):  # one at a time: a vocabulary is wide
-            told_t = labels_t != IGNORED
-            logits_pv, labels_p = logits_tv[told_t].float(), labels_t[told_t]
+            open_t = labels_t != IGNORED
+            logits_pv, labels_p = logits_tv[open_t].float(), labels_t[open_t]
             right = (logits_pv.argmax(dim=1) == labels_p).sum()
             entropy = torch.nn.functional.cross_entropy(logits_pv, labels_p, reduction="sum")
-            rows.append(torch.stack([right.float(), told_t.sum().float(), entropy]))
+            rows.append(torch.stack([right.float(), open_t.sum().float(), entropy]))
         return torch.stack(rows)
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
-        """The share of tokens predicted rightly, and exp of the mean entropy of a token."""
-        right, told, nats = answers_n.double().sum(dim=0).tolist()
-        perplexity = math.exp(min(nats / max(told, 1.0), NATS_MAX))
-        return {self.metric: right / max(told, 1.0), "perplexity": perplexity}
+        """The share of tokens predicted correctly, and exp of the mean entropy of a token."""
+        right, predicted, nats = answers_n.double().sum(dim=0).tolist()
+        perplexity = math.exp(min(nats / max(predicted, 1.0), NATS_MAX))
+        return {self.metric: right / max(predicted, 1.0), "perplexity": perplexity}
 
     def _aligned(self, logits_btv: Tensor, labels_bt: Tensor) -> tuple[Tensor, Tensor]:
         return (logits_btv, labels_bt) if self.masked else (logits_btv[:, :-1], labels_bt[:, 1:])

@@ -12,7 +12,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 def keep_memory(*, sharded: bool) -> None:
     """Fix the thresholds of glibc's allocator, which otherwise raises them by itself; other C libraries are left alone.
 
-    If every process holds the whole model, freed blocks below 32 MB are kept, up to 128 MB in all: the next step then
+    If every process holds the whole model, it keeps freed blocks below 32 MB, up to 128 MB in all: the next step then
     needs no new pages, which the system would have to clear first. If the model is sharded, memory for gathered weights
     goes back to the system at once; otherwise a process would keep as much again as the whole model.
     """

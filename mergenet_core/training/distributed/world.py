@@ -50,7 +50,7 @@ class Processes(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, seen from one of them; with one process no exchange does anything."""
+    """The processes that train together, and this process among them. With one process, exchanges do nothing."""
 
     accelerator: Processes
     resources: ResourcesSpec

@@ -26,7 +26,7 @@ class Fsdp2Engine:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         materialise(model, world.device)
-        # taken now: while a block is gathered, the module lists whole tensors in their place
+        # read here: while a block is gathered, the module lists whole tensors instead
         self.parameters = dict(model.named_parameters())
         self._optimizer = make_optimizer(model, spec)
         self.shards = saved_shards(model, self.parameters)
