@@ -118,7 +118,7 @@ def test_a_given_tokenizer_replaces_that_of_the_pack(world, elsewhere, tmp_path)
         ({"source": {"model": {"pack": "p"}}, "arms": ["transfer", "control", "distill"]}, "a pack cannot be a"),
         ({"source": {"model": {"pack": "p"}, "rank": 4}}, "a rank of its own"),
         ({"source": {"model": {"pack": "p", "path": "source"}}}, "exactly one of"),
-        ({"source": {"model": {"path": "source"}, "dtype": "float16"}}, "rank, and dtype with it"),
+        ({"source": {"model": {"path": "source"}, "dtype": "float16"}}, "rank and dtype are for a frozen source"),
         (
             {"transfer": {"method": "lpka-raw"}, "resources": {"devices": 2, "strategy": "fsdp2"}},
             "lpka-raw needs whole weights, fsdp2 spreads them",
