@@ -6,8 +6,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-from mergenet_core.architectures.registry import FAMILIES, TWO_TOWER_FAMILIES
-from mergenet_core.architectures.two_tower_config import check_tower_configs
+from mergenet_core.architectures.registry import FAMILIES, TWO_TOWER_FAMILIES, find_family
+from mergenet_core.architectures.two_tower_config import check_tower_configs, tower_configs
 from mergenet_core.errors import ModelRefused
 from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.task_info import TASKS, TaskName
@@ -30,6 +30,17 @@ def check_config(config: JsonObject, task: TaskName | None, *, where: str) -> No
             f"{where}: a {kind} reads the tokens that it is to predict; set is_decoder: true in its config, or take a "
             "decoder such as gpt2 or llama, or masked-language-modelling"
         )
+
+
+def check_sizes_are_numbers(config: JsonObject, *, where: str) -> None:
+    """Refuse the config of a declared family whose sizes cannot be read. Raises: `ModelRefused`."""
+    for own in tower_configs(config).values() or (config,):
+        family = find_family(str(own.get("model_type")))
+        try:
+            if family is not None:
+                family.dimensions_of(own)
+        except ValueError as error:
+            raise ModelRefused(f"{where}: {error}; correct config.json") from None
 
 
 @cache

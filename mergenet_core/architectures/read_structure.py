@@ -72,7 +72,12 @@ def _read_tower(
     layers = 1 + max((spec.layer for _, spec in found if spec.layer is not None), default=-1)
     if layers == 0:
         return None
-    dimensions = family.dimensions(own)
+    try:
+        dimensions = family.dimensions_of(own)
+    except ValueError:
+        if kind in family.model_types:
+            raise
+        return None  # another type, which uses the same names and means something else by its config
     weights = [_logical(name, spec, shapes[name], dimensions) for name, spec in found if spec.role is not None]
     stages = {spec.layer: spec.stage for _, spec in found if spec.stage is not None and spec.layer is not None}
     structure = ModelStructure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mergenet_core.architectures.axes import Kind
-from mergenet_core.architectures.families.bert import BERT, ELECTRA, ROBERTA, bert_dimensions
+from mergenet_core.architectures.families.bert import BERT, ELECTRA, ROBERTA
 from mergenet_core.architectures.families.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from mergenet_core.architectures.families.distilbert import DISTILBERT
 from mergenet_core.architectures.families.gpt2 import GPT2
@@ -44,9 +44,6 @@ FAMILIES = (
     MERGENET_CNN,
 )
 TWO_TOWER_FAMILIES = (CLIP, VISION_TEXT_DUAL_ENCODER)
-
-common_dimensions = bert_dimensions
-"""The sizes of a model of an unknown family, by the names that most configs use."""
 
 _OTHER_LABEL_HEADS = ("cls_head.",)
 """Heads over labels in families that are not declared here."""

@@ -197,6 +197,13 @@ class Family:
     rotary: bool = False
     """Positions rotate queries and keys, and no weight holds them."""
 
+    def dimensions_of(self, config: JsonObject) -> Dimensions:
+        """The sizes of the model that a config describes. Raises: `ValueError` naming an entry that is wrong."""
+        try:
+            return self.dimensions(config)
+        except ZeroDivisionError:
+            raise ValueError("the number of attention heads or a patch's side is 0; it must be positive") from None
+
     @property
     def ties_its_head(self) -> bool:
         """Whether the word embedding may be read as a head over the vocabulary."""

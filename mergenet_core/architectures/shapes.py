@@ -24,7 +24,7 @@ def shapes_from_config(config: JsonObject, task: TaskName | None = None) -> dict
     head = next(iter(family.heads.values())) if task is None else family.heads.get(task)
     if head is None:
         return None
-    dimensions = family.dimensions(config)
+    dimensions = family.dimensions_of(config)
     body = family.body.of_config(config, dimensions)
     present = dimensions.options | head.options
     prefix = family.prefix if head.prefix is None else head.prefix
@@ -40,7 +40,7 @@ def _two_tower_shapes(family: TwoTowerFamily, config: JsonObject) -> dict[str, t
         found = _family_of(tower, str(own["model_type"]))
         if found is None:
             return None
-        dimensions = found.dimensions(own).with_axis("joint", family.joint(config))
+        dimensions = found.dimensions_of(own).with_axis("joint", family.joint(config))
         present = dimensions.options | tower.options
         for spec in only(found.body.of_config(own, dimensions), present):
             shapes[f"{tower.prefix}{spec.name}"] = spec.stored_shape(dimensions)

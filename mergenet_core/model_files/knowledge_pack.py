@@ -1,4 +1,4 @@
-"""Knowledge packs as they look from outside: a source's factors in one safetensors file, and what its manifest says.
+"""The form of a knowledge pack: a source's factors in one safetensors file with a manifest.
 
 A pack knows nothing of any target. It carries the source's config, label names and tokenizer, so that a host that never
 sees the source can pair with it. Nothing here needs torch.
@@ -13,12 +13,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from mergenet_core.errors import ModelRefused
-from mergenet_core.model_files.safetensors_header import header, metadata
+from mergenet_core.model_files.safetensors_header import metadata, shapes_in
 from mergenet_core.records.record import Record
 
 MANIFEST_KEY, FILE_KEY = "mergenet-pack", "file:"
@@ -41,7 +41,7 @@ class PackedTensor(Record):
     energy: tuple[float, ...] = ()
     """The share of its squared entries that the factors keep, a number a checkpoint."""
 
-    def parts(self, name: str, checkpoint: int, dtype: PackDtype) -> dict[str, tuple[int, ...]]:
+    def entries(self, name: str, checkpoint: int, dtype: PackDtype) -> dict[str, tuple[int, ...]]:
         """The tensors of the file that hold the weight: B and A, as int8 with their scales, or all of it."""
         if self.rank is None or len(self.shape) < 2:
             return {f"{checkpoint}/{name}": self.shape}
@@ -49,22 +49,22 @@ class PackedTensor(Record):
         stored: dict[str, tuple[int, ...]] = {"B": (m, self.rank), "A": (self.rank, n)}
         if dtype == "int8":
             stored["scales"] = (2, self.rank)
-        return {f"{checkpoint}/{name}/{part}": shape for part, shape in stored.items()}
+        return {f"{checkpoint}/{name}/{kind}": shape for kind, shape in stored.items()}
 
 
 class Pack(Record):
-    """What a pack says of itself."""
+    """A pack's manifest."""
 
     version: int
     code: str
     """The version of the code that wrote it."""
     rank: int = Field(ge=1)
-    """The rank r that was asked for; a matrix with a smaller side is kept as it is."""
+    """The rank r that the pack was made at; a matrix with a smaller side is kept as it is."""
     dtype: PackDtype
     """How factors are stored, int8 with scales; other matrices are then in half precision, vectors always in single."""
     checkpoints: int = Field(ge=1)
     """How many states of the source are kept, the oldest first."""
-    config: dict[str, Any]
+    config: dict[str, JsonValue]
     labels: tuple[str, ...] | None
     """The source's label names in the order of its head's rows; None where it has no trained head."""
     vocabulary: str | None
@@ -106,10 +106,10 @@ def read_pack(path: Path) -> Pack:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """A folder, for a moment, with the tokenizer or image processor of a pack. Raises: `ModelRefused`."""
-    with tempfile.TemporaryDirectory(prefix="mergenet-pack-") as place:
-        unpack(path, Path(place))
-        yield Path(place)
+    """A temporary folder with the tokenizer or image processor of a pack. Raises: `ModelRefused`."""
+    with tempfile.TemporaryDirectory(prefix="mergenet-pack-") as folder:
+        unpack(path, Path(folder))
+        yield Path(folder)
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -124,15 +124,15 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def _check_tensors(path: Path, pack: Pack) -> None:
-    """The file holds exactly what its manifest names, in shapes that multiply to what it says."""
-    stored = {name: tuple(entry["shape"]) for name, entry in header(path).items()}
+    """Compare the file's tensors with those that its manifest names. Raises: `ModelRefused`."""
+    stored = shapes_in(path)
     wanted: dict[str, tuple[int, ...]] = {}
     for name, tensor in pack.tensors.items():
         for checkpoint in range(pack.checkpoints):
-            wanted |= tensor.parts(name, checkpoint, pack.dtype)
+            wanted |= tensor.entries(name, checkpoint, pack.dtype)
     if stored != wanted:
         wrong = next(name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name))
         raise ModelRefused(
-            f"{path.name}: {wrong} is {stored.get(wrong, 'not there')}, its manifest says "
+            f"{path.name}: {wrong} is {stored.get(wrong, 'not there')}, its manifest has "
             f"{wanted.get(wrong, 'nothing')}; pack the source again"
         )

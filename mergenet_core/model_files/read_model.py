@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.check_config import check_config, check_sizes_are_numbers
 from mergenet_core.architectures.registry import is_label_head
 from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.knowledge_pack import read_pack, unpacked
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
-from mergenet_core.model_files.safetensors_header import header
+from mergenet_core.model_files.safetensors_header import shapes_in
 from mergenet_core.spec.json_values import JsonObject, get_object
 from mergenet_core.spec.task_info import TaskName
 
@@ -36,7 +36,7 @@ def inspect_model(folder: Path, task: TaskName | None = None) -> ModelInfo:
     if folder.is_file():
         return _inspect_pack(folder, task)
     config = read_config(folder, task)
-    shapes = {name: tuple(entry["shape"]) for path in weight_files(folder) for name, entry in header(path).items()}
+    shapes = {name: shape for path in weight_files(folder) for name, shape in shapes_in(path).items()}
     has_head = any(is_label_head(name) or ".classifier." in name for name in shapes)
     return ModelInfo(
         config=config,
@@ -49,6 +49,7 @@ def inspect_model(folder: Path, task: TaskName | None = None) -> ModelInfo:
 def _inspect_pack(path: Path, task: TaskName | None) -> ModelInfo:
     pack = read_pack(path)
     check_config(pack.config, task, where=path.name)
+    check_sizes_are_numbers(pack.config, where=path.name)
     shapes = {name: tensor.shape for name, tensor in pack.tensors.items()}
     return ModelInfo(config=pack.config, shapes=shapes, vocabulary=read_vocabulary(path), labels=pack.labels)
 
@@ -57,6 +58,7 @@ def read_config(folder: Path, task: TaskName | None = None) -> dict[str, JsonVal
     """A model folder's config.json. Raises: `ModelRefused`."""
     config = _json(folder / "config.json")
     check_config(config, task, where=folder.name)
+    check_sizes_are_numbers(config, where=folder.name)
     return config
 
 

@@ -1,11 +1,10 @@
-"""What a safetensors file says of itself in its first bytes: names, shapes and metadata. No weights, no torch."""
+"""Reads the header of a safetensors file: names, shapes and metadata. No weights, no torch."""
 
 from __future__ import annotations
 
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 from mergenet_core.errors import ModelRefused
 
@@ -13,17 +12,17 @@ HEADER_BYTES_MAX = 100_000_000
 """Longest safetensors header that is read, as in the safetensors library."""
 
 
-def header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name → dtype and shape of a safetensors file. Raises: `ModelRefused` when it is torn."""
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a safetensors file. Raises: `ModelRefused` for an incomplete file."""
     return _read(path)[0]
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors. Raises: `ModelRefused` when it is torn."""
+    """The texts that a safetensors file holds beside its tensors. Raises: `ModelRefused` for an incomplete file."""
     return _read(path)[1]
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -32,16 +31,18 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
             raise ModelRefused(f"{path.name} is not a whole safetensors file; download or save it again")
         try:
             entries = json.loads(file.read(length))
-            weights = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-            texts = dict(entries.get("__metadata__", {}))
+            texts = dict(entries.pop("__metadata__", {}))
             if not all(isinstance(text, str) for text in texts.values()):
                 raise ValueError("metadata is text")
-            end = max((int(entry["data_offsets"][1]) for entry in weights.values()), default=0)
-            sides = [side for entry in weights.values() for side in entry["shape"]]
+            end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+            sides = [side for shape in shapes.values() for side in shape]
             if any(type(side) is not int or not 0 <= side <= size for side in sides):
                 raise ValueError("a side of a shape is no count, or larger than the file")
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             raise ModelRefused(f"{path.name}: its safetensors header cannot be read; save it again") from None
     if 8 + length + end != size:
-        raise ModelRefused(f"{path.name} is {size:,} bytes, its header says {8 + length + end:,}; it is torn")
-    return weights, texts
+        raise ModelRefused(
+            f"{path.name} is {size:,} bytes, its header counts {8 + length + end:,}; it is incomplete; save it again"
+        )
+    return shapes, texts

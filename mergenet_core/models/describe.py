@@ -1,4 +1,4 @@
-"""The facts of a torch model, as pairing reads them."""
+"""What pairing needs to know of a torch model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
 def model_info(
     model: nn.Module, *, vocabulary: Vocabulary | None = None, labels: tuple[str, ...] | None = None
 ) -> ModelInfo:
-    """What pairing needs of a model in memory; the same as `inspect_model` says of it once it is saved."""
+    """What pairing needs of a model in memory; the same as `inspect_model` finds once it is saved."""
     weights = model.state_dict(keep_vars=True)
     # a weight that DeepSpeed has already cut up keeps its shape under another name
     shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()}

@@ -62,7 +62,7 @@ def open_pack(path: Path, device: torch.device | None = None) -> FactoredWeights
 
     def read(name: str, checkpoint: int) -> tuple[StoredTensors, tuple[int, ...]]:
         tensor = pack.tensors[name]
-        stored = {key: own_copy(files[key].get_tensor(key)) for key in tensor.parts(name, checkpoint, pack.dtype)}
+        stored = {key: own_copy(files[key].get_tensor(key)) for key in tensor.entries(name, checkpoint, pack.dtype)}
         refuse_not_finite(stored.items(), path.name)
         return tuple(stored.values()), tensor.shape
 

@@ -54,7 +54,7 @@ def write_pack(folders: Sequence[Path], out: Path, *, rank: int, dtype: PackDtyp
                 rank=stored[0].shape[1] if len(stored) > 1 else None,
                 energy=(*energies, energy_kept(W, stored)),
             )
-            tensors |= zip(described[name].parts(name, checkpoint, dtype), stored, strict=True)
+            tensors |= zip(described[name].entries(name, checkpoint, dtype), stored, strict=True)
     vocabulary = infos[-1].vocabulary
     pack = Pack(
         version=VERSION,

@@ -30,7 +30,7 @@ TRIED: dict[Kind, tuple[tuple[PairedMethod, Include], ...]] = {
 }  # fmt: skip
 """What method `auto` tries, by the target's kind; the first decides what pairs."""
 LPKA_RANK = 16
-"""The most tokens a side that `lpka` attends between, unless the job sets a rank: more cost more, without gain."""
+"""The most tokens a side that `lpka` attends between unless the job sets a rank: more cost time without gain."""
 _STORED = "the target stores it transposed or fused with others, which project writes and {} does not"
 _TABLE = "a table of embeddings has a row for each entry: an adapter would need more parameters than the table"
 _SEVERAL = ("joint",)

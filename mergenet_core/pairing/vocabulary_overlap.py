@@ -1,7 +1,7 @@
-"""Which entries of two tokenizers are the same piece of text, so that their embedding rows speak of the same.
+"""Which entries of two tokenizers are the same piece of text, so that their embedding rows have the same meaning.
 
-Tokenizers mark alike what they spell differently: `##ing` of WordPiece, `ing` without `Ġ` (byte-level BPE) or `▁`
-(SentencePiece) all go on within a word.
+Tokenizers write the same mark differently: `##ing` of WordPiece, and `ing` without the `Ġ` of byte-level BPE or the `▁`
+of SentencePiece, all continue a word.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ class Overlap:
     """Of the target's entries."""
 
 
-# what a token says: its text, and whether it begins a word (None: that makes no difference to it)
 _Meaning = tuple[str, bool | None]
+"""A token's text, and whether it begins a word; None where that makes no difference."""
 
 
 def overlap(source: Vocabulary, target: Vocabulary, source_rows: int, target_rows: int) -> Overlap:
-    """Match the entries of two vocabularies by what they say, a cased one with an uncased one without regard to case.
+    """Match the entries of two vocabularies by their text, a cased one with an uncased one without regard to case.
 
     Rows beyond an embedding's own are left out.
     """
-    theirs = _meanings(source.tokens, source_rows)
-    mine = _meanings(target.tokens, target_rows)
-    exact = _first_rows((meaning, row) for row, meaning in theirs.items())
+    sources = _meanings(source.tokens, source_rows)
+    targets = _meanings(target.tokens, target_rows)
+    exact = _first_rows((meaning, row) for row, meaning in sources.items())
     folded: dict[_Meaning, int] = {}
-    if _is_uncased(theirs.values()) != _is_uncased(mine.values()):
-        folded = _first_rows((_folded(meaning), row) for row, meaning in theirs.items())
+    if _is_uncased(sources.values()) != _is_uncased(targets.values()):
+        folded = _first_rows((_folded(meaning), row) for row, meaning in sources.items())
     found = {}
-    for row, meaning in mine.items():
+    for row, meaning in targets.items():
         match = exact.get(meaning, folded.get(_folded(meaning)))
         if match is not None:
             found[row] = match
     cover = tuple(sorted(found))
-    return Overlap(cover, tuple(found[row] for row in cover), len(cover) / max(1, len(mine)))
+    return Overlap(cover, tuple(found[row] for row in cover), len(cover) / max(1, len(targets)))
 
 
 def _meanings(tokens: Mapping[str, int], rows: int) -> dict[int, _Meaning]:
@@ -103,7 +103,7 @@ def _text_of_bytes(token: str) -> str:
 def _shown_bytes() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(hidden)}
 
 
 _BYTES = _shown_bytes()

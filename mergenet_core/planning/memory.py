@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergenet_core.architectures.read_structure import read_structure
-from mergenet_core.architectures.registry import common_dimensions
 from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.planning.plan import ProcessMemory, Strategy
 from mergenet_core.spec.deepspeed import BUCKET, LIVE
 from mergenet_core.spec.job import DataSpec, ResourcesSpec, TrainSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.task_info import TaskName
 
 RUNTIME_BYTES = 400_000_000
@@ -257,15 +257,22 @@ def _known(structure: ModelStructure, data: DataSpec) -> _Tower:
 
 def _unknown(model: ModelInfo, data: DataSpec) -> _Tower:
     """A model of a family that is not declared, by the names that most configs use."""
-    sizes = common_dimensions(model.config)
-    reads_text = "vocab_size" in model.config or model.vocabulary is not None
-    rows = sizes.axes["vocabulary"] if model.vocabulary is None else model.vocabulary.size
+    config = model.config
+    dropout = (config.get(name) for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"))
+    scored = next((rate for rate in dropout if rate is not None), 0.1) != 0
+    reads_text = "vocab_size" in config or model.vocabulary is not None
+    rows = _count(config, "vocab_size") if model.vocabulary is None else model.vocabulary.size
     return _Tower(
         prefix="",
         positions=data.max_length if reads_text else 1,
-        width=sizes.width,
-        scored_heads=sizes.heads if sizes.attention_dropout > 0 else 0,
+        width=_count(config, "hidden_size"),
+        scored_heads=_count(config, "num_attention_heads", "n_head") if scored else 0,
         vocabulary=rows if reads_text else 0,
         roles={},
         transposed=frozenset(),
     )
+
+
+def _count(config: JsonObject, *names: str) -> int:
+    """The first of the entries that is a whole number; 0 where none is."""
+    return next((value for value in map(config.get, names) if isinstance(value, int)), 0)

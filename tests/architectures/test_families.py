@@ -218,6 +218,17 @@ def test_a_size_of_the_wrong_type_is_named() -> None:
         shapes_from_config({"model_type": "bert", "hidden_size": "wide"})
     with pytest.raises(ValueError, match="hidden_sizes is 5; it must be a list of whole numbers"):
         shapes_from_config({"model_type": "mergenet-mlp", "hidden_sizes": 5})
+    with pytest.raises(ValueError, match=r"patch_size is \(4,\); it must be one whole number, or height and width"):
+        shapes_from_config({"model_type": "vit", "patch_size": [4]})
+    with pytest.raises(ValueError, match="the number of attention heads or a patch's side is 0; it must be positive"):
+        shapes_from_config({"model_type": "llama", "num_attention_heads": 0})
+
+
+def test_other_types_of_the_same_names_are_read_unless_their_sizes_mean_something_else() -> None:
+    shapes = shapes_from_config({"model_type": "bert", **TEXT})
+    assert shapes is not None
+    assert len(read_structure(shapes, {"model_type": "camembert", **TEXT})) == 1
+    assert read_structure(shapes, {"model_type": "other", "num_attention_heads": [2, 4]}) == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

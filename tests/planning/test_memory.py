@@ -70,6 +70,14 @@ def test_each_of_clips_towers_has_its_own_sizes() -> None:
     assert kept(without, "image-text-retrieval") < kept(config, "image-text-retrieval")
 
 
+def test_a_family_that_is_not_declared_is_estimated_by_common_names_alone() -> None:
+    shapes = {"decoder.layers.0.fc1.weight": (48, 24), "decoder.layers.0.fc2.weight": (24, 48)}
+    for heads, scores in ((3, 2.25 * 3 * LENGTH**2), ([3], 0)):
+        info = ModelInfo({"model_type": "opt", "vocab_size": 40, "num_attention_heads": heads}, shapes)
+        found = activations(LearnerSpec(info, "text-classification", DATA, TRAIN), ResourcesSpec())
+        assert found == 4 * 1.5 * (2 * LENGTH * 72 + scores)
+
+
 def test_a_vision_transformers_patches_have_the_librarys_size_where_the_config_leaves_it_out() -> None:
     block = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
     config = {"model_type": "vit", "image_size": SIZE, **block}

@@ -44,8 +44,10 @@ def _dimensions(config: JsonObject) -> Dimensions:
 def _sides(config: JsonObject, name: str, default: int) -> tuple[int, int]:
     """Height and width, which a config gives as one number or two."""
     if isinstance(config.get(name), (list, tuple)):
-        height, width = get_ints(config, name, default=())
-        return height, width
+        sides = get_ints(config, name, default=())
+        if len(sides) != 2:
+            raise ValueError(f"{name} is {sides}; it must be one whole number, or height and width")
+        return sides[0], sides[1]
     side = get_int(config, name, default=default)
     return side, side
 
