@@ -50,9 +50,11 @@ class LanguageModelling:
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy over the tokens to predict. Shapes: logits (b, t, v), labels (b, t)."""
         logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
-        open_bt = labels_bt != IGNORED
-        total = torch.nn.functional.cross_entropy(logits_btv[open_bt].float(), labels_bt[open_bt], reduction="sum")
-        return total / open_bt.sum().clamp(min=1)
+        predicted_bt = labels_bt != IGNORED
+        total = torch.nn.functional.cross_entropy(
+            logits_btv[predicted_bt].float(), labels_bt[predicted_bt], reduction="sum"
+        )
+        return total / predicted_bt.sum().clamp(min=1)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """For each block: tokens predicted correctly, tokens to predict, and the sum of their entropies in nats.
@@ -62,11 +64,11 @@ class LanguageModelling:
         logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
         rows = []
         for logits_tv, labels_t in zip(logits_btv, labels_bt, strict=True):  # one at a time: a vocabulary is wide
-            open_t = labels_t != IGNORED
-            logits_pv, labels_p = logits_tv[open_t].float(), labels_t[open_t]
+            predicted_t = labels_t != IGNORED
+            logits_pv, labels_p = logits_tv[predicted_t].float(), labels_t[predicted_t]
             right = (logits_pv.argmax(dim=1) == labels_p).sum()
             entropy = torch.nn.functional.cross_entropy(logits_pv, labels_p, reduction="sum")
-            rows.append(torch.stack([right.float(), open_t.sum().float(), entropy]))
+            rows.append(torch.stack([right.float(), predicted_t.sum().float(), entropy]))
         return torch.stack(rows)
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
