@@ -83,9 +83,26 @@ def test_the_target_is_what_an_answer_scores(roots: Roots) -> None:
     assert task.measure(answers, task.test)["accuracy"] == pytest.approx((0.6 + 5 / 18 + 1.0) / 3, abs=1e-6)
 
 
-def test_accuracy_is_told_by_answer_type(roots: Roots) -> None:
+def test_a_label_scores_in_training_what_it_scores_as_an_answer(roots: Roots) -> None:
+    answers = [["t-shirt"] * 10, ["t-shirt"] * 6 + ["two"] * 4, ["two"] * 10, ["2"] * 10, ["the cat", "cat"] * 5]
+    table = [
+        {"image": f"vqa/train2014/COCO_train2014_{1000 + row:012d}.jpg", "question": "what ?", "answers": given}
+        for row, given in enumerate(answers * 2)
+    ]
+    write_lines(roots.data[0] / "table.jsonl", table)
+    task = load(roots, train="table.jsonl", test="table.jsonl")
+    assert set(task.labels) <= {"t-shirt", "t shirt", "two", "2", "cat"}, "each as it is compared at its questions"
+    scores = task.test.batch(torch.arange(5))["scores"]
+    expected = [[one.answers.score(label) for label in task.labels] for one in task.test.questions[:5]]
+    assert scores.tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+    by_label = dict(zip(task.labels, scores.T.tolist(), strict=True))
+    assert by_label["t-shirt"] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert by_label["two"] == [0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_accuracy_is_given_for_each_answer_type(roots: Roots) -> None:
     task = load(roots)
-    right = torch.tensor([task.labels.index(one.most_common) for one in task.test.questions])
+    right = torch.tensor([task.labels.index(one.answers.most_common) for one in task.test.questions])
     assert task.measure(right, task.test) == {"accuracy": 1.0, "other_accuracy": 1.0, "yes/no_accuracy": 1.0}
     right[:] = task.labels.index("yes")
     found = task.measure(right, task.test)

@@ -1,5 +1,7 @@
-"""Accuracy over the answers of several people, as VQA v2.0 defines it.
+"""Accuracy over the answers of several people, as VQA v2.0's official script has defined it since its fix of 2021.
 
+Where people's answers differ, theirs and the model's are normalised in the same steps: punctuation, then numbers,
+articles and contractions. Where all people gave the same answer, the model's is compared with it as it is.
 Values are fractions where the official script prints percent.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -46,30 +49,50 @@ def without_punctuation(text: str) -> str:
     return _STOP.sub("", found)
 
 
+def tidy(text: str) -> str:
+    """Spaces for line breaks and tabs, and none at either end."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, numbers up to ten in digits, contractions with their apostrophe."""
-    words = without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+    words = without_punctuation(tidy(text)).lower().split()
     kept = (_WORDS.get(word, word) for word in words)
     return " ".join(_CONTRACTIONS.get(word, word) for word in kept if word not in _ARTICLES)
 
 
-def comparable(answers: Sequence[str]) -> tuple[str, ...]:
-    """People's answers as the official script compares them: unchanged where all agree, else without punctuation."""
-    return tuple(answers) if len(set(answers)) < 2 else tuple(map(without_punctuation, answers))
+@dataclass(frozen=True)
+class PeoplesAnswers:
+    """People's answers to one question in the form in which a model's answer is compared with them."""
 
+    compared: tuple[str, ...]
+    """Tidied where all people gave the same answer, else normalised."""
+    unanimous: bool
+    """Whether all people gave the same answer; the model's answer is then compared as it is, else normalised."""
 
-def accuracies(answers: Sequence[str]) -> dict[str, float]:
-    """The score of each of people's answers as the model's answer; any other answer scores 0.
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> PeoplesAnswers:
+        """The answers as people wrote them."""
+        tidied = tuple(map(tidy, texts))
+        unanimous = len(set(tidied)) < 2
+        return cls(tidied if unanimous else tuple(map(normalise, tidied)), unanimous)
 
-    Equation: the mean over the people left out, one at a time, of min(others who gave the answer / 3, 1).
-    """
-    people = len(answers)
-    return {
-        answer: (given * min((given - 1) / _ENOUGH, 1) + (people - given) * min(given / _ENOUGH, 1)) / people
-        for answer, given in Counter(answers).items()
-    }
+    @property
+    def most_common(self) -> str:
+        """The answer that most people gave, in its compared form; the earliest of those that are as frequent."""
+        return max(self.compared, key=self.compared.count)
 
+    def scores(self) -> dict[str, float]:
+        """The score of each of people's answers as the model's answer; any other answer scores 0.
 
-def accuracy(answer: str, answers: Sequence[str]) -> float:
-    """The score of a model's answer to one question."""
-    return accuracies(answers).get(normalise(answer), 0.0)
+        Equation: the mean over the people left out, one at a time, of min(others who gave the answer / 3, 1).
+        """
+        people = len(self.compared)
+        return {
+            answer: (given * min((given - 1) / _ENOUGH, 1) + (people - given) * min(given / _ENOUGH, 1)) / people
+            for answer, given in Counter(self.compared).items()
+        }
+
+    def score(self, answer: str) -> float:
+        """The score of a model's answer."""
+        return self.scores().get(tidy(answer) if self.unanimous else normalise(answer), 0.0)

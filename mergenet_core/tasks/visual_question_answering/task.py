@@ -9,7 +9,7 @@ Legend: b questions of a batch, n questions of a split, l labels, p pairs of a q
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,35 @@ from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import Tokens, text_settings, tokenise
 from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
-from mergenet_core.tasks.visual_question_answering.scores import accuracies, accuracy
+from mergenet_core.tasks.visual_question_answering.scores import PeoplesAnswers, normalise
 from mergenet_core.tasks.visual_question_answering.vqa import Question, QuestionSplit, read_questions
+
+
+@dataclass(frozen=True)
+class AnswerLabels:
+    """The labels of a task, found by people's answers."""
+
+    labels: tuple[str, ...]
+    by_text: Mapping[str, tuple[int, ...]]
+    """The label that is spelt so."""
+    by_normal: Mapping[str, tuple[int, ...]]
+    """The labels that are equal once they are normalised, such as `cat` and `the cat`."""
+
+    @classmethod
+    def of(cls, labels: tuple[str, ...]) -> AnswerLabels:
+        """Index labels by both forms in which an answer is compared."""
+        by_normal: dict[str, tuple[int, ...]] = {}
+        for number, label in enumerate(labels):
+            key = normalise(label)
+            by_normal[key] = (*by_normal.get(key, ()), number)
+        return cls(labels, {label: (number,) for number, label in enumerate(labels)}, by_normal)
+
+    def right(self, answers: PeoplesAnswers) -> Iterator[tuple[int, float]]:
+        """Every label that answers a question at least partly, with its score as the model's answer."""
+        numbers = self.by_text if answers.unanimous else self.by_normal
+        for answer, score in answers.scores().items():
+            for number in numbers.get(answer, ()):
+                yield number, score
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class ImageQuestions:
     image_n: Tensor
     """The index in `pixels` of each question's image."""
     questions: tuple[Question, ...]
-    labels: Mapping[str, int]
+    labels: AnswerLabels
 
     def __len__(self) -> int:
         """How many questions there are."""
@@ -49,12 +76,10 @@ class ImageQuestions:
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids, mask, pixels, and what each label scores. Shapes: (b, longest), (b, c, h, w), scores (b, l)."""
-        scores_bl = torch.zeros(len(index_b), len(self.labels))
+        scores_bl = torch.zeros(len(index_b), len(self.labels.labels))
         for row, index in enumerate(index_b.tolist()):
-            for answer, score in accuracies(self.questions[index].answers).items():
-                label = self.labels.get(answer)
-                if label is not None:
-                    scores_bl[row, label] = score
+            for label, score in self.labels.right(self.questions[index].answers):
+                scores_bl[row, label] = score
         pixels = self.pixels.batch(self.image_n[index_b])
         return {**self.tokens.batch(index_b), "pixel_values": pixels, "scores": scores_bl}
 
@@ -94,7 +119,7 @@ class VisualQuestionAnswering:
         chosen = [self.labels[int(label)] for label in answers_n.tolist()]
         scores: dict[str, list[float]] = {self.metric: []}
         for question, answer in zip(examples.questions, chosen, strict=True):
-            score = accuracy(answer, question.answers)
+            score = question.answers.score(answer)
             scores[self.metric].append(score)
             if question.answer_type:
                 scores.setdefault(f"{question.answer_type}_{self.metric}", []).append(score)
@@ -111,14 +136,14 @@ def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswerin
     splits = read_splits(inputs, lambda split: read_questions(inputs, split), groups_n=lambda split: split.image_n)
     labels = _frequent_answers(splits.train.questions, data.answer_limit, f"{inputs.field}.train")
     processor = fit_processor(inputs.images, splits.train.images, data.image_size, channels)
-    numbers = {answer: number for number, answer in enumerate(labels)}
+    indexed = AnswerLabels.of(labels)
 
     def examples(split: QuestionSplit, rows: Tensor) -> ImageQuestions:
         images, image_n = torch.unique(split.image_n[rows], return_inverse=True)
         questions = tuple(split.questions[row] for row in rows.tolist())
         tokens = tokenise([question.text for question in questions], tokenizer, data.max_length)
         pixels = read_pixels(split.images.select(images), processor, data.image_size, channels)
-        return ImageQuestions(tokens, pixels, image_n, questions, numbers)
+        return ImageQuestions(tokens, pixels, image_n, questions, indexed)
 
     train, validation, test = splits.each(examples)
     return VisualQuestionAnswering(
@@ -133,8 +158,12 @@ def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswerin
 
 
 def _frequent_answers(questions: Sequence[Question], limit: int, field: str) -> tuple[str, ...]:
-    """The answers that most questions have, the most frequent first. Raises: `DataRefused` where all have one."""
-    counted = Counter(question.most_common for question in questions if question.most_common)
+    """The answers that most questions have, the most frequent first, as they are compared at those questions.
+
+    A model answers with a label, and where people agree its answer is compared as it is: `t-shirt` from such questions
+    and `t shirt` from others are two labels. Raises: `DataRefused` where all questions have one answer.
+    """
+    counted = Counter(question.answers.most_common for question in questions if question.answers.most_common)
     if len(counted) < 2:
         raise DataRefused(f"{field}: every question has the answer {''.join(counted)!r}; at least two are needed")
     return tuple(sorted(counted, key=lambda answer: (-counted[answer], answer))[:limit])

@@ -19,7 +19,7 @@ from mergenet_core.tasks.data.dataset_json import entries, integer, published_fo
 from mergenet_core.tasks.data.images import ImageColumn, distinct_images, images_in_folder
 from mergenet_core.tasks.data.tables import hash_of, read_table
 from mergenet_core.tasks.task import TaskInputs
-from mergenet_core.tasks.visual_question_answering.scores import comparable, normalise
+from mergenet_core.tasks.visual_question_answering.scores import PeoplesAnswers, normalise
 
 PEOPLE = 10
 """People who answer each question of VQA; a table's only answer counts as given by so many."""
@@ -32,10 +32,7 @@ class Question:
     """A question on an image, with people's answers."""
 
     text: str
-    answers: tuple[str, ...]
-    """People's answers as the official script compares them."""
-    most_common: str
-    """The answer that most of them gave, normalised."""
+    answers: PeoplesAnswers
     answer_type: str
     """VQA's answer type, such as yes/no; empty where none is given."""
 
@@ -101,11 +98,15 @@ def _image_name(image: int, folder: Path) -> str:
 
 
 def _answers_in_cell(cell: object) -> list[object]:
-    """The answers in a row of a table, normalised as VQA's own files are; one answer counts as that of all people."""
+    """The answers in a row of a table; one answer counts as that of all people.
+
+    It is normalised, since nobody shows which of its spellings are meant to be equal.
+    """
     given = [cell] if isinstance(cell, str) else list(cell) if isinstance(cell, list) else []
     found = [one.get("answer") if isinstance(one, Mapping) else one for one in given]
-    normal = [normalise(one) if isinstance(one, str) else one for one in found]
-    return normal * PEOPLE if len(normal) == 1 else normal
+    if len(found) == 1 and isinstance(found[0], str):
+        return [normalise(found[0])] * PEOPLE
+    return found
 
 
 def _checked(text: object, answers: Sequence[object], answer_type: str, number: int, where: str) -> Question:
@@ -117,5 +118,4 @@ def _checked(text: object, answers: Sequence[object], answer_type: str, number: 
             f"{where}: question {number} has answers {list(answers[:5])}; give one text, or those of at least {LEAST} "
             f"people ({PEOPLE} in VQA v2.0), since an answer is right when three others gave it"
         )
-    normal = [normalise(answer) for answer in texts]
-    return Question(text.strip(), comparable(texts), max(normal, key=normal.count), answer_type)
+    return Question(text.strip(), PeoplesAnswers.of(texts), answer_type)
