@@ -1,4 +1,4 @@
-"""Tokenizers and image processors: which one a model uses, loaded locally, and what follows from it."""
+"""Tokenizers and image processors: which one a model uses, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def processor_folder(
 ) -> Path | None:
     """The folder with the model's tokenizer or image processor: the one given, else its own, else the source's.
 
-    Raises: `ModelRefused` when the one given holds none, or when there is none at all for a text model.
+    Raises: `ModelRefused` when the one given holds none, or when a text model has none at all.
     """
     wanted = _TOKENIZER if TASKS[task].reads_text else _IMAGES
     if spec.tokenizer is not None:
@@ -105,7 +105,7 @@ def processor_folder(
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """A tokenizer that pads on the right. Raises: `ModelRefused` when it cannot be read, or has nothing to pad with."""
+    """A tokenizer that pads on the right. Raises: `ModelRefused` when it cannot be read, or has no padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -137,7 +137,7 @@ def has_image_processor(folder: Path) -> bool:
 
 
 class TextAndImages(NamedTuple):
-    """What makes a model's texts and images, saved side by side in one folder."""
+    """The tokenizer and the image processor of a model that reads both, saved in one folder."""
 
     tokenizer: Tokenizer
     images: ImageProcessor

@@ -15,13 +15,14 @@ from torch import Tensor
 from mergenet_core.models.processors import ImageProcessor, Processor, Tokenizer
 from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.spec.data import DataSpec
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 
 EVALUATION_BATCH = 128
 Batch: TypeAlias = Mapping[str, Tensor]
 """The tensors of some examples by name: the model's keyword arguments, and what is to be predicted."""
 Outputs: TypeAlias = Mapping[str, Tensor]
-"""What a model returns, by name: `logits`, or what its task has in place of them."""
+"""What a model returns, by name: `logits`, or for some tasks other tensors."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Classification:
     processor: Processor
     settings: Mapping[str, int | None] = field(default_factory=dict)
     data_summary: Mapping[str, SplitSummary] = field(default_factory=dict)
-    metric: str = "accuracy"
+    metric: str = TASKS["text-classification"].metric
     targets: frozenset[str] = frozenset({"labels"})
     evaluation_batch: int = EVALUATION_BATCH
 

@@ -1,4 +1,4 @@
-"""Images shifted and mirrored, for training on few of them.
+"""Augmentation of training images: shifted and mirrored.
 
 Legend: b images of a batch, n examples of a split, c channels, h height, w width.
 """
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 PADDING = 4
-"""Pixels that an image may move in each direction."""
+"""The largest shift in each direction, in pixels."""
 
 
-def crop_flip(pixels_bchw: Tensor, index_b: Tensor, examples: int, draw: int, black_c: Tensor) -> Tensor:
-    """Each image cut out of itself padded with black, and mirrored or not, by `draw` and its place in the split.
+def crop_flip(pixels_bchw: Tensor, index_b: Tensor, examples: int, seed: int, black_c: Tensor) -> Tensor:
+    """Shift each image, filling with black, and mirror half of them; `seed` and the image's index decide.
 
-    All n examples are drawn for, so that an image's fate is the same in whatever batch, process or order it comes.
+    Random numbers are drawn for all n examples, so that an image is changed alike in any batch, process or order.
     """
-    generator = torch.Generator().manual_seed(draw)
+    generator = torch.Generator().manual_seed(seed)
     moves_n2 = torch.randint(0, 2 * PADDING + 1, (examples, 2), generator=generator)
     mirrored_n = torch.rand(examples, generator=generator) < 0.5
     height, width = pixels_bchw.shape[2:]

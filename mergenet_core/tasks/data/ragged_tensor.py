@@ -1,4 +1,4 @@
-"""Sequences of unlike length kept end to end, and padded only when they are batched.
+"""Sequences of different lengths, stored one after another and padded only when they are batched.
 
 Legend: k tokens of all sequences, n sequences, b sequences of a batch, t tokens of the longest of them.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ragged:
-    """Columns over the same sequences: a number or a row of numbers a token."""
+    """Columns over the same sequences: a number or a row of numbers per token."""
 
     columns_k: Mapping[str, Tensor]
     bounds: Tensor
-    """Where each sequence starts, and where the last one ends: n + 1 places."""
+    """The start of each sequence and the end of the last one. Shapes: (n + 1)."""
 
     def __len__(self) -> int:
         """How many sequences there are."""
@@ -30,14 +30,14 @@ class Ragged:
         return self.bounds.diff()
 
     def padded(self, index_b: Tensor, fill: Mapping[str, int]) -> dict[str, Tensor]:
-        """The columns of these sequences up to the longest, and an attention mask; `fill` is what stands behind an end.
+        """The columns of these sequences, padded to the longest with `fill`, and an attention mask.
 
         Shapes: (b, t), a column of rows (b, t, …).
         """
         lengths_b = self.lengths_n[index_b]
-        places_t = torch.arange(int(lengths_b.max()))
-        inside_bt = places_t < lengths_b[:, None]
-        found_bt = torch.where(inside_bt, self.bounds[index_b][:, None] + places_t, 0)
+        positions_t = torch.arange(int(lengths_b.max()))
+        inside_bt = positions_t < lengths_b[:, None]
+        found_bt = torch.where(inside_bt, self.bounds[index_b][:, None] + positions_t, 0)
         batch = {"attention_mask": inside_bt.long()}
         for name, column_k in self.columns_k.items():
             rows = column_k[found_bt]
@@ -48,7 +48,7 @@ class Ragged:
 
 
 def ragged(sequences: Iterable[Mapping[str, Tensor]]) -> Ragged:
-    """Lay sequences end to end; each has the columns of the first."""
+    """Join sequences; each has the columns of the first."""
     held = list(sequences)
     if not held:
         return Ragged({}, torch.zeros(1, dtype=torch.long))

@@ -12,14 +12,14 @@ from mergenet_core.errors import DataRefused
 from mergenet_core.spec.job import DataSpec
 
 LEAST_TRAIN = 5
-"""A fifth is held out for validation, so fewer examples than this leave nothing to hold out."""
+"""With fewer examples a fifth of them, the most that is held out for validation, would be none."""
 
 
 def draw(data: DataSpec, total: int, *, seed: int, field: str, groups_n: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The rows to train on, and those held out (none where the document names a validation split).
 
     The draw is one permutation: training rows come from its front, validation from its back, so that every arm of a
-    seed sees the same ones, and a larger limit keeps those of a smaller. Rows of one group never stand on both sides.
+    seed sees the same ones, and a larger limit keeps those of a smaller. Rows of one group are never on both sides.
     Raises: `DataRefused` where nothing is left to train on.
     """
     order_n = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -38,14 +38,14 @@ def draw(data: DataSpec, total: int, *, seed: int, field: str, groups_n: Tensor 
     train, validation = order_n[~held_n], order_n[held_n]
     if len(train) == 0:
         raise DataRefused(
-            f"{field}.train: holding out {held_out} of {total} examples takes every text or image that they are about, "
+            f"{field}.train: holding out {held_out} of {total} examples takes every text or image that they belong to, "
             f"and nothing is left to train on. Lower {field}.validation_limit, or give {field}.validation"
         )
     return train[:wanted], validation[len(validation) - held_out :]
 
 
 def _held_groups(groups_n: Tensor, order_n: Tensor, held_out: int) -> Tensor:
-    """Whole groups from the back of the permutation until they hold enough rows. Shapes: (g), a truth value each."""
+    """Whether each group is held out: whole groups from the back of the permutation until they have enough rows."""
     sizes_g = torch.bincount(groups_n)
     held_g = torch.zeros(len(sizes_g), dtype=torch.bool)
     found = 0

@@ -12,14 +12,14 @@ from torch import Tensor
 
 RANKS = (1, 5, 10)
 BLOCK = 256
-"""Rows whose similarities to all of the other side are held at a time."""
+"""Rows whose similarities to all images or captions are in memory at a time."""
 
 
 def recalls(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> dict[str, float]:
     """How often one of an image's captions, and a caption's image, is among the 1, 5 and 10 nearest; and the mean.
 
-    Equation: R@k = share of queries with fewer than k wrong candidates at least as near as the nearest right one. Of
-    wrong candidates that are as near as it, none is counted as farther: a model that tells nothing apart finds nothing.
+    Equation: R@k = share of queries with fewer than k wrong candidates at least as near as the nearest right one. Ties
+    count against the model: one that gives all the same embedding finds nothing.
     """
     found = {
         **_recalls("image_to_text", _wrong_before_image(images_nd, captions_md, image_m)),
@@ -33,7 +33,7 @@ def _recalls(name: str, wrong: Tensor) -> dict[str, float]:
 
 
 def _wrong_before_image(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> Tensor:
-    """Of each image, how many captions of others are as near as the nearest of its own."""
+    """Per image, how many captions of other images are at least as near as the nearest of its own."""
     counts = []
     for block in _blocks(len(images_nd)):
         near_sm = images_nd[block] @ captions_md.T
@@ -44,7 +44,7 @@ def _wrong_before_image(images_nd: Tensor, captions_md: Tensor, image_m: Tensor)
 
 
 def _wrong_before_caption(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> Tensor:
-    """Of each caption, how many images that it does not tell of are as near as its own."""
+    """Per caption, how many other images are at least as near as its own."""
     counts = []
     for block in _blocks(len(captions_md)):
         near_sn = captions_md[block] @ images_nd.T

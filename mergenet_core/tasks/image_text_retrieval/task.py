@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergenet_core.models.processors import Processor, TextAndImages
 from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.images import check_channels
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
@@ -67,7 +68,7 @@ class Retrieval:
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
     labels: tuple[str, ...] = ()
-    metric: str = "mean_recall"
+    metric: str = TASKS["image-text-retrieval"].metric
     targets: frozenset[str] = field(default=frozenset({"image"}))
     evaluation_batch: int = EVALUATION_IMAGES
 

@@ -1,4 +1,4 @@
-"""Texts as a language model reads them: end to end in blocks of one length, or a block a text.
+"""Texts as a language model reads them: joined and cut into blocks of one length, or one block per text.
 
 Legend: n blocks, b blocks of a batch, t tokens.
 """
@@ -23,7 +23,7 @@ READ_TEXTS = 1000
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks whose every token is to be predicted from those before it."""
+    """Blocks in which every token is predicted from those before it."""
 
     tokens: Ragged
     pad: int
@@ -106,7 +106,7 @@ class MaskedBlocks:
 
 
 def packed(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ragged:
-    """Texts end to end, each closed by the tokenizer's own end, cut into blocks; the last one may be shorter."""
+    """Texts joined, each with the tokenizer's end token, and cut into blocks; the last block may be shorter."""
     closed = (torch.tensor(_closed(ids, tokenizer), dtype=torch.int32) for ids in _encoded(texts, tokenizer))
     ids_k = torch.cat([torch.empty(0, dtype=torch.int32), *closed])
     if len(ids_k) % length == 1:  # a single token at the end predicts nothing
@@ -116,7 +116,7 @@ def packed(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ragged:
 
 
 def truncated(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ragged:
-    """A block a text, cut where it is longer; a text of less than two tokens has nothing to predict."""
+    """One block per text, cut at `length`; texts with fewer than two tokens are left out."""
     encoded = _encoded(texts, tokenizer, truncation=True, max_length=length)
     return ragged({"input_ids": torch.tensor(ids, dtype=torch.int32)} for ids in encoded if len(ids) > 1)
 

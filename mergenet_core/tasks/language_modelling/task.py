@@ -15,6 +15,7 @@ from torch import Tensor
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Processor
 from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.ragged_tensor import Ragged
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tables import Table, read_table, texts
@@ -43,7 +44,7 @@ class LanguageModelling:
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
     labels: tuple[str, ...] = ()
-    metric: str = "token_accuracy"
+    metric: str = TASKS["causal-language-modelling"].metric
     targets: frozenset[str] = frozenset({"labels"})
     evaluation_batch: int = 1  # logits are large: a number for every token of the vocabulary at every position
 

@@ -17,17 +17,17 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 @dataclass(frozen=True)
 class Judged:
-    """One question: the best answer found in its text, and how much likelier it is that there is none."""
+    """A model's answer to one question, and what counts as right."""
 
     answer: str
     golds: tuple[str, ...]
     """Texts that count as right; empty for a question without an answer."""
     null_score: float
-    """Score of no answer less that of the best one."""
+    """The score of no answer minus the score of `answer`."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation and articles, words one space apart."""
+    """Lower case, without punctuation and articles, words separated by one space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -37,7 +37,7 @@ def exact(answer: str, gold: str) -> float:
 
 
 def f1(answer: str, gold: str) -> float:
-    """The harmonic mean of precision and recall over words; two empty texts agree, an empty one with no other."""
+    """The harmonic mean of precision and recall over words; two empty texts score 1, one empty text scores 0."""
     found, wanted = normalise(answer).split(), normalise(gold).split()
     if not found or not wanted:
         return float(found == wanted)

@@ -18,6 +18,7 @@ from torch import Tensor
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Processor
 from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import text_settings
 from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
@@ -26,14 +27,14 @@ from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, rea
 from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
 
 ANSWER_TOKENS = 30
-"""Longer spans are no answers, as in BERT."""
+"""The longest answer in tokens, as in BERT."""
 NO_SPAN = -1e4
-"""The score of the best span, less that of none, in a window without any token of the text."""
+"""The best span's score minus the null token's in a window without any token of the text."""
 
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """A task whose answer is a span of the text or none: cross entropy over its ends, exact match and F1."""
+    """The answer is a span of the text, or none: cross entropy over its ends, exact match and F1."""
 
     train: Windows
     validation: Windows
@@ -41,8 +42,8 @@ class QuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    labels: tuple[str, ...] = ("start", "end")
-    metric: str = "f1"
+    labels: tuple[str, ...] = TASKS["question-answering"].fixed_labels or ()
+    metric: str = TASKS["question-answering"].metric
     targets: frozenset[str] = field(default=TARGETS)
     evaluation_batch: int = EVALUATION_BATCH
 
@@ -57,7 +58,7 @@ class QuestionAnswering:
         start_bt, end_bt = _logits(outputs, batch["attention_mask"])
         null_b1 = batch["null_position"][:, None]
         null_b = (start_bt.gather(1, null_b1) + end_bt.gather(1, null_b1)).squeeze(1)
-        score_b, first_b, last_b = _best_span(start_bt, end_bt, batch["context"])
+        score_b, first_b, last_b = best_span(start_bt, end_bt, batch["context"])
         none_b = torch.isinf(score_b)
         score_b = torch.where(none_b, null_b + NO_SPAN, score_b)
         return torch.stack([null_b, score_b, first_b.float(), last_b.float()], dim=1)
@@ -72,7 +73,7 @@ class QuestionAnswering:
 
 
 def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
-    """The task's examples for one trial; limits count questions, and one text's questions stay on one side.
+    """The task's examples for one trial; limits count questions, and the questions on one text are never split.
 
     Raises: `DataRefused`, `PathRefused`.
     """
@@ -99,7 +100,7 @@ def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
 
 
 def _logits(outputs: Outputs, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of first and last token, of padding as low as can be: a batch's longest window changes no other."""
+    """Scores of first and last token, the lowest number for padding: a window's loss is independent of its batch."""
     lowest = torch.finfo(torch.float32).min
     start_bt, end_bt = (
         logits.float().masked_fill(mask_bt == 0, lowest) for logits in (outputs["start_logits"], outputs["end_logits"])
@@ -107,21 +108,21 @@ def _logits(outputs: Outputs, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
     return start_bt, end_bt
 
 
-def _best_span(start_bt: Tensor, end_bt: Tensor, context_bt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def best_span(start_bt: Tensor, end_bt: Tensor, context_bt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of all spans of the text of at most `ANSWER_TOKENS`, the one whose ends have the largest sum of scores."""
     start_bt, end_bt = (logits.masked_fill(~context_bt, -torch.inf) for logits in (start_bt, end_bt))
     best_b = torch.full_like(start_bt[:, 0], -torch.inf)
     first_b, last_b = torch.zeros_like(best_b, dtype=torch.long), torch.zeros_like(best_b, dtype=torch.long)
     for more in range(min(ANSWER_TOKENS, start_bt.shape[1])):
-        score_b, place_b = (start_bt[:, : start_bt.shape[1] - more] + end_bt[:, more:]).max(dim=1)
+        score_b, token_b = (start_bt[:, : start_bt.shape[1] - more] + end_bt[:, more:]).max(dim=1)
         better_b = score_b > best_b
         best_b = torch.where(better_b, score_b, best_b)
-        first_b, last_b = torch.where(better_b, place_b, first_b), torch.where(better_b, place_b + more, last_b)
+        first_b, last_b = torch.where(better_b, token_b, first_b), torch.where(better_b, token_b + more, last_b)
     return best_b, first_b, last_b
 
 
 def _judged(answers_n: Tensor, windows: Windows) -> list[Judged]:
-    """Of each question the best answer over its windows, and its lowest null score over them less the answer's."""
+    """Per question the best answer over its windows, and the lowest null score over them minus the answer's score."""
     best: dict[int, tuple[float, float, int]] = {}
     for window, (question, (null, score)) in enumerate(
         zip(windows.question_n.tolist(), answers_n[:, :2].tolist(), strict=True)
@@ -129,9 +130,9 @@ def _judged(answers_n: Tensor, windows: Windows) -> list[Judged]:
         lowest, highest, chosen = best.get(question, (null, score, window))
         best[question] = (min(lowest, null), *((score, window) if score > highest else (highest, chosen)))
     judged = []
-    for place, question in enumerate(windows.questions):
-        null, score, window = best[place]
-        first, last = (int(place) for place in answers_n[window, 2:].tolist())
+    for number, question in enumerate(windows.questions):
+        null, score, window = best[number]
+        first, last = (int(token) for token in answers_n[window, 2:].tolist())
         golds = question.answers
         judged.append(Judged(windows.text(window, first, last), golds, null - score))
     return judged

@@ -1,4 +1,4 @@
-"""Questions as a model reads them: question and text side by side, a long text in windows that overlap.
+"""Questions as a model reads them: a question followed by its text, a long text in windows that overlap.
 
 Legend: n windows, b windows of a batch, t tokens, k tokens of all windows.
 """
@@ -20,11 +20,11 @@ from mergenet_core.tasks.data.tokens import input_names, padding
 from mergenet_core.tasks.question_answering.squad import Question
 
 QUESTION_TOKENS = 64
-"""Longer questions are cut, as in BERT; and never may one take more than a third of a window."""
+"""Longer questions are cut, as in BERT; a question also never takes more than a third of a window."""
 READ_QUESTIONS = 1000
 """Questions that are held in the tokenizer's own form at a time."""
 SPAN = frozenset({"start_positions", "end_positions"})
-"""Where the answer's first and last token stand in the window; on the null token when it is not in it."""
+"""Positions of the answer's first and last token in the window, or of the null token where the answer is not in it."""
 TARGETS = SPAN | {"context", "null_position"}
 
 
@@ -33,17 +33,17 @@ class Windows:
     """A split of questions in windows."""
 
     tokens: Ragged
-    """What the tokenizer makes, and `context`: whether a token is of the text."""
+    """The tokenizer's columns, and `context`: whether a token belongs to the text."""
     offsets_k2: Tensor
     """Where each token starts and ends in the text, in characters."""
     positions_n3: Tensor
-    """Of each window: the answer's first and last token, and the token that stands for no answer."""
+    """Per window: the positions of the answer's first and last token, and of the null token, which means no answer."""
     question_n: Tensor
-    """The question of each window, as its place in `questions`."""
+    """The index in `questions` of each window's question."""
     questions: tuple[Question, ...]
     padding: dict[str, int]
     calibration: int = 0
-    """So many questions come first by which the threshold of the others is chosen; 0: all are judged by their own."""
+    """The threshold is chosen on this many questions at the front and used on the others; 0: chosen and used on all."""
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -60,12 +60,12 @@ class Windows:
         return torch.argsort(self.tokens.lengths_n, stable=True)
 
     def text(self, window: int, start: int, end: int) -> str:
-        """What stands between two tokens of a window, as it is written there."""
-        context, place = self.questions[int(self.question_n[window])].context, int(self.tokens.bounds[window])
-        return context[int(self.offsets_k2[place + start, 0]) : int(self.offsets_k2[place + end, 1])]
+        """The text from one token of a window to another, as it is written."""
+        context, first = self.questions[int(self.question_n[window])].context, int(self.tokens.bounds[window])
+        return context[int(self.offsets_k2[first + start, 0]) : int(self.offsets_k2[first + end, 1])]
 
     def after(self, calibration: Windows) -> Windows:
-        """The same questions, judged by the threshold that is chosen on others with the same weights."""
+        """The same questions, measured with the threshold that is chosen on the given ones with the same weights."""
         both = (calibration, self)
         columns = {name: torch.cat([one.tokens.columns_k[name] for one in both]) for name in self.tokens.columns_k}
         bounds = torch.cat([calibration.tokens.bounds[:-1], self.tokens.bounds + calibration.tokens.bounds[-1]])
@@ -112,10 +112,10 @@ def _windows(
     questions: Sequence[Question], tokenizer: Tokenizer, max_length: int, stride: int, longest: int
 ) -> Iterator[_Window]:
     for first in range(0, len(questions), READ_QUESTIONS):
-        part = questions[first : first + READ_QUESTIONS]
+        batch = questions[first : first + READ_QUESTIONS]
         encoded = tokenizer(
-            _cut([one.question for one in part], tokenizer, longest),
-            [one.context for one in part],
+            _cut([one.question for one in batch], tokenizer, longest),
+            [one.context for one in batch],
             truncation="only_second",
             max_length=max_length,
             stride=stride,
@@ -123,13 +123,13 @@ def _windows(
             return_offsets_mapping=True,
         )
         given = input_names(tokenizer, encoded)
-        for window, place in enumerate(encoded["overflow_to_sample_mapping"]):
+        for window, sample in enumerate(encoded["overflow_to_sample_mapping"]):
             context_t = torch.tensor([side == 1 for side in encoded.sequence_ids(window)])
             offsets_t2 = torch.tensor(encoded["offset_mapping"][window], dtype=torch.int32)
             columns = {name: torch.tensor(encoded[name][window], dtype=torch.int32) for name in given}
             null = _null(encoded["input_ids"][window], tokenizer)
-            start, end = _span(part[place], offsets_t2, context_t) or (null, null)
-            yield _Window({**columns, "context": context_t}, offsets_t2, (start, end, null), first + place)
+            start, end = _span(batch[sample], offsets_t2, context_t) or (null, null)
+            yield _Window({**columns, "context": context_t}, offsets_t2, (start, end, null), first + sample)
 
 
 def _cut(questions: list[str], tokenizer: Tokenizer, longest: int) -> list[str]:
@@ -145,14 +145,14 @@ def _null(ids: list[int], tokenizer: Tokenizer) -> int:
 
 
 def _span(question: Question, offsets_t2: Tensor, context_t: Tensor) -> tuple[int, int] | None:
-    """The tokens of the first answer; None where it is not wholly in the window."""
-    places = context_t.nonzero().flatten()
-    if not question.answers or len(places) == 0:
+    """The first and last token of the first answer; None where a part of it is outside the window."""
+    tokens = context_t.nonzero().flatten()
+    if not question.answers or len(tokens) == 0:
         return None
     start = question.starts[0]
     end = start + len(question.answers[0])
-    starts, ends = offsets_t2[places].unbind(1)
+    starts, ends = offsets_t2[tokens].unbind(1)
     if start < int(starts[0]) or end > int(ends[-1]) or end == start:
         return None
     first, last = int((ends <= start).sum()), int((starts < end).sum()) - 1
-    return (int(places[first]), int(places[last])) if first <= last else None
+    return (int(tokens[first]), int(tokens[last])) if first <= last else None

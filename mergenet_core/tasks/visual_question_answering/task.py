@@ -18,6 +18,7 @@ from torch import Tensor
 from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import Processor, TextAndImages
 from mergenet_core.records.provenance import SplitSummary
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.images import check_channels
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
@@ -99,7 +100,7 @@ class VisualQuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    metric: str = "accuracy"
+    metric: str = TASKS["visual-question-answering"].metric
     targets: frozenset[str] = field(default=frozenset({"scores"}))
     evaluation_batch: int = EVALUATION_BATCH
 
@@ -127,7 +128,7 @@ class VisualQuestionAnswering:
 
 
 def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswering:
-    """The task's examples for one trial; limits count questions, and one image's questions stay on one side.
+    """The task's examples for one trial; limits count questions, and the questions on one image are never split.
 
     Raises: `DataRefused`, `PathRefused`.
     """
