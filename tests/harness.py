@@ -41,7 +41,7 @@ Found = TypeVar("Found")
 SOLO = "control-0"
 LEASE_SECONDS = 3.0
 _SIZE = 8
-_ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Lab:
     folder: Path
     lease_seconds: float = LEASE_SECONDS
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _environments: dict[int, dict[str, str]] = field(default_factory=dict)
+    """By process id, what a worker's environment has beside the lab's own."""
 
     def __post_init__(self) -> None:
         (self.folder / "models").mkdir(parents=True)
@@ -82,19 +84,22 @@ class Lab:
         """The workers that are running."""
         return [worker for worker in self.workers if worker.poll() is None]
 
-    def want_workers(self, count: int = 1) -> None:
-        """Start or stop workers until exactly `count` are listening, whatever earlier tests left."""
-        for worker in self.alive()[count:]:
+    def want_workers(self, count: int = 1, **environment: str) -> None:
+        """Make exactly `count` workers with this environment listen; those of earlier tests are kept if they fit."""
+        fitting = [worker for worker in self.alive() if self._environments[worker.pid] == environment][:count]
+        surplus = [worker for worker in self.alive() if worker not in fitting]
+        for worker in surplus:
             worker.terminate()
+        for worker in surplus:
             worker.wait(30)
 
         def listening() -> bool:
             for _ in range(count - len(self.alive())):
-                self.start_worker()
+                self.start_worker(**environment)
             known = {int(worker.name.split("-")[-2]) for worker in worker_registry.workers(self.store.redis)}
             return len(known & {worker.pid for worker in self.alive()}) >= count
 
-        wait(listening, f"{count} workers to listen", self.explain)
+        wait(listening, f"{count} workers to listen", self.explain, 120)
 
     @property
     def store(self) -> Store:
@@ -108,12 +113,13 @@ class Lab:
         worker = subprocess.Popen(
             python_command(module, *options),
             cwd=working_directory,
-            env={**os.environ, "PYTHONPATH": str(_ROOT), **self.environment, **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         log.close()
         self.workers.append(worker)
+        self._environments[worker.pid] = environment
         return worker
 
     def submit(
@@ -167,7 +173,7 @@ class Lab:
 
     def processes(self, job: Job) -> list[psutil.Process]:
         """The running training processes of a job's trial `SOLO`."""
-        found = processes.marked(f"{job.id}/{SOLO}/")
+        found = processes.tagged(f"{job.id}/{SOLO}/")
         return [process for process in found if not ended(process)]
 
     def chain(self, job: Job) -> tuple[psutil.Process, psutil.Process, psutil.Process]:

@@ -1,4 +1,4 @@
-"""What a training process reports, and what it is asked: never in the way of the training.
+"""A training process's reports and requests to it. Neither delays the training.
 
 Everything is written to the trial's folder at once, and to Redis by a thread about once a second. While Redis is away,
 reports wait in bounded buffers and the training goes on.
@@ -14,9 +14,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -29,12 +30,22 @@ from mergenet_core.records.job import Checkpoint
 from mergenet_core.records.record import now
 from mergenet_core.store import events
 from mergenet_core.store.jobs import Store
-from workers.processes import HELD
+from workers.processes import BLOCKED
 
 FLUSH_SECONDS = 1.0
 _METRICS_HELD, _EVENTS_HELD = 50_000, 1_000
 _Split = Literal["train", "validation", "test"]
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An event that is not sent yet."""
+
+    type: str
+    message: str
+    level: str
+    data: Mapping[str, object]
 
 
 class RedisReporter:
@@ -45,29 +56,31 @@ class RedisReporter:
         self._attempt, self._folder = attempt, folder
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics: deque[Metric] = deque(maxlen=_METRICS_HELD)
-        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_HELD)
+        self._events: deque[_Entry] = deque(maxlen=_EVENTS_HELD)
         self._progress: Progress | None = None
         self._checkpoint: Checkpoint | None = None
         self._begun = False
-        self._started = False
+        """The work has begun, and the record is to become `running`."""
+        self._running = False
+        """The record is `running`."""
         self._redis_away = False
         self.stale = False
-        """A newer attempt owns the trial: what this one does no longer counts."""
+        """A newer attempt owns the trial, and refuses what this one writes."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, name="reporter", daemon=True)
         self._thread.start()
 
     def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
-        """Something happened."""
-        entry = {"type": type, "message": message, "level": level, "data": data}
-        self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt.number, **entry})
+        """Report that something happened."""
+        entry = _Entry(type, message, level, data)
+        self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt.number, **vars(entry)})
         self._events.append(entry)
 
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Numbers were measured."""
+        """Report measured numbers; those that are not finite are left out."""
         for name, value in values.items():
-            if not math.isfinite(value):  # no JSON has it, and the trial is about to fail with a sentence
+            if not math.isfinite(value):  # JSON cannot hold it, and the trial is about to fail anyway
                 continue
             metric = Metric(
                 step=step,
@@ -82,7 +95,7 @@ class RedisReporter:
             self._metrics.append(metric)
 
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
-        """A step was done; only the newest is sent."""
+        """Report that a step was done; only the newest is sent."""
         self._begun = True
         self._progress = Progress(
             trial=self._attempt.trial_id,
@@ -96,7 +109,7 @@ class RedisReporter:
         )
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint is on disk; while Redis is away its pointer follows later. Raises: `StaleAttempt`."""
+        """Report a checkpoint on disk; while Redis is away the record is updated later. Raises: `StaleAttempt`."""
         self.event(
             "checkpoint.published",
             f"checkpoint at step {checkpoint.step}",
@@ -104,17 +117,17 @@ class RedisReporter:
             path=checkpoint.path,
         )
         self._checkpoint = checkpoint
-        if not self._redis_away:  # else every checkpoint would wait for a connection
+        if not self._redis_away:  # otherwise every checkpoint would wait for a connection
             self._flush()
         if self.stale:
             raise StaleAttempt(f"attempt {self._attempt.number} of {self._attempt.trial_path} is no longer the newest")
 
     def begin(self) -> None:
-        """The work itself has begun, as the first `progress` also says: the record becomes `running`."""
+        """Make the record `running`, as the first `progress` also does."""
         self._begun = True
 
     def close(self, timeout_seconds: float) -> None:
-        """Send what is left, waiting so long for Redis at most."""
+        """Send what is left, waiting at most `timeout_seconds` for Redis."""
         self._closing.set()
         self._thread.join(timeout_seconds)
 
@@ -140,15 +153,23 @@ class RedisReporter:
 
     def _send(self) -> None:
         job_id = self._attempt.job_id
-        if self._begun and not self._started:
+        if self._begun and not self._running:
             self._store.update(job_id, lambda job: state_machine.started(job, self._attempt))
-            self._started = True
+            self._running = True
         if (checkpoint := self._checkpoint) is not None:
             self._store.update(job_id, lambda job: state_machine.checkpointed(job, self._attempt, checkpoint))
             self._checkpoint = None
         while self._events:
             entry = self._events[0]
-            events.add_event(self._store.redis, job_id, **entry, attempt=self._attempt)
+            events.add_event(
+                self._store.redis,
+                job_id,
+                entry.type,
+                entry.message,
+                level=entry.level,
+                attempt=self._attempt,
+                data=entry.data,
+            )
             self._events.popleft()
         if metrics := list(self._metrics):
             events.add_metrics(self._store.redis, job_id, metrics)
@@ -157,8 +178,8 @@ class RedisReporter:
         if (progress := self._progress) is not None:
             events.set_progress(self._store.redis, job_id, progress)
 
-    def _mirror(self, name: str, entry: Mapping[str, Any]) -> None:
-        # a full disk is told by the next checkpoint, in words; a lost line of the mirror must not end a training
+    def _mirror(self, name: str, entry: Mapping[str, object]) -> None:
+        # the next checkpoint reports a full disk; a line that is lost here must not end a training
         with contextlib.suppress(OSError), (self._folder / name).open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -169,13 +190,13 @@ class SignalControl:
     def __init__(self) -> None:
         self.stop = False
         self._checkpoint = False
-        signal.signal(signal.SIGTERM, self._heard)
-        signal.signal(signal.SIGUSR1, self._heard)
+        signal.signal(signal.SIGTERM, self._receive)
+        signal.signal(signal.SIGUSR1, self._receive)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
     def requested(self) -> Literal["stop", "checkpoint"] | None:
-        """What the outside wants; a checkpoint is asked for once."""
+        """Return what was requested; each request for a checkpoint is returned once."""
         if self.stop:
             return "stop"
         if self._checkpoint:
@@ -183,7 +204,7 @@ class SignalControl:
             return "checkpoint"
         return None
 
-    def _heard(self, number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             self.stop = True
         else:

@@ -1,4 +1,4 @@
-"""What is dropped when a job has succeeded: everything that its artifact makes superfluous."""
+"""Removes what a succeeded job no longer needs, since its artifact holds the result."""
 
 from __future__ import annotations
 

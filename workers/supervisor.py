@@ -1,8 +1,8 @@
-"""One attempt at one trial: claim it, run its training process, keep the lease, write down how it ended.
+"""One attempt at one trial: claim it, run its training process, keep the lease, record how it ended.
 
-This is the function that RQ's work-horse runs. It never imports torch: the training is a process tree of its own, so
-that it can be ended whatever it does. Nothing is written after the lease has run out, and a newer attempt's record
-refuses what an older one writes.
+RQ runs this function in a process that it forks for each message, which RQ calls the work horse. It never imports
+torch: the training is a process tree of its own, so that it can be ended whatever it does. Nothing is written after the
+lease has run out, and the record of a newer attempt refuses what an older one writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import NotFound, WorkerLost
+from mergenet_core.errors import MergeNetError, NotFound, StorageFull
 from mergenet_core.processes import trees
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
@@ -32,148 +32,151 @@ from mergenet_core.store.device_leases import Lease
 from mergenet_core.store.fleet_queue import QueueEntry
 from workers import processes
 from workers.attempt import Attempt
-from workers.device_lease import borrow, give_back, visible
-from workers.host import capacity, prewarm
-from workers.outcome import Outcome, receive
+from workers.device_lease import gpu_environment, release, wait_for_devices
+from workers.host import capacity, memory, prewarm
+from workers.outcome import OUTCOME_FD, Outcome, receive
+from workers.processes import AttemptProcess, tagged
 from workers.retention import drop_trials
-from workers.trial import OUTCOME_FD, report
+from workers.trial import report
 
 FLEET = "workers.fleet.driver"
-"""What runs a trial on several hosts."""
+"""The module that runs a trial on several hosts."""
+_GANG = "workers.gang.launcher"
 _TRIAL = "workers.trial"
 _TICK_SECONDS = 0.1
-_BEAT_SECONDS = 1.0
-"""How often the lease is renewed and the record read at least, for what a user asks."""
+_RENEW_SECONDS = 1.0
+"""The lease is renewed, and the record read for requests of users, at least this often."""
 _REAP_SECONDS = 10.0
 """A killed process is gone within this, unless the kernel itself holds it."""
 _log = logging.getLogger("workers.supervisor")
 
 
-def run(attempt: str) -> None:
-    """RQ's entry point: run one attempt at a trial (`JOB/TRIAL/NUMBER`), if it is still to be had."""
-    drain = _Flag(signal.SIGTERM)
-    settings = Settings()
-    mine = Attempt(settings, AttemptRef.parse(attempt), os.environ["RQ_WORKER_ID"])
-    job = mine.claim()
+def run(text: str) -> None:
+    """RQ's entry point: run the attempt `JOB/TRIAL/NUMBER` if it is still to be had."""
+    drain = _SignalFlag(signal.SIGTERM)
+    attempt = Attempt(Settings(), AttemptRef.parse(text), os.environ["RQ_WORKER_ID"])
+    job = attempt.claim()
     if job is None:
         return
     try:
-        _attempt(mine, job, drain)
+        _run(attempt, job, drain)
     finally:
-        _bury(mine)
+        _remove_if_deleted(attempt)
 
 
-def _attempt(mine: Attempt, job: Job, drain: _Flag) -> None:
-    """Train, and write down how it ended where it is still this attempt's to say."""
-    settings, trial = mine.settings, job.trial(mine.ref.trial_id)
+def _run(attempt: Attempt, job: Job, drain: _SignalFlag) -> None:
+    """Train, and record how it ended if the trial is still this attempt's."""
+    settings = attempt.settings
     try:
-        outcome = _train(mine, job, trial, drain)
+        outcome = _train(attempt, job, drain)
     except RedisError as error:
-        message = f"Redis could not be reached when the attempt began: {error}"
-        outcome = Outcome(ended="failed", code="unavailable", message=message, retryable=True)
+        outcome = Outcome.of_error(error)
     except OSError as error:
-        code = "storage-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
-        outcome = Outcome(ended="failed", code=code, message=f"the training process could not be started: {error}")
-    if mine.over:
-        _log.warning("%s lost its lease: its processes are ended and nothing is written", mine.mark)
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else MergeNetError
+        outcome = Outcome.of_error(kind(f"the training process could not be started: {error}"))
+    if attempt.over:
+        _log.warning("%s lost its lease: its processes are ended and nothing is written", attempt.tag)
         return
-    after = mine.write(lambda job: _conclude(job, mine.ref, outcome))
+    after = attempt.write(lambda job: _conclude(job, attempt.ref, outcome))
     if after is None:
         return
     # the record stands; the reconciler sends what could not be sent now, and a job may be deleted as soon as it is done
     with contextlib.suppress(RedisError, NotFound):
         rq_queue.enqueue(settings.redis(decode=False), after)
         if after.state == "succeeded":
-            drop_trials(mine.store.spec(mine.ref.job_id), settings.job_folder(mine.ref.job_id), after)
+            drop_trials(attempt.store.spec(job.id), settings.job_folder(job.id), after)
 
 
-def _bury(mine: Attempt) -> None:
+def _remove_if_deleted(attempt: Attempt) -> None:
     """Remove what was written after the job was deleted: a failed job can be, while its other trials still end."""
     with contextlib.suppress(RedisError):
-        if mine.store.deleted(mine.ref.job_id):
-            shutil.rmtree(mine.settings.job_folder(mine.ref.job_id).path, ignore_errors=True)
+        if attempt.store.deleted(attempt.ref.job_id):
+            shutil.rmtree(attempt.settings.job_folder(attempt.ref.job_id).path, ignore_errors=True)
 
 
-def _train(mine: Attempt, job: Job, trial: Trial, drain: _Flag) -> Outcome:
+def _train(attempt: Attempt, job: Job, drain: _SignalFlag) -> Outcome:
     """Run the training process to its end, or end it with everything it started."""
-    settings = mine.settings
-    trees.kill(processes.marked(f"{mine.ref.trial_path}/"))
-    _sweep(settings, job, trial)
-    several = job.nodes > 1 and trial.kind != "finalize"
-    if several:
+    trial = job.trial(attempt.ref.trial_id)
+    trees.kill(tagged(f"{attempt.ref.trial_path}/"))
+    _sweep(attempt.settings, job, trial)
+    if trial.kind == "finalize":
+        return _supervise(attempt, [_TRIAL], drain, None)
+    if job.nodes > 1:
         # before the driver has started, so that the order of jobs does not depend on which starts faster
-        QueueEntry(job, mine.ref).join(mine.store.redis)
-    count = 0 if several or trial.kind == "finalize" else job.devices
-    lease = borrow(mine, count, lambda: drain.up) if count else None
-    if count and lease is None:
-        return Outcome(ended="interrupted", message="stopped while it waited for devices")
+        QueueEntry(job, attempt.ref).join(attempt.store.redis)
+        return _supervise(attempt, [FLEET], drain, None)
+    lease = wait_for_devices(attempt, job.devices, lambda: drain.up)
+    if lease is None:
+        return Outcome.interrupted("stopped while it waited for devices")
     try:
-        return _train_on(mine, [FLEET] if several else _program(lease), drain, lease)
+        several = len(lease.devices) > 1
+        program = [_GANG, "--devices", ",".join(lease.devices)] if several else [_TRIAL]
+        return _supervise(attempt, program, drain, lease)
     finally:
-        if lease is not None:
-            give_back(mine, lease)
+        release(attempt, lease)
 
 
-def _program(lease: Lease | None) -> list[str]:
-    """What trains on this host's devices: a module and its options."""
-    if lease is not None and len(lease.devices) > 1:
-        return ["workers.gang.launcher", "--devices", ",".join(lease.devices)]
-    return [_TRIAL]
-
-
-def _train_on(mine: Attempt, program: list[str], drain: _Flag, lease: Lease | None) -> Outcome:
+def _supervise(attempt: Attempt, program: list[str], drain: _SignalFlag, lease: Lease | None) -> Outcome:
+    """Run `program`, a module and its options, until it has ended with everything it started."""
     module, *options = program
     reader, writer = os.pipe()
-    kills_before = processes.memory_kills()
-    taken = len(lease.devices) if lease else 1
-    threads = taken * capacity.threads(
-        mine.settings, capacity.devices(mine.settings), taken
-    )  # a launcher shares them out
-    environment = {processes.MARK: mine.mark, OUTCOME_FD: str(writer), "OMP_NUM_THREADS": str(threads)}
+    kills_before = memory.kills()
     try:
         child = processes.start(
-            functools.partial(report, writer, mine.ref) if prewarm.is_warm() and module == _TRIAL else None,
-            python_command(module, str(mine.ref), *options),
-            environment=environment | visible(lease),
-            log=mine.settings.job_folder(mine.ref.job_id).log(mine.ref.trial_id, mine.ref.number),
+            functools.partial(report, writer, attempt.ref) if prewarm.is_warm() and module == _TRIAL else None,
+            python_command(module, str(attempt.ref), *options),
+            environment=_environment(attempt, lease) | {OUTCOME_FD: str(writer)},
+            log=attempt.settings.job_folder(attempt.ref.job_id).log(attempt.ref.trial_id, attempt.ref.number),
             fd=writer,
         )
     finally:
         os.close(writer)
     try:
-        stopped = _watch(mine, child, drain, lease)
+        stopped = _watch(attempt, child, drain, lease)
     finally:
-        trees.kill([*child.tree(), *processes.marked(mine.mark)])
+        trees.kill([*child.tree(), *tagged(attempt.tag)])
         status = child.wait(_REAP_SECONDS)
-    memory_ran_out = processes.memory_kills() > kills_before
-    return receive(reader) or _silent(status, stopped=stopped, memory_ran_out=memory_ran_out)
+    memory_ran_out = memory.kills() > kills_before
+    reported = receive(reader)
+    os.close(reader)
+    return reported or Outcome.unreported(
+        "the training process", status, stopped=stopped, memory_ran_out=memory_ran_out
+    )
 
 
-def _watch(mine: Attempt, child: processes.Child, drain: _Flag, lease: Lease | None) -> bool:
-    """Stay until the child has ended, or the lease has; returns whether it was asked to stop."""
-    settings = mine.settings
-    beat_seconds = min(_BEAT_SECONDS, settings.lease_seconds / 5)
-    beat_at = time.monotonic()
+def _environment(attempt: Attempt, lease: Lease | None) -> dict[str, str]:
+    settings, count = attempt.settings, len(lease.devices) if lease else 1
+    # a launcher divides the threads among its processes
+    threads = count * capacity.threads(settings, capacity.devices(settings), count)
+    return {processes.TAG: attempt.tag, "OMP_NUM_THREADS": str(threads)} | gpu_environment(lease)
+
+
+def _watch(attempt: Attempt, child: AttemptProcess, drain: _SignalFlag, lease: Lease | None) -> bool:
+    """Wait until the child has ended or the lease has; return whether the child was asked to stop."""
+    settings = attempt.settings
+    renew_seconds = min(_RENEW_SECONDS, settings.lease_seconds / 5)
+    renewed_at = time.monotonic()
     stop_at: float | None = None
     request: str | None = None
-    wished: tuple[Checkpoint | None] | None = None
-    while child.poll() is None and not mine.over:
-        moment = time.monotonic()
-        if moment >= beat_at + beat_seconds:
+    # the newest checkpoint when the last request for one was passed on; None if no request stands
+    handled: tuple[Checkpoint | None] | None = None
+    while child.poll() is None and not attempt.over:
+        now = time.monotonic()
+        if now >= renewed_at + renew_seconds:
             # one call that hangs fits in what `over` leaves of the lease, two do not
-            beat_at = moment
-            job = mine.look() if mine.renew(lease) else None
+            renewed_at = now
+            job = attempt.read() if attempt.renew(lease) else None
             if job is not None:
                 request = job.request
-                # a checkpoint asked for again within a beat, after the first one came, is a wish of its own
-                wish = (job.trial(mine.ref.trial_id).checkpoint,) if request == "checkpoint" else None
-                if wish is not None and wish != wished:
+                asked = (job.trial(attempt.ref.trial_id).checkpoint,) if request == "checkpoint" else None
+                # another newest checkpoint under the same request: the request was met and made again since
+                if asked is not None and asked != handled:
                     child.send(signal.SIGUSR1)
-                wished = wish
+                handled = asked
         if stop_at is None and (drain.up or request in ("cancel", "pause")):
             child.send(signal.SIGTERM)
-            stop_at = moment
-        if stop_at is not None and moment > stop_at + settings.grace_seconds:
+            stop_at = now
+        if stop_at is not None and now > stop_at + settings.grace_seconds:
             break
         child.wait(_TICK_SECONDS)
     return stop_at is not None
@@ -187,30 +190,17 @@ def _conclude(job: Job, attempt: AttemptRef, outcome: Outcome) -> Job:
     return state_machine.fail(job, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
 
 
-def _silent(status: int | None, *, stopped: bool, memory_ran_out: bool) -> Outcome:
-    """What to make of a training process that ended without telling an outcome."""
-    if stopped:
-        return Outcome(ended="interrupted", message="stopped on request; it goes on from its newest checkpoint")
-    if status == -signal.SIGKILL and memory_ran_out:
-        message = "the system ran out of memory and killed the training; take a smaller batch_size or model"
-        return Outcome(ended="failed", code="out-of-memory", message=message)
-    by_signal = status is not None and status < 0
-    how = f"by signal {signal.Signals(abs(status or 0)).name}" if by_signal else f"with exit status {status}"
-    message = f"the training process ended {how} and left no word; its log may say more"
-    return Outcome(ended="failed", code=WorkerLost.code, message=message, retryable=True)
-
-
 def _sweep(settings: Settings, job: Job, trial: Trial) -> None:
-    """Remove what earlier attempts left half-made."""
+    """Remove what earlier attempts left half-written."""
     folder = settings.job_folder(job.id)
     published_folder.sweep(folder.trial(trial.id))
     published_folder.sweep(folder.trial(trial.id) / "checkpoints")
-    if trial.kind != "arm":  # they publish into the job's own folder, and nothing else of the job runs beside them
+    if trial.kind != "arm":  # these publish into the job's own folder, and run while no other trial of the job does
         published_folder.sweep(folder.path)
 
 
-class _Flag:
-    """Goes up when the process gets a signal."""
+class _SignalFlag:
+    """Is up once the process has received a signal."""
 
     def __init__(self, number: int) -> None:
         self.up = False

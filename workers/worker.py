@@ -1,6 +1,7 @@
-"""The worker: RQ's, narrowed to one function, ending whole process trees, and outliving a Redis that goes away.
+"""The worker: RQ's, restricted to one function; it ends whole process trees and survives a Redis that goes away.
 
-RQ only delivers here. What a trial's state is, who may write it and when it runs again, the record decides.
+RQ only delivers messages. The record decides what state a trial is in, who may change it and when it runs again. For
+each message RQ forks a process that it calls the work horse; here that is the supervisor of one attempt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 import psutil
 from redis.exceptions import RedisError
@@ -35,26 +35,28 @@ from mergenet_core.settings import Settings
 from mergenet_core.store import device_leases, rq_queue, worker_registry
 from mergenet_core.store.jobs import Store
 from mergenet_core.store.reconciler import reconcile
-from workers import processes, supervisor
+from workers import supervisor
+from workers.processes import attempt_tag, tagged
 
 _WORKER_TTL_SECONDS = 30
 _LISTEN_SECONDS = 1
-"""One blocking look at the queue; between two, the worker says that it is alive and looks after the queue."""
-_LAST_WORDS_SECONDS = 2.0
+"""Length of one blocking read of the queue; between two, the worker sends a heartbeat and reconciles the queue."""
+_END_SECONDS = 2.0
+"""How long a supervisor may take to end after SIGTERM before it is killed, and killed processes to be gone."""
 _log = logging.getLogger("workers.worker")
 
 
 class Message(RqMessage):  # type: ignore[misc]  # rq ships no types
-    """A message that can name one function and an attempt; all else in it is void."""
+    """A message that can name one function and an attempt; everything else in it is ignored."""
 
-    def restore(self, raw_data: Any) -> None:
-        """Read the message; one that cannot be read is treated as one that is not there."""
+    def restore(self, raw_data: object) -> None:
+        """Read the message; one that cannot be read is treated as missing."""
         try:
             super().restore(raw_data)
         except Exception as error:
             raise NoSuchJobError(f"an unreadable message: {error}") from error
         self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
-        self.webhooks: list[Any] = []
+        self.webhooks: list[object] = []
 
     @property
     def func(self) -> Callable[[str], None]:
@@ -78,20 +80,17 @@ class TrialWorker(Worker):  # type: ignore[misc]
     job_class = Message
     max_connection_wait_time = 2.0
 
-    def __init__(self, settings: Settings, me: WorkerInfo) -> None:
+    def __init__(self, settings: Settings, info: WorkerInfo) -> None:
         self._settings = settings
         self._records = settings.redis(timeout_seconds=2, retries=0)
-        self._me = me
+        self._info = info
         raw = settings.redis(decode=False)
         # a trial that needs more devices than this host has is left to a larger one
-        names = (
-            [rq_queue.FLEET]
-            if me.fleet
-            else [rq_queue.queue_of_devices(count) for count in range(1, len(me.devices) + 1)]
-        )
+        counts = range(1, len(info.devices) + 1)
+        names = [rq_queue.FLEET] if info.fleet else [rq_queue.queue_of_devices(count) for count in counts]
         super().__init__(
             [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message) for name in names],
-            name=me.name,
+            name=info.name,
             connection=raw,
             serializer=JSONSerializer,
             worker_ttl=_WORKER_TTL_SECONDS,
@@ -101,16 +100,16 @@ class TrialWorker(Worker):  # type: ignore[misc]
 
     @property
     def dequeue_timeout(self) -> int:
-        """Seconds of one blocking look at the queue."""
+        """Seconds of one blocking read of the queue."""
         return _LISTEN_SECONDS
 
     def reorder_queues(self, reference_queue: Queue) -> None:
-        """After a trial of one queue the others come first, so that neither large nor small trials keep all to them."""
+        """After a trial of one queue the others come first, so that neither large nor small trials starve."""
         self._ordered_queues.remove(reference_queue)
         self._ordered_queues.append(reference_queue)
 
     def subscribe(self) -> None:
-        """Take no commands: the record says what to stop, and a thread would not survive the fork."""
+        """Take no commands: what to stop is in the record, and a thread would not survive the fork."""
 
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
@@ -118,15 +117,15 @@ class TrialWorker(Worker):  # type: ignore[misc]
     def check_for_suspension(self, burst: bool) -> None:
         """Never suspended from outside."""
 
-    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """Tell RQ and the registry that this worker is alive; between trials also look after the queue."""
+    def heartbeat(self, timeout: int | None = None, pipeline: object = None) -> None:
+        """Send RQ's heartbeat and the registry's, and reconcile the queue."""
         with _redis_may_be_away():
             super().heartbeat(timeout, pipeline)
         if not self.is_horse:
-            self._look_around()
+            self._report_and_reconcile()
 
-    def set_state(self, state: str, pipeline: Any = None) -> None:
-        """Note what the worker does, in Redis too if it is there."""
+    def set_state(self, state: str, pipeline: object = None) -> None:
+        """Note what the worker does, in Redis too if it can be reached."""
         self._state = state
         with _redis_may_be_away():
             super().set_state(state, pipeline)
@@ -143,13 +142,13 @@ class TrialWorker(Worker):  # type: ignore[misc]
             worker_registry.remove_worker(self._records, self.name)
 
     def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
-        """The same while a trial runs; a request to stop is said again, should the work-horse have been too young."""
+        """Send heartbeats while a trial runs; repeat a request to stop, for a work horse too young to have heard it."""
         with _redis_may_be_away():
             super().maintain_heartbeats(job, execution)
         if self._stop_requested:
             self._signal_horse(signal.SIGTERM)
 
-    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> object:
         """Wait for a message, however long Redis is away or refuses to work."""
         while True:
             try:
@@ -159,8 +158,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
                 time.sleep(1)
 
     def execute_job(self, job: Message, queue: Queue) -> None:
-        """Run one message in a work-horse; whatever becomes of that, nothing of the attempt is left running."""
-        self._set_work(job)
+        """Run one message in a work horse; however that ends, nothing of the attempt is left running."""
+        self._note_work(job)
         try:
             with _redis_may_be_away():
                 super().execute_job(job, queue)
@@ -169,13 +168,13 @@ class TrialWorker(Worker):  # type: ignore[misc]
             self.executions.clear()
 
     def fork_work_horse(self, job: Message, queue: Queue) -> None:
-        """Fork, and pass on a request to stop that came just before."""
+        """Fork the work horse, and pass on a request to stop that came just before."""
         super().fork_work_horse(job, queue)
         if self._stop_requested:
             self._signal_horse(signal.SIGTERM)
 
     def main_work_horse(self, job: Message, queue: Queue) -> None:
-        """The work-horse's main: it does not outlive the worker."""
+        """The work horse's main function: it dies with the worker."""
         die_with(self.pid)
         super().main_work_horse(job, queue)
 
@@ -184,54 +183,56 @@ class TrialWorker(Worker):  # type: ignore[misc]
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
         self._shutdown_requested_date = now()
-        self._me = self._me.model_copy(update={"state": "draining"})
+        self._info = self._info.model_copy(update={"state": "draining"})
         self._stop_requested = True  # also where the exception is lost in code that takes any for its own
         if self.get_state() != "busy":
             raise StopRequested
         self._signal_horse(signal.SIGTERM)
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """End the work-horse with everything it started: a word of warning, a moment, then for good."""
+        """End the work horse with everything it started: SIGTERM, a short wait, SIGKILL."""
         if not self.horse_pid:  # 0 would mean this process's own group
             return
         signal.alarm(0)  # RQ's monitor sets one, and its handler would raise out of the wait below
         with contextlib.suppress(psutil.Error):
             horse = psutil.Process(self.horse_pid)
-            tree = horse.children(recursive=True)
+            below = horse.children(recursive=True)
             self._signal_horse(signal.SIGTERM)
-            deadline = time.monotonic() + _LAST_WORDS_SECONDS
-            while horse.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            deadline = time.monotonic() + _END_SECONDS
+            while trees.runs(horse) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            trees.kill([horse, *tree])
+            trees.kill([horse, *below])
 
     def _signal_horse(self, number: signal.Signals) -> None:
         if self.horse_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.horse_pid, number)
 
-    def _look_around(self) -> None:
+    def _report_and_reconcile(self) -> None:
         with _redis_may_be_away():
-            self._me = self._me.model_copy(update={"seen_at": now()})
-            worker_registry.report_alive(self._records, self._me)
+            self._info = self._info.model_copy(update={"seen_at": now()})
+            worker_registry.report_alive(self._records, self._info)
             lease = self._settings.lease_seconds
             reconcile(Store(self._records), self.connection, every_seconds=min(5.0, lease / 3), patience_seconds=lease)
 
-    def _set_work(self, job: Message) -> None:
-        with contextlib.suppress(Exception):  # a message that is none is refused by the work-horse, with a log line
+    def _note_work(self, job: Message) -> None:
+        with contextlib.suppress(Exception):  # the work horse refuses a message that is not ours, with a log line
             attempt = job.attempt
-            self._me = self._me.model_copy(update={"state": "busy", "job": attempt.job_id, "trial": attempt.trial_id})
+            self._info = self._info.model_copy(
+                update={"state": "busy", "job": attempt.job_id, "trial": attempt.trial_id}
+            )
 
     def _clear_up(self, job: Message) -> None:
-        """After the work-horse: end what is left of the attempt, which need not wait for its lease to run out."""
-        if self._me.state == "busy":
-            self._me = self._me.model_copy(update={"state": "idle"})
-        self._me = self._me.model_copy(update={"job": None, "trial": None})
+        """After the work horse: end what is left of the attempt, and record its loss before its lease runs out."""
+        if self._info.state == "busy":
+            self._info = self._info.model_copy(update={"state": "idle"})
+        self._info = self._info.model_copy(update={"job": None, "trial": None})
         try:
             attempt = job.attempt
-        except Exception:  # a message that is none of ours
+        except Exception:  # a message that is not ours
             return
-        mark = processes.mark(attempt, self.name)
-        ended = not trees.end(processes.marked(mark), _LAST_WORDS_SECONDS)
+        tag = attempt_tag(attempt, self.name)
+        ended = not trees.end(tagged(tag), _END_SECONDS)
         reason = "the supervising process on the worker was killed"
 
         def lose(record: Job) -> Job:
@@ -240,10 +241,9 @@ class TrialWorker(Worker):  # type: ignore[misc]
             return state_machine.fail(record, attempt, code=WorkerLost.code, reason=reason, retryable=True)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
-            if ended and self._me.ledger is not None:
-                device_leases.leave(
-                    self._records, self._me.ledger, mark
-                )  # else they come back with the end of their lease
+            if ended and self._info.ledger is not None:
+                # otherwise its devices are free when their lease ends
+                device_leases.leave(self._records, self._info.ledger, tag)
             rq_queue.enqueue(self.connection, Store(self._records).update(attempt.job_id, lose))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mergenet_core.errors import NotFound, Unavailable
-from mergenet_core.processes.command import python_command
 from mergenet_core.processes.linux import terminate_with
 from mergenet_core.records.job import TERMINAL
 from mergenet_core.spec.job import JobSpec
@@ -21,7 +20,7 @@ from mergenet_core.spec.parse import digest
 from service.cli.watch import watch_job
 from service.client import Client
 from service.client.profile import Profile
-from service.local.local_service import LocalOptions
+from service.local.local_service import LocalOptions, start_command
 from service.schemas import JobView
 
 _UNFINISHED = "unfinished-runs.json"
@@ -62,8 +61,6 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
     Raises: `Unavailable` if it does not start.
     """
     reading, writing = os.pipe()
-    wanted = {"home": str(options.home), "models": str(options.models), "data": str(options.data)}
-    wanted_json = json.dumps({**wanted, "workers": options.workers, "ready": writing})
     parent = os.getpid()
     process: subprocess.Popen[bytes] | None = None
 
@@ -82,7 +79,7 @@ def local_service(options: LocalOptions) -> Iterator[Profile]:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         process = subprocess.Popen(
-            python_command("service.local.local_service", wanted_json),
+            start_command(options, writing),
             stdout=subprocess.DEVNULL,
             pass_fds=(writing,),
             start_new_session=True,

@@ -1,13 +1,12 @@
-"""The whole service on one machine under one folder: Redis, the API and workers as children of one process.
+"""The whole service on one machine, with its files in one folder: Redis, the API and workers as child processes.
 
-`run_service` is what `mergenet up` does. It must run in a process of its own, in the main thread: signals only set a
-counter there, so that no moment exists in which a child is started and not yet known.
+`mergenet up` calls `run_service`; `mergenet run` starts `start_command` as a process of its own. Signal handlers only
+increase a counter, so that a signal can never come between the start of a child and the note that it exists.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from mergenet_core.errors import MergeNetError, PathRefused, Unavailable
 from mergenet_core.processes.command import python_command
 from mergenet_core.processes.kept_process import KeptProcess
@@ -27,38 +28,42 @@ from mergenet_core.processes.trees import end_descendants, reap_orphans
 from service.client.profile import Profile, read_profile, write_profile
 
 READY_SECONDS = 60.0
-"""How long Redis and the API may take to answer."""
+"""How long Redis and the API may take until they answer."""
 DRAIN_SECONDS = 75.0
-"""How long workers get to write their checkpoints; a second signal cuts it short."""
+"""How long workers may take to write their checkpoints; a second signal cuts it short."""
 STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """What a service on one machine is made of."""
+    """How to set up a service on one machine."""
 
     home: Path
     models: Path
     data: Path
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes any free one."""
+    """0 takes a free one."""
     workers: int | None = None
-    """Trials at a time; without a number, as many as the machine has GPUs, or one."""
+    """Trials at a time; None for as many as the machine has GPUs, or one."""
+
+
+_OPTIONS = TypeAdapter(LocalOptions)
 
 
 @dataclass
 class _Service:
     options: LocalOptions
     stops: int = 0
-    """How often a signal asked for the end."""
+    """How many signals asked it to stop."""
     children: list[KeptProcess] = field(default_factory=list)
 
 
 def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None:
-    """Run until SIGINT or SIGTERM; nothing is left when it returns. A second signal does not wait for checkpoints.
+    """Run until SIGINT or SIGTERM, and leave no process behind. After a second signal it does not wait for checkpoints.
 
-    Raises: `PathRefused` when another one uses the folder or the port, `Unavailable` when a part keeps dying.
+    Call it in the main thread of a process that does nothing else; `ready` is called once the API answers.
+    Raises: `PathRefused` if another service uses the folder or the port, `Unavailable` if a child keeps ending.
     """
     service = _Service(options)
 
@@ -92,13 +97,13 @@ def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None
 
 
 def redis_binary() -> str:
-    """The server to start: PATH's, else the one that the extra `embedded` installs. Raises: `Unavailable`."""
-    beside = Path(sys.executable).with_name("redis-server")
+    """The redis-server on PATH, or else the one that the extra `embedded` installs. Raises: `Unavailable`."""
+    embedded = Path(sys.executable).with_name("redis-server")
     found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None and beside.is_file():
-        found = str(beside)
+    if found is None and embedded.is_file():
+        found = str(embedded)
     if found is None:
-        raise Unavailable("no redis-server is installed; say pip install 'mergenet-service[embedded]'")
+        raise Unavailable("no redis-server is installed; install the extra: pip install 'mergenet-service[embedded]'")
     return found
 
 
@@ -118,13 +123,13 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
         "MERGENET_DATA_ROOTS": str(options.data.resolve()),
         "PYTHONUNBUFFERED": "1",
     }
-    environment.pop("MERGENET_API_KEY", None)  # a worker has no use for it
+    environment.pop("MERGENET_API_KEY", None)  # workers do not need it
     redis = KeptProcess(
         "redis",
         [redis_binary(), "-"],
         log=home / "logs" / "redis.log",
         environment=dict(os.environ),
-        # the password by standard input: an argument is readable for everyone on the machine
+        # the password through standard input: everyone on the machine can read arguments
         stdin=_redis_config(port, password),
         folder=home / "redis",
     )
@@ -168,14 +173,11 @@ def _wait(service: _Service, what: str, answers: Callable[[], bool]) -> None:
 
 
 def _stop(service: _Service) -> None:
-    """Workers first, while Redis still takes their last checkpoints; then the API, then Redis."""
-    workers = [child for child in service.children if child.name.startswith("worker")]
-    others = [child for child in reversed(service.children) if child not in workers]
-    for group, seconds in ((workers, DRAIN_SECONDS), *(([other], STOP_SECONDS) for other in others)):
-        for child in group:
-            child.ask_to_end()
-        deadline = time.monotonic() + seconds
-        while any(child.alive() for child in group) and time.monotonic() < deadline and service.stops <= 1:
+    """End the workers while Redis still records their last checkpoints, then the API, then Redis."""
+    for child in reversed(service.children):
+        child.ask_to_end()
+        deadline = time.monotonic() + (DRAIN_SECONDS if child.name == "workers" else STOP_SECONDS)
+        while child.alive() and time.monotonic() < deadline and service.stops <= 1:
             time.sleep(0.02)
     end_descendants()
 
@@ -187,7 +189,7 @@ def _listen(options: LocalOptions) -> socket.socket:
         raise PathRefused(
             f"{options.host}:{options.port} cannot be listened on ({error.strerror}); take another --port"
         ) from None
-    # connections inherit it; without it an answer's body waits 40 ms for the acknowledgement of its headers
+    # connections inherit it; without it the body of a response waits 40 ms for the acknowledgement of its headers
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -212,7 +214,7 @@ def _redis_answers(port: int, password: str) -> bool:
 
 
 def _api_answers(listening: socket.socket) -> bool:
-    """Ask for readiness over the socket; until the API takes it up, the kernel keeps the question."""
+    """Whether the API is ready; until it accepts the connection, the kernel holds the request."""
     host, port = listening.getsockname()[:2]
     try:
         with socket.create_connection((_reachable(host), port), timeout=1) as connection:
@@ -231,22 +233,20 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "") else host
 
 
-def main() -> int:
-    """`python -m service.local.local_service`: run with the options in a JSON document, say on a pipe when ready.
+def start_command(options: LocalOptions, ready_fd: int) -> list[str]:
+    """The command that runs a service in a process of its own.
 
-    This is how `mergenet run` starts it, as a process of its own.
+    Once the service is ready, its profile is written to the file descriptor `ready_fd` as JSON.
     """
-    wanted = json.loads(sys.argv[1])
-    options = LocalOptions(
-        home=Path(wanted["home"]),
-        models=Path(wanted["models"]),
-        data=Path(wanted["data"]),
-        port=0,
-        workers=wanted["workers"],
-    )
+    return python_command("service.local.local_service", _OPTIONS.dump_json(options).decode(), str(ready_fd))
+
+
+def main(text: str, ready_fd: int) -> int:
+    """Run the service of a `start_command`; return the exit status."""
+    options = _OPTIONS.validate_json(text)
 
     def ready(profile: Profile) -> None:
-        with os.fdopen(wanted["ready"], "w") as pipe:
+        with os.fdopen(ready_fd, "w") as pipe:
             pipe.write(profile.model_dump_json())
 
     try:
@@ -261,4 +261,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""The service on one machine: it starts, mends itself, and leaves nothing behind, whenever it is stopped."""
+"""The service on one machine: it starts, restarts what ends, and leaves no process behind, whenever it is stopped."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_with_the_same_job(shell: Shell) -> None:
     second.communicate(timeout=100)
 
 
-def test_up_that_is_killed_takes_everything_with_it(shell: Shell) -> None:
+def test_nothing_outlives_an_up_that_is_killed(shell: Shell) -> None:
     process = up(shell)
     assert len(shell.processes()) >= 4
     process.kill()
@@ -87,7 +87,7 @@ def test_up_that_is_killed_takes_everything_with_it(shell: Shell) -> None:
     wait(lambda: not shell.processes(), 30)
 
 
-def test_up_trains_as_many_trials_at_a_time_as_it_is_told(shell: Shell) -> None:
+def test_up_starts_as_many_workers_as_its_option_names(shell: Shell) -> None:
     process = up(shell, "--workers", "2")
     profile = read_profile(shell.folder / "mergenet-home")
     assert profile is not None
@@ -98,7 +98,7 @@ def test_up_trains_as_many_trials_at_a_time_as_it_is_told(shell: Shell) -> None:
     assert process.wait(60) == 0
 
 
-def test_what_dies_is_started_again_and_no_job_is_lost(shell: Shell) -> None:
+def test_a_child_that_dies_is_started_again_and_no_job_is_lost(shell: Shell) -> None:
     process = up(shell, "--workers", "0")
     profile = read_profile(shell.folder / "mergenet-home")
     assert profile is not None
@@ -113,7 +113,7 @@ def test_what_dies_is_started_again_and_no_job_is_lost(shell: Shell) -> None:
     assert process.wait(30) == 0
 
 
-def test_a_part_that_cannot_live_is_given_up_with_its_last_words(shell: Shell) -> None:
+def test_a_child_that_always_ends_is_given_up_with_the_end_of_its_log(shell: Shell) -> None:
     (shell.folder / "bin").mkdir()
     broken = shell.folder / "bin" / "redis-server"
     broken.write_text("#!/bin/sh\necho 'the disk is on fire'\nexit 3\n")

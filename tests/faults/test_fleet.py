@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from mergenet_core.processes import trees
 from mergenet_core.records.job import Job
 from mergenet_core.store import keys
 from tests.harness import SOLO, Lab, document, ended, result_of, wait
+from tests.shadows import write_shadows
 from tests.workers import fleets
 from tests.workers.fleets import Fleet
 from workers import processes
@@ -42,7 +44,7 @@ def fleet(shared_lab: Lab) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet, shared_lab: Lab) -> float:
-    """What a job on two hosts comes to when nothing disturbs it."""
+    """The loss of a job on two hosts that nothing disturbs."""
     fleet.want_worker()
     job = shared_lab.submit(small())
     return result_of(shared_lab.wait_for_state(job, "succeeded", seconds=120)).final_loss
@@ -55,14 +57,14 @@ def notes(lab: Lab, job: Job, attempt: int = 1) -> list[dict[str, Any]]:
 
 
 def endless(fleet: Fleet, lab: Lab) -> Job:
-    """A job whose launchers run on both hosts until they are told to end."""
+    """A job whose launchers run on both hosts until they get SIGTERM."""
     fleet.want_worker(1, STAND_IN)
     job = lab.submit(small(labels={"endless": "yes"}))
     wait(lambda: len(notes(lab, job)) == 2, "the launchers", lab.explain)
     return job
 
 
-def see_it_go_on(lab: Lab, job: Job, launchers: list[psutil.Process], seconds: float) -> None:
+def check_second_attempt(lab: Lab, job: Job, launchers: list[psutil.Process], seconds: float) -> None:
     """The first attempt's launchers end, a second attempt's begin; then the job is cancelled."""
     wait(lambda: all(ended(process) for process in launchers), "the launchers' end", lab.explain, seconds=seconds)
     wait(lambda: len(notes(lab, job, attempt=2)) == 2, "the second attempt", lab.explain)
@@ -70,7 +72,7 @@ def see_it_go_on(lab: Lab, job: Job, launchers: list[psutil.Process], seconds: f
     lab.wait_for_state(job, "cancelled", seconds=10)
 
 
-def test_two_jobs_that_want_the_whole_fleet_run_one_after_the_other_the_first_one_first(fleet: Fleet, lab: Lab) -> None:
+def test_two_jobs_that_need_the_whole_fleet_run_in_their_order(fleet: Fleet, lab: Lab) -> None:
     fleet.want_worker(2, STAND_IN)
     for round_ in range(ROUNDS):
         jobs = [lab.submit(small()), lab.submit(small())]
@@ -82,7 +84,7 @@ def test_two_jobs_that_want_the_whole_fleet_run_one_after_the_other_the_first_on
         assert [lab.store.get(job.id).trial(SOLO).attempt for job in jobs] == [1, 1]
 
 
-def test_a_job_for_more_hosts_than_there_are_says_so_and_keeps_nobody_waiting(fleet: Fleet, lab: Lab) -> None:
+def test_a_job_for_more_hosts_than_there_are_has_a_reason_and_delays_no_other(fleet: Fleet, lab: Lab) -> None:
     fleet.want_worker(2, STAND_IN)
     large = lab.submit(small(resources={"nodes": 4}))
     why = "needs 4 hosts with 1 CPU slot each, the fleet has 2 of them"
@@ -93,7 +95,7 @@ def test_a_job_for_more_hosts_than_there_are_says_so_and_keeps_nobody_waiting(fl
     lab.wait_for_state(large, "cancelled", seconds=5)
 
 
-def test_a_waiting_job_says_what_it_waits_for_and_pauses_at_once(fleet: Fleet, lab: Lab) -> None:
+def test_a_waiting_job_has_a_reason_and_pauses_at_once(fleet: Fleet, lab: Lab) -> None:
     fleet.want_worker(2, STAND_IN)
     running = lab.submit(small(labels={"endless": "yes"}))
     wait(lambda: len(notes(lab, running)) == 2, "the first job", lab.explain)
@@ -104,29 +106,41 @@ def test_a_waiting_job_says_what_it_waits_for_and_pauses_at_once(fleet: Fleet, l
     lab.wait_for_state(waiting, "paused", seconds=5)
     lab.ask(running, "cancel")
     lab.wait_for_state(running, "cancelled", seconds=10)
-    assert all("ended" in host for host in notes(lab, running)), "both launchers heard SIGTERM"
+    assert all("ended" in host for host in notes(lab, running)), "both launchers got SIGTERM"
     lab.resume(waiting)
     lab.wait_for_state(waiting, "succeeded")
 
 
+def test_no_process_of_a_fleet_executes_folders_of_the_workers_working_directory(
+    fleet: Fleet, lab: Lab, tmp_path: Path
+) -> None:
+    witness = write_shadows(tmp_path)
+    fleet.drain()
+    fleet.start_worker(STAND_IN, tmp_path)
+    job = lab.wait_for_state(lab.submit(small()), "succeeded")
+    assert (len(notes(lab, job)), job.trial(SOLO).attempt) == (2, 1)
+    fleet.drain()
+    assert not witness.exists(), witness.read_text()
+
+
 def test_a_killed_driver_leaves_nothing_on_the_hosts_and_the_trial_goes_on(fleet: Fleet, lab: Lab) -> None:
     job = endless(fleet, lab)
-    old = processes.marked(f"{job.id}/{SOLO}/1/")
+    old = processes.tagged(f"{job.id}/{SOLO}/1/")
     launchers = [process for process in old if "tests.workers.fleet_launcher" in process.cmdline()]
     assert len(launchers) == 2
     trees.kill(process for process in old if "tests.workers.fleet_driver" in process.cmdline())
-    see_it_go_on(lab, job, launchers, 10)
+    check_second_attempt(lab, job, launchers, 10)
 
 
-def test_a_host_that_answers_no_more_is_told_by_its_silence(fleet: Fleet, lab: Lab) -> None:
+def test_a_host_that_does_not_answer_is_noticed(fleet: Fleet, lab: Lab) -> None:
     job = endless(fleet, lab)
-    launchers = [process for process in processes.marked(f"{job.id}/{SOLO}/1/") if "--address" in process.cmdline()]
+    launchers = [process for process in processes.tagged(f"{job.id}/{SOLO}/1/") if "--address" in process.cmdline()]
     launchers[0].parent().suspend()  # the actor: its host is there, and says nothing
     wait(lambda: lab.store.get(job.id).trial(SOLO).failures == 1, "the failure's record", lab.explain)
     reason = lab.store.get(job.id).trial(SOLO).reason
     assert reason is not None
-    assert reason.endswith(f"gave no sign of life for {fleets.SILENCE_SECONDS} s")
-    see_it_go_on(lab, job, launchers, 20)
+    assert reason.endswith(f"did not answer for {fleets.SILENCE_SECONDS} s")
+    check_second_attempt(lab, job, launchers, 20)
 
 
 def test_a_drained_fleet_worker_hands_its_trial_back_after_a_checkpoint(

@@ -1,4 +1,4 @@
-"""The driver of a fleet's trials with `fleet_launcher` in place of the launcher."""
+"""The driver of trials on several hosts, with `fleet_launcher` in place of the launcher."""
 
 from __future__ import annotations
 

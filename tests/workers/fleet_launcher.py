@@ -1,4 +1,4 @@
-"""Takes the launcher's place on a host: notes when it ran there, for a moment or until SIGTERM, and succeeds."""
+"""Replaces the launcher on a host: records when it ran there, for half a second or until SIGTERM, and succeeds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mergenet_core.processes.linux import die_with
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import ArmCost, TrialResult
 from mergenet_core.settings import Settings
-from workers.outcome import Outcome, send
-from workers.trial import OUTCOME_FD
+from workers.outcome import OUTCOME_FD, Outcome, send
 
 SECONDS = 0.5
 RESULT = TrialResult(
@@ -40,7 +39,7 @@ def main() -> None:
         ended=time.time(),
         options=options,
     )
-    outcome = Outcome(ended="interrupted", message="stopped") if stopped else Outcome(ended="finished", result=RESULT)
+    outcome = Outcome.interrupted("stopped") if stopped else Outcome.finished(result=RESULT)
     send(int(os.environ[OUTCOME_FD]), outcome)
 
 

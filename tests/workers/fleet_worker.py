@@ -1,4 +1,4 @@
-"""A fleet worker whose trials do next to nothing, so that many can be placed; all but the training is real."""
+"""A fleet worker whose trials hardly take time, so that a test can place many; all but the training is real."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ import psutil
 from mergenet_core.store import worker_registry
 from tests.harness import Lab, wait
 
-SCRIPT = Path(__file__).parents[2] / "deploy" / "fleet" / "host.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "deploy" / "fleet" / "host.sh"
 SLOTS = 1
 SILENCE_SECONDS = 20
 
@@ -54,8 +55,12 @@ class Fleet:
         """Start a host with that address, as soon as it is one of the fleet."""
         place = int(address.rpartition(".")[2]) - 1
         log = (self.folder / f"host-{place}.log").open("wb")
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        own = {"PATH": path, "MERGENET_FLEET_HOST": address, "MERGENET_FLEET_TEMP": str(self.folder / str(place))}
+        own = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "MERGENET_FLEET_HOST": address,
+            "MERGENET_FLEET_TEMP": str(self.folder / str(place)),
+        }
         self.hosts[address] = subprocess.Popen(
             ["sh", str(SCRIPT), kind],
             env={**os.environ, **self.environment, **own, "MERGENET_CPU_SLOTS": str(SLOTS), "OMP_NUM_THREADS": "1"},
@@ -75,10 +80,12 @@ class Fleet:
                 process.kill()
         self.hosts[f"lost {address}"] = host
 
-    def start_worker(self, module: str = "workers") -> subprocess.Popen[bytes]:
-        """A real fleet worker, as soon as it is listed."""
+    def start_worker(self, module: str = "workers", working_directory: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a real fleet worker, and return it as soon as it is listed."""
         known = {worker.name for worker in worker_registry.workers(self.lab.store.redis)}
-        worker = self.lab.start_worker("--fleet", module=module, **self.environment)
+        worker = self.lab.start_worker(
+            "--fleet", module=module, working_directory=working_directory, **self.environment
+        )
 
         def listed() -> bool:
             assert worker.poll() is None, self.lab.explain()
@@ -90,7 +97,7 @@ class Fleet:
         return worker
 
     def want_worker(self, count: int = 1, module: str = "workers") -> None:
-        """See to it that so many fleet workers of that kind run, and no others."""
+        """Make exactly `count` fleet workers of that module run."""
         alive = [worker for worker in self.workers if worker.poll() is None]
         if len(alive) != count or any(module not in psutil.Process(worker.pid).cmdline() for worker in alive):
             self.drain()

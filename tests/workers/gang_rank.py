@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 
 from mergenet_core.records.attempt import AttemptRef
+from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 from tests.workers.gangs import FAULT, FOLDER
 from workers.gang.member import Member
 from workers.gang.rank import serve
 from workers.outcome import Outcome
 from workers.reporting import SignalControl
-from workers.trial import failure
 
 STEPS, STEP_SECONDS, CHECKPOINT_EVERY = 40, 0.02, 3
 FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -34,9 +34,11 @@ def train(member: Member) -> Outcome:
     folder, how, attempt = Path(os.environ[FOLDER]), os.environ[FAULT], AttemptRef.parse(sys.argv[1]).number
     reporter, control = member.watch(None, SignalControl())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    print(f"threads: {os.environ['OMP_NUM_THREADS']}, mark: {os.environ.get('MERGENET_ATTEMPT')}", flush=True)
+    print(f"threads: {os.environ['OMP_NUM_THREADS']}, tag: {os.environ.get('MERGENET_ATTEMPT')}", flush=True)
     (folder / f"process-{member.world_rank}").write_text(str(os.getpid()))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["MERGENET_COLLECTIVE_SECONDS"])))
+    # if rank 1 hangs, the launcher has to notice it, not a collective of rank 0
+    seconds = 600 if how == "hang" else float(os.environ[COLLECTIVE_SECONDS])
+    dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     steps = 10_000 if how == "endless" else STEPS
     checkpoint = folder / "counter"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -56,12 +58,12 @@ def train(member: Member) -> Outcome:
         if asked == 1:
             (folder / f"asked-{member.world_rank}").write_text(str(step))
         if asked == 2:
-            return Outcome(ended="interrupted", message=f"stopped at step {step}")
+            return Outcome.interrupted(f"stopped at step {step}")
         time.sleep(STEP_SECONDS)
     if how == "late" and member.world_rank == 1:
         time.sleep(1)
         print(f"the first is there: {psutil.pid_exists(int((folder / 'process-0').read_text()))}", flush=True)
-    return Outcome(ended="finished", artifact=f"rank {member.world_rank} at step {step}")
+    return Outcome.finished(artifact=f"rank {member.world_rank} at step {step}")
 
 
 def misbehave(how: str) -> None:
@@ -78,7 +80,7 @@ def guarded(member: Member) -> Outcome:
     try:
         return train(member)
     except Exception as error:
-        return failure(error, member, "see the log")
+        return Outcome.of_exception(error, "see the log", member.world_rank)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from mergenet_core.processes.command import python_command
 from mergenet_core.records.attempt import AttemptRef
 from tests.harness import ended, wait
 from workers import processes
-from workers.outcome import Outcome, receive
-from workers.trial import OUTCOME_FD
+from workers.outcome import OUTCOME_FD, Outcome, receive
 
 SILENCE_SECONDS = 5
 FOLDER, FAULT = "GANG_FOLDER", "GANG_FAULT"
@@ -34,16 +33,16 @@ class Running:
 
     folder: Path
     log_path: Path
-    child: processes.Child
+    child: processes.AttemptProcess
     reader: int
-    mark: str
+    tag: str
 
     @property
     def log(self) -> str:
         return self.log_path.read_text()
 
     def alive(self) -> list[psutil.Process]:
-        return [process for process in processes.marked(self.mark) if not ended(process)]
+        return [process for process in processes.tagged(self.tag) if not ended(process)]
 
     def ranks(self) -> list[psutil.Process]:
         """The two processes of the gang."""
@@ -60,7 +59,7 @@ class Running:
         wait(lambda: counter.exists() and int(counter.read_text()) >= step, f"step {step}", lambda: self.log)
 
     def outcome(self, seconds: float = 60) -> Outcome:
-        """What the launcher told, when it has ended; nothing may be left of the gang."""
+        """What the launcher reported, once it has ended; nothing may be left of the gang."""
         assert self.child.wait(seconds) == 0, self.log
         assert self.alive() == []
         found = receive(self.reader)
@@ -77,11 +76,11 @@ def start(
     words: tuple[str, ...] = ("--devices", "0,1"),
     **environment: str,
 ) -> Running:
-    """A gang of two whose rank 1 goes wrong in the way `how` names."""
-    ref = AttemptRef(secrets.token_hex(4), "control-0", attempt)
-    mark = processes.mark(ref, "worker")
+    """Start a gang of two; `how` names the fault of rank 1. Gangs with the same folder are of the same attempt."""
+    ref = AttemptRef(hashlib.sha256(str(folder).encode()).hexdigest()[:8], "control-0", attempt)
+    tag = processes.attempt_tag(ref, f"worker-{log}")
     reader, writer = os.pipe()
-    own = {processes.MARK: mark, OUTCOME_FD: str(writer), FOLDER: str(folder), FAULT: how}
+    own = {processes.TAG: tag, OUTCOME_FD: str(writer), FOLDER: str(folder), FAULT: how}
     child = processes.start(
         None,
         python_command("tests.workers.gang_launcher", str(ref), *words),
@@ -90,4 +89,4 @@ def start(
         fd=writer,
     )
     os.close(writer)
-    return Running(folder, folder / log, child, reader, mark)
+    return Running(folder, folder / log, child, reader, tag)

@@ -1,4 +1,4 @@
-"""GPUs as NVIDIA's library tells of them; the library is a small one of our own, which says what it is told to."""
+"""GPUs as NVIDIA's library reports them; here a small library of our own reports those that FAKE_GPUS names."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def found(environment: dict[str, str]) -> list[str]:
     return run.stdout.split("\n")[:-1]
 
 
-def test_gpus_are_told_with_uuid_name_and_memory(nvml: dict[str, str]) -> None:
-    told = found(nvml | {"FAKE_GPUS": TWO})
-    assert told == [f"{uuid}|cuda: Imagined GPU|{1 << 30}" for uuid in TWO.split(",")]
+def test_gpus_have_uuid_name_and_memory(nvml: dict[str, str]) -> None:
+    listed = found(nvml | {"FAKE_GPUS": TWO})
+    assert listed == [f"{uuid}|cuda: Imagined GPU|{1 << 30}" for uuid in TWO.split(",")]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_gpus_are_told_with_uuid_name_and_memory(nvml: dict[str, str]) -> None:
         ("-1", []),
     ],
 )
-def test_those_that_are_hidden_are_not_lent(nvml: dict[str, str], named: str, seen: list[str]) -> None:
-    told = found(nvml | {"FAKE_GPUS": TWO, "CUDA_VISIBLE_DEVICES": named})
-    assert [line.split("|")[0] for line in told if line] == seen
+def test_gpus_that_cuda_visible_devices_hides_are_not_listed(nvml: dict[str, str], named: str, seen: list[str]) -> None:
+    listed = found(nvml | {"FAKE_GPUS": TWO, "CUDA_VISIBLE_DEVICES": named})
+    assert [line.split("|")[0] for line in listed if line] == seen
 
 
 def test_without_a_driver_the_cpu_has_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +85,10 @@ def gpu_host(shared_lab: Lab, nvml: dict[str, str]) -> Iterator[tuple[Lab, subpr
     yield lab, pool
     pool.terminate()
     assert pool.wait(30) == 0
+    assert worker_registry.workers(lab.store.redis) == []
 
 
-def test_on_a_gpu_a_trial_sees_its_own_alone_and_the_worker_never_imports_torch(
+def test_a_trial_sees_its_own_gpu_alone_and_the_worker_never_imports_torch(
     gpu_host: tuple[Lab, subprocess.Popen[bytes]], final_loss: float
 ) -> None:
     lab, pool = gpu_host
@@ -102,8 +103,8 @@ def test_on_a_gpu_a_trial_sees_its_own_alone_and_the_worker_never_imports_torch(
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     workers = worker_registry.workers(lab.store.redis)
     assert {worker.device for worker in workers} == {"cuda: Imagined GPU ×2"}
-    listed = device_leases.listing(lab.store.redis, workers)
-    assert [(one.id, one.state) for one in listed] == [(uuid, "held") for uuid in TWO.split(",")]
+    states = device_leases.listing(lab.store.redis, workers)
+    assert [(one.id, one.state) for one in states] == [(uuid, "held") for uuid in TWO.split(",")]
     for job in jobs:
         job = lab.wait_for_state(job, "succeeded", 120)
         assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Reports never stand in a training's way: Redis may be gone, slow or back again, or the trial someone else's."""
+"""Reports never delay a training, whether Redis is gone, slow or back again, or a newer attempt owns the trial."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_was_reported_arrives_once_and_in_order(redis: Redis, job: Job, rep
     ]
 
 
-def test_a_redis_that_is_silent_costs_a_training_next_to_nothing_and_gets_everything_later(
+def test_a_silent_redis_does_not_delay_a_training_and_gets_everything_later(
     redis: Redis, redis_server: RedisServer, job: Job, reporter: RedisReporter, tmp_path: Path
 ) -> None:
     assert redis_server.process is not None

@@ -1,4 +1,4 @@
-"""A real worker process and a real Redis: what it takes, what it refuses, and how it does what users ask."""
+"""A real worker process and a real Redis: messages that it runs or refuses, and requests of users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_whole_job_ends_in_a_verified_artifact(lab: Lab) -> None:
     assert kept == {"metrics.jsonl", "events.jsonl", "attempt-1.log"}
 
 
-def test_auto_trains_every_way_and_delivers_what_validation_picks(lab: Lab) -> None:
+def test_auto_trains_every_candidate_and_delivers_the_best_on_validation(lab: Lab) -> None:
     asked = document(steps=20, checkpoint_every=10) | {
         "transfer": {"method": "auto"},
         "arms": ["transfer", "control", "sham"],
@@ -50,7 +50,7 @@ def test_auto_trains_every_way_and_delivers_what_validation_picks(lab: Lab) -> N
     assert manifest.about["trial"] == preferred(job.trial("control-0"), [job.trial(name) for name in transfers]).id
 
 
-def test_what_it_measures_is_told_while_it_runs(lab: Lab) -> None:
+def test_metrics_progress_and_states_are_reported(lab: Lab) -> None:
     from mergenet_core.store import events
 
     job = lab.wait_for_state(lab.submit(document(steps=20, checkpoint_every=5)), "succeeded")
@@ -101,7 +101,7 @@ def test_a_message_cannot_bring_a_callback(lab: Lab) -> None:
     assert hostile.id not in printed
 
 
-def test_a_message_that_cannot_be_read_is_passed_over(lab: Lab) -> None:
+def test_a_message_that_cannot_be_read_is_skipped(lab: Lab) -> None:
     raw = lab.redis_server.client(decode=False)
     raw.hset("rq:job:broken", mapping={"data": b"\xff", "status": "no such status"})
     raw.rpush(f"rq:queue:{rq_queue.QUEUE}", "broken")
@@ -161,7 +161,7 @@ def test_a_checkpoint_is_written_when_a_user_asks(lab: Lab) -> None:
     lab.wait_for_state(job, "cancelled")
 
 
-def test_nothing_stays_of_a_job_that_is_deleted_while_a_trial_of_it_still_ends(lab: Lab) -> None:
+def test_nothing_is_left_of_a_job_that_is_deleted_while_a_trial_still_ends(lab: Lab) -> None:
     job = lab.submit(document(checkpoint_every=5))
     lab.wait_for_checkpoint(job)
     # as when another trial of it has failed: from then on it can be deleted
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_a_number_fails_once_and_commits_nothing(lab: Lab) ->
     assert job.trial(SOLO).result is None
 
 
-def test_a_trial_that_always_crashes_is_tried_so_often_and_no_more(lab: Lab) -> None:
+def test_a_trial_that_always_crashes_has_as_many_attempts_as_the_job_allows(lab: Lab) -> None:
     job = lab.submit(document(checkpoint_every=1500) | {"resources": {"attempts": 2}})
     for attempt in (1, 2):
         wait(lambda n=attempt: lab.store.get(job.id).trial(SOLO).attempt == n, "the attempt", lab.explain)  # type: ignore[misc]
@@ -232,7 +232,7 @@ def test_a_second_sigterm_ends_a_training_that_does_not_answer(lab: Lab) -> None
     lab.ask(job, "cancel")
 
 
-def test_the_redis_address_stands_in_no_command_line(lab: Lab) -> None:
+def test_the_redis_address_is_in_no_command_line(lab: Lab) -> None:
     job = lab.submit(document())
     lab.wait_for_checkpoint(job)
     for process in lab.chain(job):
@@ -241,6 +241,6 @@ def test_the_redis_address_stands_in_no_command_line(lab: Lab) -> None:
     lab.wait_for_state(job, "cancelled")
 
 
-def test_the_modules_of_a_worker_leave_torch_alone() -> None:
+def test_the_modules_of_a_worker_do_not_import_torch() -> None:
     check = "import sys, workers.worker, workers.supervisor, workers.trial; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -22,6 +22,6 @@ def test_trials_on_one_and_on_two_devices_run_among_folders_named_like_our_packa
     for asked in (single, single | {"resources": {"devices": 2, "strategy": "ddp"}}):
         job = lab.wait_for_state(lab.submit(asked), "succeeded", 120)
         assert job.trial(SOLO).attempt == 1, lab.explain()
-    pool.terminate()
-    assert pool.wait(30) == 0
+    lab.want_workers(0)
+    assert pool.returncode == 0
     assert not witness.exists(), witness.read_text()

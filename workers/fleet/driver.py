@@ -1,7 +1,7 @@
 """Drives a trial on several hosts: `python -m workers.fleet.driver JOB/TRIAL/NUMBER`, in place of a training process.
 
-It waits in line, asks Ray for devices of all hosts or none, starts the launcher on each, and hears them out. When this
-process ends, however it does, Ray ends what it started and frees the devices.
+It waits in the fleet's queue, asks Ray for the devices of all hosts or none, starts the launcher on each host, and
+collects their outcomes. When this process ends, however it does, Ray ends what it started and frees the devices.
 """
 
 from __future__ import annotations
@@ -29,44 +29,42 @@ from mergenet_core.store import events, rq_queue
 from mergenet_core.store.fleet_queue import QueueEntry
 from mergenet_core.store.jobs import Store
 from workers import processes
-from workers.outcome import Outcome, failed, send
-from workers.trial import OUTCOME_FD
+from workers.logs import configure_logging
+from workers.outcome import OUTCOME_FD, Outcome, send
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
     from workers.fleet import host_launchers
-    from workers.fleet.ray_cluster import Want
+    from workers.fleet.ray_cluster import Demand
 
 _PAUSE_SECONDS = 0.3
 _PLACE_SECONDS = 1
-"""Free devices are placed within this; Ray wants whole seconds."""
+"""Ray places free devices within this time; it accepts whole seconds only."""
 _YIELD_SECONDS = 30.0
-"""So long a trial that the fleet is too small for keeps other trials waiting."""
-_CLEAN_SECONDS = 10.0
+"""A trial that the fleet is too small for keeps other trials waiting for this long."""
+_RELEASE_SECONDS = 10.0
 _log = logging.getLogger("workers.fleet.driver")
 
 
 def main(arguments: Sequence[str], module: str = "workers.gang.launcher") -> NoReturn:
     """Run the attempt, with `module` on every host, and send its outcome to the supervisor."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, processes.HELD)  # every thread's: they are asked for, never delivered
+    signal.pthread_sigmask(signal.SIG_BLOCK, processes.BLOCKED)  # in every thread: the driver fetches them
     die_with(os.getppid())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging()
     os.environ["RAY_AUTH_MODE"] = "token"  # read by Ray when it is imported
     driver = _Driver(Settings(), AttemptRef.parse(arguments[0]))
     try:
         outcome = driver.run(module)
-    except MergeNetError as error:
-        outcome = failed(error.code, error.message, retryable=error.retryable)
-    except RedisError as error:
-        outcome = failed("unavailable", f"Redis could not be reached: {error}", retryable=True)
+    except (MergeNetError, RedisError) as error:
+        outcome = Outcome.of_error(error)
     if outcome.ended == "failed":
         _log.error("%s: %s", outcome.code, outcome.message)
     send(int(os.environ[OUTCOME_FD]), outcome)
-    # a head that is gone must not keep the attempt from ending: with this process Ray frees the devices anyway
-    cleaner = threading.Thread(target=driver.clean, daemon=True)
-    cleaner.start()
-    cleaner.join(_CLEAN_SECONDS)
+    # a head that is gone must not keep the attempt from ending: Ray frees the devices anyway when this process ends
+    thread = threading.Thread(target=driver.release, daemon=True)
+    thread.start()
+    thread.join(_RELEASE_SECONDS)
     os._exit(0)
 
 
@@ -75,99 +73,96 @@ class _Driver:
         self._settings, self._attempt = settings, attempt
         self._store = Store(settings.redis())
         self._job: Job = self._store.get(attempt.job_id)
-        self._said: str | None = None
+        self._reason: str | None = None
+        """What the record says that the trial waits for."""
         self._stopped = False
         self._group: PlacementGroup | None = None
 
     def run(self, module: str) -> Outcome:
-        """The attempt, from its place in the line to its end."""
+        """Run the attempt, from the queue to its end."""
         resources = self._store.spec(self._job.id).resources
         from workers.fleet import host_launchers, ray_cluster
 
         entry = QueueEntry(self._job, self._attempt)
         try:
-            want = self._place(entry, resources)
+            demand = self._wait_for_devices(entry, resources)
         finally:
             with contextlib.suppress(RedisError):
                 entry.leave(self._store.redis)
-        if want is None or self._group is None:
-            return Outcome(ended="interrupted", message=self._said or "stopped on request before the training began")
-        self._say(None)
-        hosts = ray_cluster.hosts(self._group, want, self._attempt, os.environ[processes.MARK])
-        launchers = host_launchers.Launchers(hosts, self._stop)
+        if demand is None or self._group is None:
+            return Outcome.interrupted(self._reason) if self._reason else Outcome.stopped_before_training()
+        self._write_reason(None)
+        hosts = ray_cluster.hosts(self._group, demand, self._attempt, os.environ[processes.TAG])
+        launchers = host_launchers.Launchers(hosts, self._stop_requested)
         try:
-            _log.info("training on %s", launchers.start(module, want.devices))
+            _log.info("training on %s", launchers.start(module, demand.devices))
             return self._attend(launchers)
         except host_launchers.Stopped:
-            return Outcome(ended="interrupted", message="stopped on request before the training began")
+            return Outcome.stopped_before_training()
         finally:
             launchers.end()
 
-    def clean(self) -> None:
-        """Free the devices and leave the fleet."""
+    def release(self) -> None:
+        """Free the devices."""
         if self._group is not None:
             from workers.fleet import ray_cluster
 
-            ray_cluster.give_back(self._group)
+            ray_cluster.release(self._group)
+            self._group = None
 
     def _attend(self, launchers: host_launchers.Launchers) -> Outcome:
+        """Pass signals on until there is an outcome for all hosts."""
         while True:
-            while (heard := signal.sigtimedwait(processes.HELD, 0)) is not None:
-                launchers.send(heard.si_signo)
-            outcome = launchers.hear(self._settings.silence_seconds)
+            while (received := signal.sigtimedwait(processes.BLOCKED, 0)) is not None:
+                launchers.send(received.si_signo)
+            outcome = launchers.poll(self._settings.silence_seconds)
             if outcome is not None:
                 return outcome
 
-    def _place(self, entry: QueueEntry, resources: ResourcesSpec) -> Want | None:
-        """Wait for the devices; None where the trial was asked to stop, or gives way to others."""
+    def _wait_for_devices(self, entry: QueueEntry, resources: ResourcesSpec) -> Demand | None:
+        """Wait until `_group` holds the devices; None if the trial has to stop, or lets others go first."""
         from workers.fleet import ray_cluster
 
         address = self._settings.ray_address or ""
         while (unreachable := ray_cluster.connect(address)) is not None:
-            self._say(unreachable)
-            if self._stop(_PAUSE_SECONDS):
+            self._write_reason(unreachable)
+            if self._stop_requested(_PAUSE_SECONDS):
                 return None
-        want = ray_cluster.want(resources.nodes, resources.devices, resources.device)
-        small_since: float | None = None
-        while not self._stop(_PAUSE_SECONDS):
-            total, free = ray_cluster.census(want)
-            if total < want.nodes:
-                self._withdraw(entry)
-                self._say(f"needs {want}, the fleet has {total} of them")
-                small_since = small_since or time.monotonic()
-                if time.monotonic() > small_since + _YIELD_SECONDS and self._others_wait():
+        demand = ray_cluster.demand(resources.nodes, resources.devices, resources.device)
+        too_small_since: float | None = None
+        while not self._stop_requested(_PAUSE_SECONDS):
+            hosts = ray_cluster.count_hosts(demand)
+            if hosts.large_enough < demand.nodes:
+                self._leave(entry)
+                self._write_reason(f"needs {demand}, the fleet has {hosts.large_enough} of them")
+                too_small_since = too_small_since or time.monotonic()
+                if time.monotonic() > too_small_since + _YIELD_SECONDS and self._others_wait():
                     return None
                 continue
-            small_since = None
-            if (ahead := self._ahead(entry)) > 0:
-                self._withdraw(None)
-                self._say(
-                    f"needs {want}, {free} {'is' if free == 1 else 'are'} free; position {ahead + 1} in the queue"
-                )
-                continue
-            self._group = self._group or ray_cluster.ask(want)
-            if self._group.wait(_PLACE_SECONDS):
-                return want
-            self._say(f"needs {want}, {free} {'is' if free == 1 else 'are'} free; position 1 in the queue")
-        self._said = None
+            too_small_since = None
+            queue_position = self._queue_position(entry)
+            if queue_position > 0:
+                self.release()
+            else:
+                self._group = self._group or ray_cluster.request(demand)
+                if self._group.wait(_PLACE_SECONDS):
+                    return demand
+            free = f"{hosts.free} {'is' if hosts.free == 1 else 'are'} free"
+            self._write_reason(f"needs {demand}, {free}; position {queue_position + 1} in the queue")
+        self._reason = None
         return None
 
-    def _withdraw(self, entry: QueueEntry | None) -> None:
-        """Ask Ray for nothing now, and with `entry` let others go first too."""
-        if self._group is not None:
-            from workers.fleet import ray_cluster
+    def _leave(self, entry: QueueEntry) -> None:
+        """Let others go first."""
+        self.release()
+        with contextlib.suppress(RedisError):
+            entry.leave(self._store.redis)
 
-            ray_cluster.give_back(self._group)
-            self._group = None
-        if entry is not None:
-            with contextlib.suppress(RedisError):
-                entry.leave(self._store.redis)
-
-    def _ahead(self, entry: QueueEntry) -> int:
+    def _queue_position(self, entry: QueueEntry) -> int:
         try:
             return entry.join(self._store.redis)
         except RedisError as error:
-            _log.warning("the line cannot be seen: %s", error)
+            _log.warning("the queue cannot be read: %s", error)
             return 1
 
     def _others_wait(self) -> bool:
@@ -175,27 +170,27 @@ class _Driver:
             return rq_queue.waiting(self._settings.redis(decode=False), rq_queue.FLEET) > 0
         return False
 
-    def _stop(self, seconds: float = 0) -> bool:
-        """Whether the trial was asked to stop, within that time at most."""
-        heard = signal.sigtimedwait({signal.SIGTERM}, seconds)
-        self._stopped = self._stopped or heard is not None
+    def _stop_requested(self, seconds: float = 0) -> bool:
+        """Whether the trial has to stop; waits for such a request for at most `seconds`."""
+        received = signal.sigtimedwait({signal.SIGTERM}, seconds)
+        self._stopped = self._stopped or received is not None
         return self._stopped
 
-    def _say(self, why: str | None) -> None:
-        """Write down what the trial waits for, once for each reason. Raises: `StaleAttempt`."""
-        if why == self._said:
+    def _write_reason(self, reason: str | None) -> None:
+        """Record what the trial waits for, if that has changed. Raises: `StaleAttempt`."""
+        if reason == self._reason:
             return
         try:
-            self._store.update(self._job.id, lambda job: state_machine.waits(job, self._attempt, why))
-            if why is not None:
-                events.add_event(self._store.redis, self._job.id, "trial.waiting", why, attempt=self._attempt)
-                _log.info("waits: %s", why)
+            self._store.update(self._job.id, lambda job: state_machine.waits(job, self._attempt, reason))
+            if reason is not None:
+                events.add_event(self._store.redis, self._job.id, "trial.waiting", reason, attempt=self._attempt)
+                _log.info("waits: %s", reason)
         except NotFound as error:
             raise StaleAttempt(error.message) from None
         except RedisError as error:
-            _log.warning("not said yet: %s", error)
+            _log.warning("the reason for waiting is not written yet: %s", error)
             return
-        self._said = why
+        self._reason = reason
 
 
 if __name__ == "__main__":

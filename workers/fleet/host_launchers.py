@@ -1,7 +1,7 @@
-"""The launchers of a trial on several hosts, seen from their driver: started together, heard, and ended together.
+"""The launchers of a trial on several hosts: started together, polled, and ended together by their driver.
 
-A host that is gone or silent ends all others. Whose word counts is decided here: a fault of the training comes before
-the failed collectives of the hosts that were only left alone.
+A host that is gone or silent ends all others. Of several outcomes the one that explains most is reported: a fault of
+the training comes before the failed collective operations of the hosts that it left alone.
 """
 
 from __future__ import annotations
@@ -10,153 +10,173 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mergenet_core.errors import HostsDiffer, MergeNetError, NodeLost, RankLost
-from workers.fleet.host_actor import Facts, Heard
+from workers.fleet.host_actor import HostInfo, LauncherStatus
+from workers.logs import copy_out
 from workers.outcome import Outcome
-from workers.processes import copy_out
 
-_LISTEN_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _START_SECONDS = 120.0
-"""What a host gets to start a Python process; its disk may be cold."""
-_LAST_WORDS_SECONDS = 5.0
-"""What the other hosts get to say what they know, when one has failed."""
+"""How long a host may take to start a Python process; its disk may be cold."""
+_LAST_REPORTS_SECONDS = 5.0
+"""How long the other hosts may still report what they know when one has failed."""
 _END_SECONDS = 10.0
+T = TypeVar("T")
 
 
 class Stopped(Exception):
     """The trial was asked to stop before its launchers ran."""
 
 
+class RemoteMethod(Protocol):
+    """A method of an actor in another process."""
+
+    def remote(self, *arguments: object) -> object:
+        """Call it; return Ray's reference to the later result at once."""
+
+
+class HostActor(Protocol):
+    """Ray's handle of a `FleetHost`, which also knows its address."""
+
+    address: RemoteMethod
+    prepare: RemoteMethod
+    start: RemoteMethod
+    poll: RemoteMethod
+    send: RemoteMethod
+    end: RemoteMethod
+
+
 @dataclass
-class _Member:
-    actor: Any
+class _Host:
+    actor: HostActor
     name: str = "?"
-    asked: Any = None
-    heard_at: float = field(default_factory=time.monotonic)
-    last: Heard | None = None
+    pending: object = None
+    """Ray's reference to the result of a `poll` that is not read yet."""
+    answered_at: float = field(default_factory=time.monotonic)
+    final: LauncherStatus | None = None
+    """How its launcher ended."""
 
 
 class Launchers:
-    """One launcher a host. `stop` is asked while hosts are prepared, and says whether to give up."""
+    """One launcher a host. `stop` is called while hosts are prepared; if it returns true, `start` gives up."""
 
-    def __init__(self, actors: Iterable[Any], stop: Callable[[], bool]) -> None:
-        self._members = [_Member(actor) for actor in actors]
+    def __init__(self, actors: Iterable[HostActor], stop: Callable[[], bool]) -> None:
+        self._hosts = [_Host(actor) for actor in actors]
         self._stop = stop
         self._fault: Outcome | None = None
         self._fault_at = 0.0
 
     def start(self, module: str, devices: int) -> str:
-        """Start them all, and say where; none runs unless all hosts answered.
+        """Start them all and return the hosts' names; none runs unless all hosts answered.
 
         Raises: `NodeLost`, `HostsDiffer`, `PathRefused` with the host's name, `Stopped`.
         """
-        addresses: list[str] = self._each(lambda place, actor: actor.address.remote())
-        for member, address in zip(self._members, addresses, strict=True):
-            member.name = address
-        facts: list[Facts] = self._each(lambda place, actor: actor.prepare.remote(addresses[place]))
-        for member, fact in zip(self._members, facts, strict=True):
-            member.name = f"{fact.name} ({member.name})"
-        for member, fact in zip(self._members[1:], facts[1:], strict=True):
-            if fact.versions != facts[0].versions:
+        addresses = self._call_all(str, lambda index, actor: actor.address.remote())
+        for host, address in zip(self._hosts, addresses, strict=True):
+            host.name = address
+        infos = self._call_all(HostInfo, lambda index, actor: actor.prepare.remote(addresses[index]))
+        for host, info in zip(self._hosts, infos, strict=True):
+            host.name = f"{info.name} ({host.name})"
+        for host, info in zip(self._hosts[1:], infos[1:], strict=True):
+            if info.versions != infos[0].versions:
                 raise HostsDiffer(
-                    f"{self._members[0].name} runs {facts[0].versions}, {member.name} runs {fact.versions}; "
+                    f"{self._hosts[0].name} runs {infos[0].versions}, {host.name} runs {info.versions}; "
                     "install the same image on all hosts of the fleet"
                 )
-        rendezvous = f"{addresses[0]}:{facts[0].port}"
-        self._each(
-            lambda place, actor: actor.start.remote(module, devices, len(addresses), rendezvous, addresses[place])
-        )
-        return ", ".join(member.name for member in self._members)
+        shared = (module, devices, len(addresses), f"{addresses[0]}:{infos[0].port}")
+        self._call_all(NoneType, lambda index, actor: actor.start.remote(*shared, addresses[index]))
+        return ", ".join(host.name for host in self._hosts)
 
     def send(self, number: int) -> None:
-        """Pass on a signal to all of them."""
-        for member in self._members:
-            member.actor.send.remote(number)
+        """Send a signal to all of them."""
+        for host in self._hosts:
+            host.actor.send.remote(number)
 
-    def hear(self, silence_seconds: float) -> Outcome | None:
-        """Copy what they print; the outcome as soon as there is one for all."""
-        moment = time.monotonic()
-        running = [member for member in self._members if member.last is None]
-        for member in running:
-            if member.asked is None:
-                member.asked = member.actor.listen.remote(_LISTEN_SECONDS)
-        ready, _ = ray.wait([member.asked for member in running], num_returns=1, timeout=_LISTEN_SECONDS)
-        for member in running:
-            if member.asked in ready:
-                self._take(member)
-            elif moment > member.heard_at + silence_seconds:
-                self._lose(member, f"gave no sign of life for {silence_seconds:g} s")
-        if self._fault is not None and (self._fault.code == NodeLost.code or self._late()):
+    def poll(self, silence_seconds: float) -> Outcome | None:
+        """Copy what they print; return the outcome as soon as there is one for all hosts."""
+        now = time.monotonic()
+        running = [host for host in self._hosts if host.final is None]
+        for host in running:
+            if host.pending is None:
+                host.pending = host.actor.poll.remote(_POLL_SECONDS)
+        ready, _ = ray.wait([host.pending for host in running], num_returns=1, timeout=_POLL_SECONDS)
+        for host in running:
+            if host.pending in ready:
+                self._read(host)
+            elif now > host.answered_at + silence_seconds:
+                self._lose(host, f"did not answer for {silence_seconds:g} s")
+        if self._fault is not None and (self._fault.code == NodeLost.code or self._waited_enough()):
             return self._fault
-        return self._together() if all(member.last is not None for member in self._members) else None
+        return self._combined() if all(host.final is not None for host in self._hosts) else None
 
     def end(self) -> None:
-        """Kill what still runs on the hosts that are left."""
-        gone = [member.actor.end.remote() for member in self._members]
+        """Kill what still runs on the hosts that can be reached."""
+        ended = [host.actor.end.remote() for host in self._hosts]
         with contextlib.suppress(RayError):
-            ray.wait(gone, num_returns=len(gone), timeout=_END_SECONDS)
+            ray.wait(ended, num_returns=len(ended), timeout=_END_SECONDS)
 
-    def _take(self, member: _Member) -> None:
+    def _read(self, host: _Host) -> None:
         try:
-            heard: Heard = ray.get(member.asked)
+            status: LauncherStatus = ray.get(host.pending)
         except RayError as error:
-            self._lose(member, f"is lost: {_last_line(error)}")
+            self._lose(host, f"is lost: {_last_line(error)}")
             return
-        member.asked, member.heard_at = None, time.monotonic()
-        copy_out(heard.output)
-        if not heard.ended:
+        host.pending, host.answered_at = None, time.monotonic()
+        copy_out(status.output)
+        if not status.ended:
             return
-        member.last = heard
-        outcome = heard.outcome
+        host.final = status
+        outcome = status.outcome
         if outcome is None:
-            message = f"the launcher on {member.name} ended with status {heard.status} and left no word"
-            outcome = Outcome(ended="failed", code=RankLost.code, message=message, retryable=True)
-        # a host that is left alone fails too: its word yields to a better one
+            outcome = Outcome.unreported(f"the launcher on {host.name}", status.status, error=RankLost)
+        # a host that another one left alone fails too: any other outcome explains more
         if outcome.ended == "failed" and (self._fault is None or self._fault.code == RankLost.code != outcome.code):
             self._fault_at = self._fault_at or time.monotonic()
-            self._fault = outcome.model_copy(update={"message": f"on {member.name}: {outcome.message}"})
+            self._fault = outcome.model_copy(update={"message": f"on {host.name}: {outcome.message}"})
 
-    def _lose(self, member: _Member, how: str) -> None:
-        # an exception of the training, told a moment before, is the better word
+    def _lose(self, host: _Host, how: str) -> None:
+        # an exception of the training that was reported just before explains more
         if self._fault is None or self._fault.code == RankLost.code:
-            message = f"host {member.name} {how}"
-            self._fault = Outcome(ended="failed", code=NodeLost.code, message=message, retryable=True)
+            self._fault = Outcome.of_error(NodeLost(f"host {host.name} {how}"))
 
-    def _late(self) -> bool:
-        return time.monotonic() > self._fault_at + _LAST_WORDS_SECONDS
+    def _waited_enough(self) -> bool:
+        return time.monotonic() > self._fault_at + _LAST_REPORTS_SECONDS
 
-    def _together(self) -> Outcome:
+    def _combined(self) -> Outcome:
         if self._fault is not None:
             return self._fault
-        told = [member.last.outcome for member in self._members if member.last and member.last.outcome]
-        stopped = [outcome for outcome in told if outcome.ended == "interrupted"]
-        return min(stopped or told, key=lambda outcome: outcome.world_rank or 0)
+        outcomes = [host.final.outcome for host in self._hosts if host.final and host.final.outcome]
+        stopped = [outcome for outcome in outcomes if outcome.ended == "interrupted"]
+        return min(stopped or outcomes, key=lambda outcome: outcome.world_rank or 0)
 
-    def _each(self, call: Callable[[int, Any], Any]) -> list[Any]:
-        """Call them all, and wait for all."""
-        calls = [call(place, member.actor) for place, member in enumerate(self._members)]
+    def _call_all(self, kind: type[T], call: Callable[[int, HostActor], object]) -> list[T]:
+        """Make a call on every host and wait for all results, which are of that kind."""
+        calls = [call(index, host.actor) for index, host in enumerate(self._hosts)]
         deadline = time.monotonic() + _START_SECONDS
-        while len(ray.wait(calls, num_returns=len(calls), timeout=_LISTEN_SECONDS)[0]) < len(calls):
+        while len(ray.wait(calls, num_returns=len(calls), timeout=_POLL_SECONDS)[0]) < len(calls):
             if self._stop():
                 raise Stopped
             if time.monotonic() > deadline:
                 raise NodeLost(f"a host of {len(calls)} did not start a process within {_START_SECONDS:g} s")
-        found = []
-        for member, answer in zip(self._members, calls, strict=True):
+        results = []
+        for host, pending in zip(self._hosts, calls, strict=True):
             try:
-                found.append(ray.get(answer))
+                result = ray.get(pending)
             except RayTaskError as error:
                 if isinstance(error.cause, MergeNetError):
                     raise error.cause from None
                 raise
             except RayError as error:
-                raise NodeLost(f"host {member.name} is lost: {_last_line(error)}") from None
-        return found
+                raise NodeLost(f"host {host.name} is lost: {_last_line(error)}") from None
+            assert isinstance(result, kind)
+            results.append(result)
+        return results
 
 
 def _last_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""All that is asked of Ray: who is there, a group of devices held whole or not at all, an actor on each host of it."""
+"""All uses of Ray's cluster: its hosts, devices reserved on all hosts or none, an actor on each reserved host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mergenet_core.records.attempt import AttemptRef
 from workers.fleet.host_actor import FleetHost
+from workers.fleet.host_launchers import HostActor
 
 Kind = Literal["GPU", "CPU"]
 _PROBE_SECONDS = 2.0
@@ -26,30 +27,44 @@ _PACKAGES = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Want:
-    """What a trial needs of a fleet."""
+class Demand:
+    """The devices that a trial needs."""
 
     nodes: int
     devices: int
-    """Of each host."""
+    """Devices of each host."""
     kind: Kind
 
     def __str__(self) -> str:
-        return f"{self.nodes} hosts with {self.devices} {_devices(self.kind, self.devices)} each"
+        unit = {"GPU": "GPU", "CPU": "CPU slot"}[self.kind] + ("s" if self.devices > 1 else "")
+        return f"{self.nodes} hosts with {self.devices} {unit} each"
+
+
+@dataclass(frozen=True)
+class HostCount:
+    """How many hosts could take part in a trial."""
+
+    large_enough: int
+    """Hosts that have the devices, free or not."""
+    free: int
+    """Hosts on which they are free."""
+
+
+class _Node(TypedDict):
+    Alive: bool
+    Resources: Mapping[str, float]
 
 
 class _Host(FleetHost):
-    """What runs on a host, and where that is."""
-
     def address(self) -> str:
-        """At which the other hosts reach it, as Ray was told."""
+        """The address at which the other hosts reach this one, as Ray was started with."""
         return str(get_node_ip_address())
 
 
 def connect(address: str) -> str | None:
-    """Join the fleet as a driver; a sentence where that does not work just now.
+    """Join the fleet as a driver; return a sentence if that is not possible now.
 
-    This machine must be one of the fleet's, devices or not: Ray's drivers speak through their own host's daemon.
+    This machine must be one of the fleet's, with devices or without: a driver needs the Ray daemon of its own host.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -58,50 +73,47 @@ def connect(address: str) -> str | None:
         # Ray puts the driver's working directory first on the `sys.path` of all its processes, on every host
         with contextlib.chdir(_PACKAGES):
             ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises what it likes here
+    except Exception as error:  # Ray documents no list of what it raises here
         with contextlib.suppress(Exception):
             ray.shutdown()
         return f"the fleet's head at {address} cannot be reached: {str(error).strip().splitlines()[0]}"
     return None
 
 
-def want(nodes: int, devices: int, device: str) -> Want:
-    """What a job's `resources` ask for; `auto` means GPUs wherever the fleet has any."""
+def demand(nodes: int, devices: int, device: str) -> Demand:
+    """The devices that a job's `resources` ask for; `auto` means GPUs if the fleet has any."""
     gpus = device == "cuda" or (device == "auto" and any("GPU" in node["Resources"] for node in _alive()))
-    return Want(nodes, devices, "GPU" if gpus else "CPU")
+    return Demand(nodes, devices, "GPU" if gpus else "CPU")
 
 
-def census(want: Want) -> tuple[int, int]:
-    """How many hosts have so many devices at all, and how many have them free."""
-    total = sum(node["Resources"].get(want.kind, 0) >= want.devices for node in _alive())
-    free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-    return total, sum(resources.get(want.kind, 0) >= want.devices for resources in free.values())
+def count_hosts(demand: Demand) -> HostCount:
+    """Count the hosts that have the devices of one node of the demand."""
+    total = sum(node["Resources"].get(demand.kind, 0) >= demand.devices for node in _alive())
+    available: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    free = sum(resources.get(demand.kind, 0) >= demand.devices for resources in available.values())
+    return HostCount(total, free)
 
 
-def ask(want: Want) -> PlacementGroup:
-    """Ask for the devices, every host's or none; they are the trial's as soon as `wait` says so."""
-    return placement_group([{want.kind: want.devices}] * want.nodes, strategy="STRICT_SPREAD")
+def request(demand: Demand) -> PlacementGroup:
+    """Request the devices, every host's or none; they are the trial's once `wait` of the result returns true."""
+    return placement_group([{demand.kind: demand.devices}] * demand.nodes, strategy="STRICT_SPREAD")
 
 
-def hosts(group: PlacementGroup, want: Want, attempt: AttemptRef, mark: str) -> list[Any]:
-    """An actor on each host of a placed group, holding its devices."""
-    lent = {"num_gpus": want.devices, "num_cpus": 0} if want.kind == "GPU" else {"num_cpus": want.devices}
+def hosts(group: PlacementGroup, demand: Demand, attempt: AttemptRef, tag: str) -> list[HostActor]:
+    """Start an actor on each host of a placed group, with the host's devices."""
+    resources = {"num_gpus": demand.devices, "num_cpus": 0} if demand.kind == "GPU" else {"num_cpus": demand.devices}
     return [
         ray.remote(_Host)
-        .options(**lent, scheduling_strategy=PlacementGroupSchedulingStrategy(group, place))
-        .remote(attempt, mark, place)
-        for place in range(want.nodes)
+        .options(**resources, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index))
+        .remote(attempt, tag, index)
+        for index in range(demand.nodes)
     ]
 
 
-def give_back(group: PlacementGroup) -> None:
+def release(group: PlacementGroup) -> None:
     """Free the devices; Ray kills what still runs on them."""
     remove_placement_group(group)
 
 
-def _alive() -> list[dict[str, Any]]:
+def _alive() -> list[_Node]:
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _devices(kind: Kind, count: int) -> str:
-    return {"GPU": "GPU", "CPU": "CPU slot"}[kind] + ("s" if count > 1 else "")

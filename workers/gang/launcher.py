@@ -1,9 +1,8 @@
-"""Starts the processes of a trial on this host, a process a device, and ends them all when one is dead or hangs.
+"""Starts the processes of a trial on this host, one a device, and ends them all when one is dead or hangs.
 
-`python -m workers.gang.launcher JOB/TRIAL/NUMBER --devices 0,1`, started by the supervisor in place of a training
-process;
-with `--nodes`, `--rendezvous` and `--address`, one launcher a host. torchelastic's agent starts the processes and never
-starts them again: the attempt fails, and the record's own retry goes on from the newest checkpoint.
+`python -m workers.gang.launcher JOB/TRIAL/NUMBER --devices 0,1` takes the place of a training process. With `--nodes`,
+`--rendezvous` and `--address` there is one launcher a host. torchelastic's agent starts the processes and never
+restarts them: the attempt fails, and the next attempt goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -31,48 +30,48 @@ from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 from workers import processes
 from workers.gang.member import ADDRESS, SILENCE
 from workers.gang.monitor import Gang
-from workers.host import capacity
-from workers.outcome import Outcome, failed, send
-from workers.trial import OUTCOME_FD
+from workers.host import capacity, memory
+from workers.logs import configure_logging
+from workers.outcome import OUTCOME_FD, Outcome, send
 
 if TYPE_CHECKING:
     from workers.gang.rank_logs import RankLogs
 
 _TICK_SECONDS = 0.1
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 _AGENT_SECONDS = 10.0
-"""What torchelastic's agent gets to end by itself when its processes have."""
+"""How long torchelastic's agent may take to end once its processes have ended."""
 _LOG_SECONDS = 5.0
 _log = logging.getLogger("workers.gang.launcher")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a gang runs."""
+class Placement:
+    """Where the processes of a gang run."""
 
     devices: tuple[str, ...]
-    """Devices of this host, a process each; a process finds its own as number LOCAL_RANK of those it can see."""
+    """Devices of this host, one a process; a process uses number LOCAL_RANK of those that it can see."""
     nodes: int = 1
     rendezvous: str = "127.0.0.1:0"
     """HOST:PORT where the launchers meet; port 0 takes a free one, for a single host."""
     address: str = "127.0.0.1"
-    """This host as the others reach it."""
+    """Address at which the other hosts reach this one."""
 
 
 def main(arguments: Sequence[str], module: str = "workers.gang.rank") -> NoReturn:
-    """Run the gang's part on this host and send its outcome to the descriptor that the environment names."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, processes.HELD)  # every thread's: they are asked for, never delivered
+    """Run the processes of this host, and send their outcome to the descriptor that the environment names."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, processes.BLOCKED)  # in every thread: `_watch` fetches them
     die_with(os.getppid())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging()
     parser = argparse.ArgumentParser(prog="python -m workers.gang.launcher")
     parser.add_argument("attempt", type=AttemptRef.parse, help="JOB/TRIAL/NUMBER")
     parser.add_argument("--devices", required=True, help="ids of this host's devices, separated by commas")
-    parser.add_argument("--nodes", type=int, default=Place.nodes)
-    parser.add_argument("--rendezvous", default=Place.rendezvous)
-    parser.add_argument("--address", default=Place.address)
+    parser.add_argument("--nodes", type=int, default=Placement.nodes)
+    parser.add_argument("--rendezvous", default=Placement.rendezvous)
+    parser.add_argument("--address", default=Placement.address)
     given = parser.parse_args(arguments)
-    place = Place(tuple(given.devices.split(",")), given.nodes, given.rendezvous, given.address)
-    outcome = launch(place, given.attempt, Settings(), module)
+    placement = Placement(tuple(given.devices.split(",")), given.nodes, given.rendezvous, given.address)
+    outcome = launch(placement, given.attempt, Settings(), module)
     if outcome.ended == "failed":
         _log.error("%s: %s", outcome.code, outcome.message)
     send(int(os.environ[OUTCOME_FD]), outcome)
@@ -80,71 +79,72 @@ def main(arguments: Sequence[str], module: str = "workers.gang.rank") -> NoRetur
     os._exit(0)
 
 
-def launch(place: Place, attempt: AttemptRef, settings: Settings, module: str) -> Outcome:
-    """Start `python -m module JOB/TRIAL/NUMBER` once a device, and stay until all have ended.
+def launch(placement: Placement, attempt: AttemptRef, settings: Settings, module: str) -> Outcome:
+    """Start `python -m module JOB/TRIAL/NUMBER` once a device, wait until all have ended, and leave none running.
 
-    SIGTERM and SIGUSR1, which must be blocked, are passed on. Nothing is left running.
+    SIGTERM and SIGUSR1, which must be blocked, are passed on.
     """
-    gang = Gang(len(place.devices), silence_seconds=settings.silence_seconds, stall_seconds=settings.stall_seconds)
-    os.environ.update(_environment(len(place.devices), gang.address, settings))
-    kills_before = processes.memory_kills()
-    agent = _Agent(place, str(attempt).replace("/", "-"), [module, str(attempt)], settings.stall_seconds)
+    gang = Gang(len(placement.devices), silence_seconds=settings.silence_seconds, stall_seconds=settings.stall_seconds)
+    os.environ.update(rank_environment(len(placement.devices), gang.address, settings))
+    kills_before = memory.kills()
+    agent = _Agent(placement, str(attempt).replace("/", "-"), [module, str(attempt)], settings.stall_seconds)
     agent.start()
     try:
-        stopped = _watch(gang, agent, place, settings)
+        stopped = _watch(gang, agent, placement, settings)
     finally:
-        _end_all()
-    # all are dead: what they were ended with is known as soon as the agent has looked
+        _kill_all()
+    # all are dead; their exit statuses are known once the agent has noticed
     agent.join(_AGENT_SECONDS if gang.ranks else _TICK_SECONDS)
     agent.close()
-    memory_ran_out = processes.memory_kills() > kills_before
+    memory_ran_out = memory.kills() > kills_before
     if (outcome := gang.outcome(agent.exits(), memory_ran_out=memory_ran_out)) is not None:
         return outcome
     if stopped:
-        return Outcome(ended="interrupted", message="stopped on request before the training began")
-    message = f"the processes of the trial could not be started: {agent.error or 'they ended without a word'}"
-    return failed(RankLost.code, message, retryable=True)
+        return Outcome.stopped_before_training()
+    reason = agent.error or "they ended without reporting an outcome"
+    return Outcome.of_error(RankLost(f"the processes of the trial could not be started: {reason}"))
 
 
-def _watch(gang: Gang, agent: _Agent, place: Place, settings: Settings) -> bool:
-    """Stay until the agent and its processes have ended; returns whether they were asked to."""
+def _watch(gang: Gang, agent: _Agent, placement: Placement, settings: Settings) -> bool:
+    """Wait until the agent and its processes have ended; return whether they were asked to stop."""
     stopped = False
     over_at: float | None = None
-    looked_at = 0.0
-    patience = _AGENT_SECONDS if place.nodes == 1 else settings.stall_seconds  # other hosts may still train
+    checked_at = 0.0
+    patience = _AGENT_SECONDS if placement.nodes == 1 else settings.stall_seconds  # other hosts may still train
     while agent.is_alive():
-        gang.listen(_TICK_SECONDS)
-        moment = time.monotonic()
-        while (heard := signal.sigtimedwait(processes.HELD, 0)) is not None:
-            number = signal.Signals(heard.si_signo)
+        gang.receive(_TICK_SECONDS)
+        now = time.monotonic()
+        while (received := signal.sigtimedwait(processes.BLOCKED, 0)) is not None:
+            number = signal.Signals(received.si_signo)
             stopped = stopped or number == signal.SIGTERM
             gang.send(number)
         if stopped and not gang.ranks:
             return stopped
-        if gang.faults and moment > gang.faults[0].kill_at:
+        if gang.faults and now > gang.faults[0].kill_at:
             return stopped
-        if len(gang.ranks) < gang.size and not gang.faults and moment > looked_at + _LOOK_SECONDS:
-            looked_at = moment
-            gang.count({child.pid for child in psutil.Process().children()})
+        if len(gang.ranks) < gang.size and not gang.faults and now > checked_at + _CHECK_SECONDS:
+            checked_at = now
+            gang.check_started({child.pid for child in psutil.Process().children()})
         if gang.over:
-            over_at = over_at or moment
-            if moment > over_at + patience:
-                _log.warning("torchelastic's agent does not end; it is left")
+            over_at = over_at or now
+            if now > over_at + patience:
+                _log.warning("torchelastic's agent does not end; this process ends without it")
                 break
-    while gang.listen(0):  # what was said in the last moment
+    while gang.receive(0):  # what was sent just before the end
         pass
     return stopped
 
 
-def _end_all() -> None:
+def _kill_all() -> None:
+    """Kill everything else that runs for this attempt on this host."""
     me = os.getpid()
-    mark = os.environ.get(processes.MARK)
-    marked = processes.marked(mark) if mark else []
-    found = {process.pid: process for process in [*psutil.Process().children(recursive=True), *marked]}
-    trees.kill(process for pid, process in found.items() if pid != me)
+    tag = os.environ.get(processes.TAG)
+    found = [*trees.tree(me), *(processes.tagged(tag) if tag else [])]
+    trees.kill(process for process in found if process.pid != me)
 
 
-def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
+def rank_environment(size: int, address: str, settings: Settings) -> dict[str, str]:
+    """Environment of each of `size` processes on this host, which connect to the socket called `address`."""
     threads = str(max(1, int(os.environ.get("OMP_NUM_THREADS") or capacity.cpus()) // size))
     return {
         ADDRESS: address,
@@ -160,9 +160,10 @@ def _environment(size: int, address: str, settings: Settings) -> dict[str, str]:
 class _Agent(threading.Thread):
     """torchelastic's agent in a thread of its own, so that its signal handlers stay out of this process."""
 
-    def __init__(self, place: Place, run_id: str, words: list[str], patience_seconds: float) -> None:
+    def __init__(self, placement: Placement, run_id: str, arguments: list[str], patience_seconds: float) -> None:
         super().__init__(name="agent", daemon=True)
-        self._place, self._run_id, self._words, self._patience_seconds = place, run_id, words, patience_seconds
+        self._place, self._run_id, self._arguments = placement, run_id, arguments
+        self._patience_seconds = patience_seconds
         self._logs: RankLogs | None = None
         self.error: BaseException | None = None
 
@@ -174,37 +175,37 @@ class _Agent(threading.Thread):
             self.error = error
 
     def _launch(self) -> None:
-        # not at the top: seconds, in which a signal is to be heard already
+        # not at the top: it takes seconds, and signals must be handled meanwhile
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         from workers.gang.rank_logs import RankLogs
 
-        # it warns of this very thread, and names the process it saw first as the one that failed
+        # it warns about this thread, and blames the process that it noticed first
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         self._logs = RankLogs()
-        place, seconds = self._place, int(self._patience_seconds)
+        placement, seconds = self._place, int(self._patience_seconds)
         config = LaunchConfig(
-            min_nodes=place.nodes,
-            max_nodes=place.nodes,
-            nproc_per_node=len(place.devices),
+            min_nodes=placement.nodes,
+            max_nodes=placement.nodes,
+            nproc_per_node=len(placement.devices),
             run_id=self._run_id,
             rdzv_backend="c10d",
-            rdzv_endpoint=place.rendezvous,
+            rdzv_endpoint=placement.rendezvous,
             rdzv_configs={"timeout": seconds, "join_timeout": seconds},
             max_restarts=0,
-            local_addr=place.address,
+            local_addr=placement.address,
             logs_specs=self._logs,
         )
-        program, *arguments = python_command(*self._words)
+        program, *arguments = python_command(*self._arguments)
         elastic_launch(config, program)(*arguments)
 
     def exits(self) -> dict[int, int]:
-        """Exit statuses other than 0 by world rank, as far as they are known."""
+        """The known exit statuses other than 0, by world rank."""
         failures = getattr(self.error, "failures", {})
         return {world_rank: failure.exitcode for world_rank, failure in failures.items()}
 
     def close(self) -> None:
-        """Copy the last that was printed."""
+        """Copy what the processes printed last."""
         if self._logs is not None:
             self._logs.close(_LOG_SECONDS)
 

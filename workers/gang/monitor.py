@@ -1,7 +1,7 @@
-"""A gang seen from its launcher: what each process says, and what went wrong first.
+"""The processes of a gang as their launcher sees them: how far each is, and what went wrong first.
 
-One dead or hung process ends the gang. Which of several faults counts is decided by their order, for a process that is
-lost lets the collectives of all the others fail a moment later.
+One dead or hung process ends the gang. When a process is lost, the collective operations of all others fail shortly
+afterwards, so the order of several faults decides which one is reported.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from mergenet_core.errors import RankLost
-from workers.gang.member import Word, peer
+from workers.gang.member import Heartbeat, peer
 from workers.outcome import Outcome
 
-_WORD_BYTES = 2**20
-_LAST_WORDS_SECONDS = 2.0
-"""What the others get to say what they know, when one is lost or has failed."""
+_HEARTBEAT_BYTES = 2**20
+_LAST_REPORTS_SECONDS = 2.0
+"""How long the others may still report what they know when one is lost or has failed."""
 
 
 @dataclass
@@ -33,16 +33,24 @@ class Rank:
 
     pid: int
     connection: socket.socket
-    beat_at: float
-    moved_at: float
+    heartbeat_at: float
+    active_at: float
     world_rank: int | None = None
-    moves: int = -1
+    activity: int = -1
     step: int | None = None
     outcome: Outcome | None = None
     gone: bool = False
+    """Its end of the connection is closed."""
 
     def __str__(self) -> str:
         return f"rank {'?' if self.world_rank is None else self.world_rank} (process {self.pid})"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal if it still trains."""
+        # while its end is open the process exists, so its id cannot have been given to another one
+        if not self.gone and self.outcome is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,13 @@ class Fault:
 
     outcome: Outcome
     kill_at: float
-    """Monotonic time from which on nobody is waited for."""
+    """Monotonic time at which the others are killed."""
     lost: Rank | None = None
-    """The process that ended without a word."""
+    """The process that ended without reporting an outcome."""
 
 
 class Gang:
-    """The processes of one attempt on this host; `address` is where they report."""
+    """The processes of one attempt on this host; they connect to the socket called `address`."""
 
     def __init__(self, size: int, *, silence_seconds: float, stall_seconds: float) -> None:
         self.size = size
@@ -65,132 +73,117 @@ class Gang:
         self.ranks: list[Rank] = []
         self.faults: list[Fault] = []
         self._silence_seconds, self._stall_seconds = silence_seconds, stall_seconds
-        self._begun_at = time.monotonic()
-        self._pending: list[signal.Signals] = []
+        self._began_at = time.monotonic()
+        self._signals: list[signal.Signals] = []
         self._released = False
         self._selector = selectors.DefaultSelector()
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._door.bind("\0" + self.address)
-        self._door.listen(size)
-        self._selector.register(self._door, selectors.EVENT_READ)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind("\0" + self.address)
+        self._listener.listen(size)
+        self._selector.register(self._listener, selectors.EVENT_READ)
 
     @property
     def over(self) -> bool:
-        """Whether all have come and gone."""
+        """Whether all processes have connected and gone."""
         return len(self.ranks) >= self.size and all(rank.gone for rank in self.ranks)
 
-    def listen(self, seconds: float) -> bool:
-        """Hear what is said within that time, then see who is silent; returns whether anything was said."""
+    def receive(self, seconds: float) -> bool:
+        """Read what arrives within that time, then look for silent processes; return whether anything arrived."""
         ready = self._selector.select(seconds)
         for key, _ in ready:
-            if key.fileobj is self._door:
+            if key.fileobj is self._listener:
                 self._admit()
             else:
-                self._hear(key.data)
+                self._read(key.data)
         if not self.faults:
-            self._look()
-        told = [rank for rank in self.ranks if rank.outcome is not None]
-        if len(told) == self.size and not self._released:
+            self._check_heartbeats()
+        done = [rank for rank in self.ranks if rank.outcome is not None]
+        if len(done) == self.size and not self._released:
             self._released = True
-            for rank in told:
+            for rank in done:
                 with contextlib.suppress(OSError):
                     rank.connection.send(b".")
         return bool(ready)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to every process, to those that have not come yet as soon as they do."""
-        self._pending.append(number)
+        """Send a signal to every process, to those that have not connected yet as soon as they do."""
+        self._signals.append(number)
         for rank in self.ranks:
-            _signal(rank, number)
+            rank.signal(number)
 
-    def count(self, running: set[int]) -> None:
-        """Look whether one has ended before it came; all are started before the first can come."""
-        coming = running - {rank.pid for rank in self.ranks}
-        if self.ranks and len(coming) < self.size - len(self.ranks) and not self.faults:
-            self._fault("a process ended before it began; the log may say why", _LAST_WORDS_SECONDS)
+    def check_started(self, running: set[int]) -> None:
+        """Look for a process that ended before it connected, given the ids of those that run.
+
+        All are started before the first can connect.
+        """
+        starting = running - {rank.pid for rank in self.ranks}
+        if self.ranks and len(starting) < self.size - len(self.ranks) and not self.faults:
+            self._add_fault("a process ended before it joined the training; the log may say why", _LAST_REPORTS_SECONDS)
 
     def outcome(self, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome | None:
-        """How the attempt ended; None where nobody said so and nobody was missed.
+        """How the attempt ended; None if no process reported it and none was missed.
 
         `exits` are exit statuses by world rank, negative for the signal that ended the process.
         """
-        own_word = [fault for fault in self.faults if fault.lost or fault.outcome.code != RankLost.code]
-        for fault in own_word or self.faults:
-            return self._in_words(fault, exits, memory_ran_out=memory_ran_out)
-        told = sorted((rank.world_rank or 0, rank.outcome) for rank in self.ranks if rank.outcome is not None)
-        return told[0][1].model_copy(update={"world_rank": told[0][0]}) if told else None
-
-    def _in_words(self, fault: Fault, exits: Mapping[int, int], *, memory_ran_out: bool) -> Outcome:
-        """The fault's outcome, with how the lost process ended where that is known."""
-        if fault.lost is None:
-            return fault.outcome
-        status = exits.get(fault.lost.world_rank or 0)
-        if status == -signal.SIGKILL and memory_ran_out:
-            message = f"the system ran out of memory and killed {fault.lost}; take a smaller batch_size or model"
-            return Outcome(ended="failed", code="out-of-memory", message=message)
-        if status is None:
-            return fault.outcome
-        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-        message = f"{fault.lost} ended {how} and left no word; the log may say more"
-        return fault.outcome.model_copy(update={"message": message})
+        causes = [fault for fault in self.faults if fault.lost or fault.outcome.code != RankLost.code]
+        for fault in causes or self.faults:
+            if fault.lost is None:
+                return fault.outcome
+            status = exits.get(fault.lost.world_rank or 0)
+            return Outcome.unreported(str(fault.lost), status, memory_ran_out=memory_ran_out, error=RankLost)
+        done = sorted((rank.world_rank or 0, rank.outcome) for rank in self.ranks if rank.outcome is not None)
+        return done[0][1].model_copy(update={"world_rank": done[0][0]}) if done else None
 
     def _admit(self) -> None:
-        connection, _ = self._door.accept()
+        connection, _ = self._listener.accept()
         try:
             pid = peer(connection)
         except PermissionError:
             connection.close()
             return
-        moment = time.monotonic()
-        rank = Rank(pid, connection, beat_at=moment, moved_at=moment)
+        now = time.monotonic()
+        rank = Rank(pid, connection, heartbeat_at=now, active_at=now)
         self.ranks.append(rank)
         self._selector.register(connection, selectors.EVENT_READ, rank)
-        for number in self._pending:
-            _signal(rank, number)
+        for number in self._signals:
+            rank.signal(number)
 
-    def _hear(self, rank: Rank) -> None:
+    def _read(self, rank: Rank) -> None:
         text = b""
         with contextlib.suppress(OSError):
-            text = rank.connection.recv(_WORD_BYTES)
+            text = rank.connection.recv(_HEARTBEAT_BYTES)
         if not text:
             rank.gone = True
             self._selector.unregister(rank.connection)
             if rank.outcome is None:
-                self._fault(f"{rank} ended without a word", _LAST_WORDS_SECONDS, lost=rank)
+                outcome = Outcome.unreported(str(rank), None, error=RankLost)
+                self.faults.append(Fault(outcome, time.monotonic() + _LAST_REPORTS_SECONDS, rank))
             return
-        moment = time.monotonic()
+        now = time.monotonic()
         with contextlib.suppress(ValidationError):
-            word = Word.model_validate_json(text)
-            rank.beat_at, rank.world_rank, rank.step = moment, word.world_rank, word.step
-            if word.moves != rank.moves:
-                rank.moves, rank.moved_at = word.moves, moment
-            if word.outcome is not None and rank.outcome is None:
-                rank.outcome = word.outcome
-                if word.outcome.ended == "failed":
-                    self.faults.append(Fault(word.outcome, moment + _LAST_WORDS_SECONDS))
+            heartbeat = Heartbeat.model_validate_json(text)
+            rank.heartbeat_at, rank.world_rank, rank.step = now, heartbeat.world_rank, heartbeat.step
+            if heartbeat.activity != rank.activity:
+                rank.activity, rank.active_at = heartbeat.activity, now
+            if heartbeat.outcome is not None and rank.outcome is None:
+                rank.outcome = heartbeat.outcome
+                if rank.outcome.ended == "failed":
+                    self.faults.append(Fault(rank.outcome, now + _LAST_REPORTS_SECONDS))
 
-    def _look(self) -> None:
-        moment = time.monotonic()
-        busy = [rank for rank in self.ranks if rank.outcome is None]
-        for rank in busy:
-            if moment > rank.beat_at + self._silence_seconds:
-                self._fault(f"{rank} gave no sign of life for {self._silence_seconds:g} s", 0)
+    def _check_heartbeats(self) -> None:
+        now = time.monotonic()
+        training = [rank for rank in self.ranks if rank.outcome is None]
+        for rank in training:
+            if now > rank.heartbeat_at + self._silence_seconds:
+                self._add_fault(f"{rank} sent no heartbeat for {self._silence_seconds:g} s", 0)
                 return
-        moved_at = max((rank.moved_at for rank in self.ranks), default=self._begun_at)
-        if moment > moved_at + self._stall_seconds and (busy or len(self.ranks) < self.size):
+        active_at = max((rank.active_at for rank in self.ranks), default=self._began_at)
+        if now > active_at + self._stall_seconds and (training or len(self.ranks) < self.size):
             steps = [rank.step for rank in self.ranks if rank.step is not None]
-            where = f"since step {max(steps)}" if steps else "and no step was finished"
+            since = f"since step {max(steps)}" if steps else "and no step was finished"
             missing = self.size - len(self.ranks)
-            absent = f"; {missing} of {self.size} processes never began" if missing else ""
-            self._fault(f"the training did not move for {self._stall_seconds:g} s {where}{absent}", 0)
+            absent = f"; {missing} of {self.size} processes never joined it" if missing else ""
+            self._add_fault(f"the training did nothing for {self._stall_seconds:g} s {since}{absent}", 0)
 
-    def _fault(self, message: str, patience_seconds: float, *, lost: Rank | None = None) -> None:
-        outcome = Outcome(ended="failed", code=RankLost.code, message=message, retryable=True)
-        self.faults.append(Fault(outcome, time.monotonic() + patience_seconds, lost))
-
-
-def _signal(rank: Rank, number: signal.Signals) -> None:
-    # a connection that is open belongs to a process that is there, so its number is not another's by now
-    if not rank.gone and rank.outcome is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rank.pid, number)
+    def _add_fault(self, message: str, patience_seconds: float) -> None:
+        self.faults.append(Fault(Outcome.of_error(RankLost(message)), time.monotonic() + patience_seconds))

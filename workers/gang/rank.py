@@ -10,22 +10,23 @@ from typing import NoReturn
 
 from mergenet_core.records.attempt import AttemptRef
 from workers.gang.member import Member
+from workers.logs import configure_logging
 from workers.outcome import Outcome
-from workers.trial import log_by_lines, main
+from workers.trial import main
 
 
 def serve(train: Callable[[Member], Outcome]) -> NoReturn:
-    """Join the gang, train, tell how it ended, and end."""
+    """Join the gang, train, send the outcome, and exit."""
     member = Member()
-    log_by_lines()
+    configure_logging()
     outcome = train(member)
     if outcome.ended == "finished" and member.world_rank > 0:
-        outcome = Outcome(ended="finished")  # the result is told once, by the first
+        outcome = Outcome.finished()  # the first process reports the result
     member.leave(outcome)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # a library that takes its process group down at exit may wait for processes that are gone already
+    # at exit some libraries shut their process group down, and may wait for processes that are gone
     os._exit(1 if outcome.ended == "failed" else 0)
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers a trial, found without importing torch."""
+"""Devices, memory and threads that this host has for trials, found without importing torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.settings import Settings
+from workers.host import memory
 from workers.host.gpus import gpus
 
 _REPORTED = ("mergenet-service", "torch", "transformers", "accelerate", "datasets", "rq")
 
 
 def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
-    """The worker as it is listed before it has any work."""
+    """The entry of an idle worker in the list of workers."""
     count = f" ×{len(devices)}" if len(devices) > 1 and not devices[0].name.startswith("cpu") else ""
     return WorkerInfo(
         name=name,
@@ -38,34 +37,34 @@ def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
 
 
 def devices(settings: Settings) -> tuple[Device, ...]:
-    """The host's GPUs; without any, the slots on its CPU."""
+    """The host's GPUs; if it has none, the slots on its CPU."""
     if found := gpus():
         return found
-    name, memory_bytes = f"cpu: {_processor()}", _memory_bytes()
+    name, memory_bytes = f"cpu: {_processor()}", memory.total_bytes()
     slots = range(settings.cpu_slots or cpus())
     return tuple(Device(id=str(number), name=name, memory_bytes=memory_bytes) for number in slots)
 
 
 def workers(settings: Settings, devices: Sequence[Device]) -> int:
-    """How many trials this host trains at a time."""
+    """How many trials this host trains at the same time."""
     return settings.workers or (1 if devices[0].name.startswith("cpu") else len(devices))
 
 
 def ledger_name(devices: Sequence[Device]) -> str:
-    """Which ledger the devices are in: containers on one machine share its GPUs, not its CPU."""
+    """The name under which Redis keeps who holds the devices: containers on one machine share its GPUs, not its CPU."""
     if devices[0].name.startswith("cpu"):
         return socket.gethostname()
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def threads(settings: Settings, devices: Sequence[Device], taken: int = 1) -> int:
-    """CPU threads of a process of a trial that trains on `taken` devices: the cores, shared out evenly."""
-    at_once = min(len(devices), workers(settings, devices) * taken)
-    return settings.threads or max(1, cpus() // at_once)
+def threads(settings: Settings, devices: Sequence[Device], devices_per_trial: int = 1) -> int:
+    """CPU threads for each process of a trial: the cores, divided evenly among the processes that run at once."""
+    processes = min(len(devices), workers(settings, devices) * devices_per_trial)
+    return settings.threads or max(1, cpus() // processes)
 
 
 def environment(settings: Settings, threads: int | None = None) -> dict[str, str]:
-    """What training libraries read when they are imported; `threads` are all cores unless given."""
+    """Environment that training libraries read when they are imported; without `threads` they use all cores."""
     count = str(threads or settings.threads or cpus())
     offline = {} if settings.hub else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -78,7 +77,7 @@ def cpus() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what matters to a training."""
+    """Versions of Python and of the packages that a training depends on."""
     found = {"python": platform.python_version()}
     for package in _REPORTED:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -91,11 +90,3 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.machine()
-
-
-def _memory_bytes() -> int:
-    total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # `max` stands for no limit
-            return min(total, int(Path(path).read_text()))
-    return total

@@ -1,4 +1,4 @@
-"""The GPUs that a trial may be given, told by NVIDIA's management library; CUDA itself is not touched."""
+"""The GPUs that trials may use, from NVIDIA's management library; CUDA itself is not initialised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergenet_core.records.workers import Device
 
 
 def gpus() -> tuple[Device, ...]:
-    """This host's GPUs, as far as CUDA_VISIBLE_DEVICES does not hide them; none where there is no driver."""
+    """This host's GPUs that CUDA_VISIBLE_DEVICES does not hide; none if there is no driver."""
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         try:
@@ -30,16 +30,16 @@ def _gpu(index: int) -> Device:
 
 
 def _visible(found: list[Device]) -> Iterator[Device]:
-    """Those that CUDA_VISIBLE_DEVICES names by number or by the beginning of their UUID, read as CUDA reads it."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names by number or by the beginning of their UUID, read as CUDA reads it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         yield from found
         return
     for word in map(str.strip, named.split(",")):
         if word.isdecimal():
-            those = found[int(word) : int(word) + 1]
+            matching = found[int(word) : int(word) + 1]
         else:
-            those = [device for device in found if word and device.id.startswith(word)]
-        if not those:
-            return  # CUDA ignores what follows a device that is not there
-        yield those[0]
+            matching = [device for device in found if word and device.id.startswith(word)]
+        if not matching:
+            return  # CUDA ignores what follows a device that does not exist
+        yield matching[0]

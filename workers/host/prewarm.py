@@ -1,7 +1,7 @@
-"""Training libraries imported once a worker, not once a trial: eight seconds of processor time each.
+"""Imports the training libraries once a worker rather than once a trial, which saves eight seconds of CPU time each.
 
-On a host without a GPU the worker imports them and every training process is a fork of a fork of it. Where there is a
-GPU, the worker never imports torch: a process that was forked from one that has touched CUDA cannot use it.
+On a host without a GPU the worker imports them, and every training process is forked from it, through the supervisor.
+On a host with a GPU the worker never imports torch: a process that is forked after CUDA was initialised cannot use it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _log = logging.getLogger("workers.host.prewarm")
 
 
 def warm_up() -> None:
-    """Import what a trial needs. If that fails, the trials will say so, in the log of each."""
+    """Import what a trial needs. If that fails, every trial reports it in its own log."""
     for module in _MODULES:
         try:
             importlib.import_module(module)
         except Exception as error:
             _log.warning("%s cannot be imported: %s", module, error)
-    gc.freeze()  # the forks share these objects' memory as long as no collection touches them
+    gc.freeze()  # forked processes share these objects' memory as long as no collection touches them
 
 
 def is_warm() -> bool:
-    """Whether a fork of this process can train at once."""
+    """Whether a process forked from this one can train without importing the libraries first."""
     return _MODULES[0] in sys.modules

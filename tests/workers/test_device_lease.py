@@ -1,4 +1,4 @@
-"""Trials that share a host's devices: waited for with a reason, never shared, back when their holder is gone."""
+"""Trials wait for a host's devices with a reason, never share one, and release them when they end, however they end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -26,19 +25,14 @@ LEDGER = socket.gethostname()
 
 
 @pytest.fixture
-def narrow(shared_lab: Lab) -> Iterator[Lab]:
-    """Two workers on a host with two slots."""
-    lab = shared_lab
-    lab.want_workers(0)
-    for _ in range(2):
-        lab.start_worker(MERGENET_CPU_SLOTS="2")
-    wait(lambda: len(listening(lab)) == 2, "two workers", lab.explain, 120)
-    yield lab
-    lab.want_workers(0)
+def narrow(shared_lab: Lab) -> Lab:
+    """Two workers on a host with two slots, kept from test to test."""
+    shared_lab.want_workers(2, MERGENET_CPU_SLOTS="2")
+    return shared_lab
 
 
 def listening(lab: Lab) -> set[int]:
-    """Process ids of the workers that say they are alive."""
+    """Process ids of the workers whose heartbeats are not too old."""
     return {int(worker.name.split("-")[-2]) for worker in worker_registry.workers(lab.store.redis)}
 
 
@@ -55,12 +49,12 @@ def wide(steps: int = 1500) -> dict[str, object]:
     return document(steps=steps) | {"resources": {"devices": 2, "strategy": "ddp"}}
 
 
-def occupant(mark: str) -> subprocess.Popen[bytes]:
+def occupant(tag: str) -> subprocess.Popen[bytes]:
     """A process that an attempt left running."""
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={processes.MARK: mark})
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={processes.TAG: tag})
 
 
-def test_a_trial_that_needs_all_devices_says_what_it_waits_for_and_can_be_steered(narrow: Lab) -> None:
+def test_a_trial_that_waits_for_devices_has_a_reason_and_can_be_paused_and_cancelled(narrow: Lab) -> None:
     running = narrow.submit(document())
     narrow.wait_for_checkpoint(running)
     waiting = narrow.submit(wide())
@@ -79,29 +73,11 @@ def test_a_trial_that_needs_all_devices_says_what_it_waits_for_and_can_be_steere
     are(narrow, "free", "free")
 
 
-def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
-    lab = shared_lab
-    lab.want_workers(0)
-    small = lab.start_worker(MERGENET_CPU_SLOTS="1")
-    wait(lambda: small.pid in listening(lab), "the small host's worker", lab.explain, 120)
-    job = lab.submit(wide(4))
-    other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
-    assert other.trial(SOLO).attempt == 1
-    assert lab.store.get(job.id).trial(SOLO).attempt == 0, "the small host leaves it alone"
-    assert rq_queue.waiting(lab.redis_server.client(decode=False), rq_queue.queue_of_devices(2)) == 1
-    large = lab.start_worker(MERGENET_CPU_SLOTS="2")
-    job = lab.wait_for_state(job, "succeeded", 120)
-    assert job.trial(SOLO).attempt == 1
-    for worker in (small, large):
-        worker.terminate()
-        assert worker.wait(20) == 0
-
-
 def test_what_an_earlier_holder_left_is_ended_before_its_devices_are_used(narrow: Lab) -> None:
-    mark = processes.mark(AttemptRef("job-gone", SOLO, 1), "worker-gone")
-    left = occupant(mark)
+    tag = processes.attempt_tag(AttemptRef("job-gone", SOLO, 1), "worker-gone")
+    left = occupant(tag)
     # as after a supervisor that was killed: its lease has run out, its process lives on
-    lease = device_leases.acquire(narrow.store.redis, LEDGER, ["0", "1"], mark, 2, lease_seconds=30)
+    lease = device_leases.acquire(narrow.store.redis, LEDGER, ["0", "1"], tag, 2, lease_seconds=30)
     assert isinstance(lease, device_leases.Lease)
     assert device_leases.renew(narrow.store.redis, lease, 0)
     job = narrow.submit(document(steps=5, checkpoint_every=5))
@@ -110,11 +86,36 @@ def test_what_an_earlier_holder_left_is_ended_before_its_devices_are_used(narrow
     are(narrow, "free", "free")
 
 
+def test_a_device_on_which_something_cannot_be_ended_is_quarantined(
+    narrow: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = narrow
+    monkeypatch.setattr(device_lease, "REAP_SECONDS", 0.1)
+    # a process that a kill does not end needs a fault of the kernel: here the kill itself is what fails
+    monkeypatch.setattr(trees, "kill", lambda found: None)
+    for name, value in lab.environment.items():
+        monkeypatch.setenv(name, value)
+    attempt = Attempt(lab.settings, AttemptRef("job", SOLO, 1), "worker")
+    lease = device_leases.acquire(lab.store.redis, LEDGER, ["0", "1"], attempt.tag, 2, lease_seconds=30)
+    assert isinstance(lease, device_leases.Lease)
+    left = occupant(attempt.tag)
+    try:
+        device_lease.release(attempt, lease)
+        found = [one for one in listing(lab) if one.state == "quarantined"]
+        reason = f"process {left.pid} of {attempt.tag} could not be ended"
+        assert [(one.id, one.reason) for one in found] == [("0", reason), ("1", reason)]
+    finally:
+        left.kill()
+        left.wait()
+        for id in ("0", "1"):
+            assert device_leases.clear(lab.store.redis, LEDGER, id)
+
+
 # --- faults
 
 
 def started(lab: Lab, document: dict[str, object]) -> tuple[Job, psutil.Process, psutil.Process]:
-    """A job that trains, the work-horse that supervises it, and the worker above that."""
+    """A job that trains, the supervisor's process, and the worker's."""
     job = lab.submit(document)
     lab.wait_for_checkpoint(job)
     name = lab.store.get(job.id).trial(SOLO).worker
@@ -125,7 +126,7 @@ def started(lab: Lab, document: dict[str, object]) -> tuple[Job, psutil.Process,
 
 @pytest.mark.faults
 @pytest.mark.parametrize("who", ["supervisor", pytest.param("worker", marks=pytest.mark.slow)])
-def test_devices_of_a_killed_holder_come_back(narrow: Lab, who: str) -> None:
+def test_devices_of_a_killed_holder_are_free_again(narrow: Lab, who: str) -> None:
     job, horse, worker = started(narrow, document())
     are(narrow, "free", "held")
     (horse if who == "supervisor" else worker).kill()
@@ -158,12 +159,25 @@ def test_a_stopped_holder_that_wakes_late_changes_nothing(narrow: Lab) -> None:
     are(narrow, "free", "free")
 
 
+def test_a_trial_goes_to_a_host_that_is_large_enough(shared_lab: Lab) -> None:
+    lab = shared_lab
+    lab.want_workers(1, MERGENET_CPU_SLOTS="1")
+    job = lab.submit(wide(4))
+    other = lab.wait_for_state(lab.submit(document(steps=5, checkpoint_every=5)), "succeeded")
+    assert other.trial(SOLO).attempt == 1
+    assert lab.store.get(job.id).trial(SOLO).attempt == 0, "the small host leaves it alone"
+    assert rq_queue.waiting(lab.redis_server.client(decode=False), rq_queue.queue_of_devices(2)) == 1
+    lab.start_worker(MERGENET_CPU_SLOTS="2")
+    job = lab.wait_for_state(job, "succeeded", 120)
+    assert job.trial(SOLO).attempt == 1
+
+
 # --- the host process
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host(shared_lab: Lab) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
-    """A host that trains two trials at a time."""
+    """A host that trains two trials at a time; the last of its tests kills it."""
     lab = shared_lab
     lab.want_workers(0)
     pool = lab.start_worker(MERGENET_CPU_SLOTS="2", MERGENET_WORKERS="2")
@@ -178,19 +192,14 @@ def below(pool: subprocess.Popen[bytes]) -> set[int]:
 
 
 def test_a_host_trains_the_trials_of_a_job_side_by_side(host: tuple[Lab, subprocess.Popen[bytes]]) -> None:
-    lab, pool = host
+    lab, _ = host
     job = lab.submit(document(steps=300) | {"arms": ["transfer", "control"]}, solo=False)
     wait(lambda: sum(one.state == "held" for one in listing(lab)) == 2, "two devices at work", lab.explain)
     running = [trial.id for trial in lab.store.get(job.id).trials if trial.worker is not None]
     assert len(running) == 2
-    failing = processes.marked(f"{job.id}/{running[0]}/")
-    wait(lambda: processes.marked(f"{job.id}/{running[0]}/") or failing, "its process", lab.explain)
-    trees.kill(processes.marked(f"{job.id}/{running[0]}/"))
+    trees.kill(wait(lambda: processes.tagged(f"{job.id}/{running[0]}/"), "its process", lab.explain))
     job = lab.wait_for_state(job, "succeeded", 120)
     assert {trial.id: trial.attempt for trial in job.trials if trial.id in running} == {running[0]: 2, running[1]: 1}
-    pool.terminate()
-    assert pool.wait(30) == 0
-    assert listening(lab) == set()
 
 
 @pytest.mark.faults
@@ -209,27 +218,3 @@ def test_a_worker_that_dies_is_started_again_and_all_end_with_the_host(
     wait(lambda: all(map(ended, everything)), "all to end with the host process", lab.explain)
     assert lab.store.get(job.id).trial(SOLO).failures == 0, "it was drained, not lost"
     lab.ask(job, "cancel")
-
-
-def test_a_device_on_which_something_cannot_be_ended_is_lent_to_nobody(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_lease, "_REAP_SECONDS", 0.1)
-    # a process that a kill does not end needs a fault of the kernel: here the kill itself is what fails
-    monkeypatch.setattr(trees, "kill", lambda found: None)
-    for name, value in lab.environment.items():
-        monkeypatch.setenv(name, value)
-    mine = Attempt(lab.settings, AttemptRef("job", SOLO, 1), "worker")
-    lease = device_leases.acquire(lab.store.redis, LEDGER, ["0", "1"], mine.mark, 2, lease_seconds=30)
-    assert isinstance(lease, device_leases.Lease)
-    left = occupant(mine.mark)
-    try:
-        device_lease.give_back(mine, lease)
-        found = [one for one in listing(lab) if one.state == "quarantined"]
-        reason = f"process {left.pid} of {mine.mark} could not be ended"
-        assert [(one.id, one.reason) for one in found] == [("0", reason), ("1", reason)]
-    finally:
-        left.kill()
-        left.wait()
-        for id in ("0", "1"):
-            assert device_leases.clear(lab.store.redis, LEDGER, id)
