@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, cast
 
+from pydantic import JsonValue
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -45,7 +46,7 @@ class _Entry:
     type: str
     message: str
     level: str
-    data: Mapping[str, object]
+    data: Mapping[str, JsonValue]
 
 
 class RedisReporter:
@@ -71,7 +72,7 @@ class RedisReporter:
         self._thread = threading.Thread(target=self._flush_regularly, name="reporter", daemon=True)
         self._thread.start()
 
-    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
+    def event(self, type: str, message: str, *, level: str = "info", **data: JsonValue) -> None:
         """Report that something happened."""
         entry = _Entry(type, message, level, data)
         self._mirror("events.jsonl", {"ts": now().isoformat(), "attempt": self._attempt.number, **vars(entry)})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from pydantic import JsonValue
+
 from mergenet_core.records.job import Checkpoint
 
 COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
@@ -14,7 +16,7 @@ COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
 class Reporter(Protocol):
     """Receives what a trial reports."""
 
-    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
+    def event(self, type: str, message: str, *, level: str = "info", **data: JsonValue) -> None:
         """An event, such as a checkpoint that was refused."""
 
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:

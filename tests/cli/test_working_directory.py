@@ -22,7 +22,7 @@ def test_up_starts_among_folders_named_like_our_packages(shell: Shell) -> None:
 
 def test_run_reaches_the_service_among_folders_named_like_our_packages(shell: Shell) -> None:
     witness = write_shadows(shell.folder)
-    document = shell.write(source={"model": "no-such-model"})
+    document = shell.write(source={"model": {"path": "no-such-model"}})
     answer = shell.run("run", document)
     assert (answer.returncode, "no-such-model" in answer.stderr) == (2, True), answer.stderr
     assert not witness.exists(), witness.read_text()

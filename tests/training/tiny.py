@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pydantic import JsonValue
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
@@ -153,7 +154,7 @@ class Recorder:
         self.losses: dict[int, float] = {}
         self.checkpoints: list[Checkpoint] = []
 
-    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
+    def event(self, type: str, message: str, *, level: str = "info", **data: JsonValue) -> None:
         self.events.append((type, message))
 
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import JsonValue
+
 from mergenet_core.processes.linux import die_with
 from mergenet_core.records.job import Checkpoint
 from mergenet_core.records.record import Record
@@ -102,7 +104,7 @@ class _WatchedReporter:
     def __init__(self, member: Member, inner: Reporter | None) -> None:
         self._member, self._inner = member, inner
 
-    def event(self, type: str, message: str, *, level: str = "info", **data: object) -> None:
+    def event(self, type: str, message: str, *, level: str = "info", **data: JsonValue) -> None:
         self._member.active()
         if self._inner is not None:
             self._inner.event(type, message, level=level, **data)
