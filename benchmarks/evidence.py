@@ -1,6 +1,6 @@
 """Run settings as jobs of the service and write their results to docs/evidence/.
 
-    python benchmarks/evidence.py [SETTING ...] [--workers 1]
+    python benchmarks/evidence.py [SETTING ...] [--workers 1] [--pages]
 
 A setting is a file in benchmarks/settings, or one of the examples at five seeds. An interrupted job continues from its
 checkpoints; of a finished one only the page is written again.
@@ -22,8 +22,10 @@ from measuring import EVIDENCE, ROOT
 from stack import running_service
 
 from mergenet_core.records.events import Event, Progress
-from mergenet_core.records.job import TERMINAL, Trial, TrialResult
-from mergenet_core.results.report import ArmReport, Difference, Report, build_report, difference, markdown, picked
+from mergenet_core.records.job import TERMINAL, Candidate, Trial, TrialResult
+from mergenet_core.results.comparisons import Difference, difference, points
+from mergenet_core.results.report import Report, build_report, markdown
+from mergenet_core.results.selection import picked
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
 from service.client import Client, JobView
@@ -72,15 +74,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", default=names, help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
+    parser.add_argument("--pages", action="store_true", help="train nothing: write pages from the stored trials again")
     options = parser.parse_args()
+    if options.pages:
+        for name in options.settings:
+            write(name, json.loads((EVIDENCE / f"{name}.json").read_text()))
+        (EVIDENCE / "README.md").write_text(index_page())
+        return
     with (
         running_service(HERE / "home", workers=options.workers, folder=ROOT) as profile,
         Client(profile.url, profile.api_key) as client,
     ):
         for name in options.settings:
-            text = SETTINGS[name].read_text()
             job = run(client, document(name))
-            write(name, text, job, build_report(job.id, job.name, job.trials, job.memory_bytes))
+            results = {trial.id: trial.result for trial in job.trials if trial.result is not None}
+            numbers = {
+                "report": {"name": job.name, "estimated_bytes": job.memory_bytes},
+                "trials": {trial_id: result.model_dump(mode="json") for trial_id, result in results.items()},
+                "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+            }
+            write(name, numbers)
             (EVIDENCE / "README.md").write_text(index_page())
 
 
@@ -107,18 +120,44 @@ def run(client: Client, spec: JobSpec) -> JobView:
     return job
 
 
-def write(name: str, text: str, job: JobView, report: Report) -> None:
-    """The setting's page, its numbers and its plot."""
+def write(name: str, numbers: dict[str, Any]) -> None:
+    """The setting's numbers, its page and its plot; the report follows from the trials."""
     EVIDENCE.mkdir(parents=True, exist_ok=True)
-    results = {trial.id: trial.result for trial in job.trials if trial.result is not None}
-    first = next(result for trial_id, result in results.items() if not trial_id.startswith("source"))
-    numbers = {
+    report = report_of(numbers)
+    written = {
         "report": report.model_dump(mode="json", exclude={"job"}),
-        "trials": {trial_id: result.model_dump(mode="json") for trial_id, result in results.items()},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        **{k: numbers[k] for k in ("trials", "machine")},
     }
-    (EVIDENCE / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (EVIDENCE / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
+    (EVIDENCE / f"{name}.md").write_text(setting_page(name, numbers))
     plot(report, EVIDENCE / f"{name}.png")
+
+
+def report_of(numbers: dict[str, Any]) -> Report:
+    """The report of a setting's stored trials."""
+    known = numbers["report"]
+    return build_report("", known["name"], stored_trials(numbers["trials"]), known.get("estimated_bytes"))
+
+
+def stored_trials(results: dict[str, Any]) -> list[Trial]:
+    """Trials with their stored results; their ids name arm, seed and, with method `auto`, the candidate."""
+    trials = []
+    for trial_id, result in results.items():
+        named = re.fullmatch(r"(.+?)-(\d+)(?:-([a-z]+)(?:-(.+))?)?", trial_id)
+        if named is None:
+            continue
+        arm, seed, method, include = named.groups()
+        candidate = Candidate(method=method, include=include or "all") if method else None
+        measured = TrialResult.model_validate(result)
+        trials.append(Trial(id=trial_id, kind="arm", arm=arm, seed=int(seed), candidate=candidate, result=measured))
+    return trials
+
+
+def setting_page(name: str, numbers: dict[str, Any]) -> str:
+    """The setting's page, written from its stored trials."""
+    report, text = report_of(numbers), SETTINGS[name].read_text()
+    results = {trial_id: TrialResult.model_validate(result) for trial_id, result in numbers["trials"].items()}
+    first = next(result for trial_id, result in results.items() if not trial_id.startswith("source"))
     about = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
     lines = [
         f"# {name}",
@@ -128,8 +167,8 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
         f"`{SETTINGS[name].relative_to(ROOT)}`, {report.steps} steps an arm and seed.",
         "",
     ]
-    lines += [markdown(report), "", f"![gain over control]({name}.png)", "", *_comparisons(report)]
-    lines += ["## Every seed", "", "Test accuracy of the last step's weights.", "", *_seeds(report), ""]
+    lines += [markdown(report), "", f"![gain over control]({name}.png)", ""]
+    lines += ["## Every seed", "", f"Test {report.metric} of the last step's weights.", "", *_seeds(report), ""]
     teachers = [result.teacher["test"] for result in results.values() if result.teacher]
     if teachers and "source" not in results:
         lines += [f"The distillation's teachers reach {100 * sum(teachers) / len(teachers):.2f} on the test split.", ""]
@@ -138,7 +177,7 @@ def write(name: str, text: str, job: JobView, report: Report) -> None:
     versions = ", ".join(f"{library} {version}" for library, version in sorted(first.versions.items()))
     lines += [f"Versions: {versions}. Adapter parameters: "]
     lines[-1] += f"{max(result.adapter_parameters for result in results.values()):,}; target: {first.parameters:,}."
-    (EVIDENCE / f"{name}.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def index_page() -> str:
@@ -164,12 +203,8 @@ def index_page() -> str:
 
 
 def by_auto(results: dict[str, Any]) -> Difference:
-    """The gain over the control of what `auto` would deliver from a setting's trials, whose ids name arm and seed."""
-    trials = [
-        Trial(id=trial_id, kind="arm", arm=named[1], seed=int(named[2]), result=TrialResult.model_validate(result))
-        for trial_id, result in results.items()
-        if (named := re.match(r"(control|transfer)-(\d+)", trial_id))
-    ]
+    """The gain over the control of what `auto` would deliver from a setting's trials."""
+    trials = stored_trials(results)
     delivered, control = (
         {trial.seed: trial.result.last["test"] for trial in chosen if trial.result is not None}
         for chosen in (picked(trials).values(), [trial for trial in trials if trial.arm == "control"])
@@ -197,36 +232,12 @@ def plot(report: Report, path: Path) -> None:
     plt.close(figure)
 
 
-def _comparisons(report: Report) -> list[str]:
-    """Comparisons with other arms than the control: transfer with its sham, and what it adds to distillation."""
-    lines = []
-    for name, other in (("transfer", "sham"), ("transfer+distill", "distill")):
-        arm, against = report.arm(name), report.arm(other)
-        if arm is not None and against is not None:
-            lines += [f"{name} against {other}: {points(paired_difference(arm, against))} points.", ""]
-    return lines
-
-
 def _seeds(report: Report) -> list[str]:
     seeds = report.arms[0].seeds
     lines = ["| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---" * (len(seeds) + 1) + "|"]
     return lines + [
         f"| {arm.arm} | " + " | ".join(f"{100 * value:.2f}" for value in arm.last) + " |" for arm in report.arms
     ]
-
-
-def paired_difference(arm: ArmReport, other: ArmReport) -> Difference:
-    """The difference between two arms at equal seeds."""
-    last, others = (dict(zip(each.seeds, each.last, strict=True)) for each in (arm, other))
-    return difference(last, others, other.arm)
-
-
-def points(gain: Difference) -> str:
-    """A gain in points with its interval."""
-    mean = f"{100 * gain.mean:+.2f}"
-    if gain.low is None or gain.high is None:
-        return mean
-    return f"{mean} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
 
 
 if __name__ == "__main__":

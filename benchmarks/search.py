@@ -12,11 +12,12 @@ import argparse
 import json
 from typing import Any
 
-from evidence import HERE, SEEDS, SETTINGS, paired_difference, points, run
+from evidence import HERE, SEEDS, SETTINGS, run
 from measuring import EVIDENCE, ROOT, write_evidence
 from stack import running_service
 
-from mergenet_core.results.report import Difference, build_report
+from mergenet_core.results.comparisons import Difference, points
+from mergenet_core.results.report import build_report
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
 from service.client import Client
@@ -87,15 +88,15 @@ def main() -> None:
                 continue
             job = run(client, document(name))
             report = build_report(job.id, job.name, job.trials)
-            transfer, control, sham = (report.arm(arm) for arm in ("transfer", "control", "sham"))
+            transfer, control = (report.arm(arm) for arm in ("transfer", "control"))
+            to_sham = next(one.difference for one in report.comparisons if one.difference.to == "sham")
             assert transfer is not None
             assert control is not None
-            assert sham is not None
             known[name] = {
                 "control": control.mean,
                 "transfer": transfer.mean,
                 "to_control": transfer.difference and transfer.difference.model_dump(),
-                "to_sham": paired_difference(transfer, sham).model_dump(),
+                "to_sham": to_sham.model_dump(),
                 "step_ratio": transfer.step_seconds / control.step_seconds,
             }
             write_evidence("LOG", known, page(known))

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mergenet_core.planning.auto_methods import validation_metric
 from mergenet_core.records.job import Trial, TrialResult
 from mergenet_core.records.record import Record
+from mergenet_core.results.comparisons import (
+    Comparison,
+    Difference,
+    compare,
+    difference,
+    holm,
+    p_text,
+    points,
+    standard_deviation,
+)
 from mergenet_core.results.selection import picked
-
-Verdict = Literal["gain", "no gain shown", "harm", "one seed"]
-
-
-class Difference(Record):
-    """Paired differences between two arms, in the metric's own unit, seed by seed."""
-
-    to: str
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
-    mean: float
-    low: float | None
-    """Lower end of the 95 % t interval of the mean; null for a single seed."""
-    high: float | None
-    """Upper end of the same interval."""
+from mergenet_core.results.verdict import TRIED, Verdict, judge
+from mergenet_core.spec.job import SHAMS
 
 
 class ArmReport(Record):
@@ -71,6 +66,8 @@ class Report(Record):
     metric: str
     steps: int
     arms: tuple[ArmReport, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    """What the report tests: arms against the control, and the transfer against its shams."""
     strategy: str | None = None
     """How a trial's model was spread over its processes."""
     estimated_bytes: int | None = None
@@ -106,10 +103,10 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
     reports = tuple(_arm(arm, by_seed, results["control"]) for arm, by_seed in results.items())
     if picks:
         reports = (_of_picks(reports[0], picks, done), *reports[1:])
-    gain = next(arm.difference for arm in reports if arm.arm == wanted)
-    assert gain is not None
-    verdict, first = _verdict(gain), done[0].result
-    transfers = {seed: one.result for seed, one in arms[wanted].items() if one.trial.arm == wanted}
+    claims = [report for report in reports if report.arm in {one.trial.arm for one in done}]
+    comparisons = _comparisons(claims, {arm: _test(by_seed) for arm, by_seed in results.items()}, _tried(done))
+    first = done[0].result
+    judgement = judge(wanted, comparisons, first.metric)
     chosen = max(arms[wanted].values(), key=lambda one: validation_metric(one.trial)).trial
     return Report(
         job=job_id,
@@ -117,26 +114,14 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
         metric=first.metric,
         steps=first.steps,
         arms=reports,
+        comparisons=comparisons,
         strategy=first.strategy,
         estimated_bytes=estimated_bytes,
-        verdict=verdict,
-        sentence=_candidates_sentence(picks) + _sentence(wanted, gain, verdict, first.metric, results, transfers),
+        verdict=judgement.verdict,
+        sentence=_candidates_sentence(picks) + judgement.sentence,
         chosen=chosen.id,
         transferred=chosen.arm == wanted,
     )
-
-
-def difference(arm: dict[int, float], other: dict[int, float], to: str) -> Difference:
-    """Paired differences over the seeds that both have, with the 95 % t interval of their mean."""
-    from scipy import stats  # only where a report is made: the API reads reports without it
-
-    seeds = tuple(sorted(set(arm) & set(other)))
-    values = tuple(arm[seed] - other[seed] for seed in seeds)
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return Difference(to=to, seeds=seeds, values=values, mean=mean, low=None, high=None)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * _sd(values) / math.sqrt(len(values))
-    return Difference(to=to, seeds=seeds, values=values, mean=mean, low=mean - half, high=mean + half)
 
 
 def markdown(report: Report) -> str:
@@ -147,12 +132,34 @@ def markdown(report: Report) -> str:
     ]
     for arm in report.arms:
         best = sum(arm.best) / len(arm.best)
-        cells = [arm.arm, _plus_minus(arm.mean, arm.sd), f"{100 * best:.2f}", _interval(arm.difference)]
+        cells = [arm.arm, _plus_minus(arm.mean, arm.sd), f"{100 * best:.2f}", points(arm.difference)]
         cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"**{report.verdict}**: {report.sentence}"]
+    if report.comparisons:
+        lines += [
+            "",
+            "| comparison | difference, points [95 % interval] | seeds | p | p, Holm |",
+            "|---|---|---|---|---|",
+        ]
+    for one in report.comparisons:
+        cells = [f"{one.arm} against {one.difference.to}", points(one.difference), str(len(one.difference.seeds))]
+        lines.append("| " + " | ".join([*cells, p_text(one.p), p_text(one.p_holm)]) + " |")
+    if note := comparisons_note(report):
+        lines += ["", note]
     held = memory_sentence(report)
     return "\n".join([*lines, "", held] if held else lines)
+
+
+def comparisons_note(report: Report) -> str:
+    """How the comparisons were tested; empty where nothing could be, at a single seed."""
+    count = sum(one.p is not None for one in report.comparisons)
+    if not count:
+        return ""
+    tested = f"p: paired t tests, then corrected for the number of this report's comparisons, {count} (Holm)."
+    if any(one.arm == TRIED for one in report.comparisons):
+        tested += f" *{TRIED}*: at each seed the transfer that is best on validation, delivered or not."
+    return tested
 
 
 def memory_sentence(report: Report) -> str:
@@ -174,7 +181,7 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
         last=last,
         best=tuple(result.best.get("test", result.last["test"]) for result in results),
         mean=sum(last) / len(last),
-        sd=_sd(last) if len(last) > 1 else None,
+        sd=standard_deviation(last) if len(last) > 1 else None,
         step_seconds=statistics.median(result.cost.step_seconds for result in results),
         seconds=sum(totals) / len(totals),
         memory_bytes=max((result.memory_bytes for result in results if result.memory_bytes), default=None),
@@ -199,60 +206,39 @@ def _candidates_sentence(picks: dict[int, Trial]) -> str:
     )
 
 
-def _sentence(
-    wanted: str,
-    gain: Difference,
-    verdict: Verdict,
-    metric: str,
-    results: dict[str, dict[int, TrialResult]],
-    transfers: dict[int, TrialResult],
-) -> str:
-    """The verdict in words; the sham is compared at the seeds where a transfer was taken, with the same candidate."""
-    count = len(gain.seeds)
-    sentence = f"{wanted} changes test {metric} by {_interval(gain)} points against its control"
-    if verdict == "one seed":
-        return f"{sentence} at one seed; one seed shows no spread, run at least five for a claim."
-    sentence += f" over {count} paired seeds (95 % interval)"
-    if "sham" not in results:
-        return f"{sentence}; no sham arm was run, so where it comes from is open."
-    if not transfers:
-        return f"{sentence}; no transfer was taken."
-    sham = difference(_test(transfers), _test(results["sham"]), "sham")
-    if sham.low is None:
-        return f"{sentence}; its sham was compared at one seed, which shows no spread."
-    sentence += ";" if len(transfers) == count else f"; at the {len(transfers)} seeds where a transfer was taken"
-    if sham.low > 0:
-        return f"{sentence} it is {_interval(sham)} points ahead of its sham, so the source's knowledge matters."
-    return f"{sentence} a source with shuffled weights does as well, so it is not the source's knowledge."
+def _tried(done: Sequence[_Done]) -> dict[int, float]:
+    """Method `auto`: the test metric at each seed of the transfer that is best on validation; its sham repeats it."""
+    tried: dict[int, list[_Done]] = {}
+    for one in done:
+        if one.trial.candidate is not None:
+            tried.setdefault(one.trial.seed, []).append(one)
+    best = {seed: max(ones, key=lambda one: validation_metric(one.trial)) for seed, ones in tried.items()}
+    return {seed: one.result.last["test"] for seed, one in best.items()}
 
 
-def _verdict(gained: Difference) -> Verdict:
-    if gained.low is None or gained.high is None:
-        return "one seed"
-    if gained.low > 0:
-        return "gain"
-    return "harm" if gained.high < 0 else "no gain shown"
+def _comparisons(
+    claims: Sequence[ArmReport], test: dict[str, dict[int, float]], tried: dict[int, float]
+) -> tuple[Comparison, ...]:
+    """Every arm against the control, the transfer against its shams, and what it adds to distillation.
+
+    A sham against the control, and a single candidate of `auto`, are shown in the table of arms and are no claims.
+    """
+    found = [
+        compare(report.arm, report.difference)
+        for report in claims
+        if report.difference is not None and report.arm not in SHAMS
+    ]
+    if "transfer" in test:
+        name, transfers = (TRIED, tried) if tried else ("transfer", test["transfer"])
+        found += [compare(name, difference(transfers, test[sham], sham)) for sham in SHAMS if sham in test]
+    if "transfer+distill" in test and "distill" in test:
+        found.append(compare("transfer+distill", difference(test["transfer+distill"], test["distill"], "distill")))
+    return holm(found)
 
 
 def _test(by_seed: dict[int, TrialResult]) -> dict[int, float]:
     return {seed: result.last["test"] for seed, result in by_seed.items()}
 
 
-def _sd(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
 def _plus_minus(mean: float, sd: float | None) -> str:
     return f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
-
-
-def _interval(gained: Difference | None) -> str:
-    if gained is None:
-        return "–"
-    mean = f"{100 * gained.mean:+.2f}"
-    return (
-        mean
-        if gained.low is None or gained.high is None
-        else (f"{mean} [{100 * gained.low:+.2f}, {100 * gained.high:+.2f}]")
-    )

@@ -15,6 +15,7 @@ from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
 
 __all__ = [
+    "SHAMS",
     "Arm",
     "DataSpec",
     "DistillSpec",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
+SHAMS: tuple[Arm, ...] = ("sham",)
+"""Arms that repeat the transfer from a source without its knowledge."""
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
 Include = Literal["all", "embeddings", "body", "no-head"]
 

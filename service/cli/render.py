@@ -13,7 +13,8 @@ from rich.table import Table
 from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
-from mergenet_core.results.report import Difference, Report, memory_sentence
+from mergenet_core.results.comparisons import Difference, p_text, points
+from mergenet_core.results.report import Report, comparisons_note, memory_sentence
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -183,6 +184,15 @@ def report(console: Console, report: Report) -> None:
         )
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
+    if report.comparisons:
+        tested = table(console, "comparison", "difference, points [95 % interval]", "seeds", "p", "p, Holm")
+        for one in report.comparisons:
+            compared = f"{one.arm} against {one.difference.to}"
+            seeds = str(len(one.difference.seeds))
+            tested.add_row(compared, _difference(one.difference), seeds, p_text(one.p), p_text(one.p_holm))
+        console.print(tested)
+    if note := comparisons_note(report):
+        console.print(note, markup=False)
     if used := memory_sentence(report):
         console.print(used, markup=False)
     console.print(f"The result has the weights of {report.chosen}", markup=False)
@@ -209,11 +219,7 @@ _COLOURS = {"running": "green", "starting": "green", "succeeded": "blue", "faile
 
 
 def _difference(found: Difference | None) -> str:
-    if found is None:
-        return "–"
-    if found.low is None or found.high is None:
-        return f"{100 * found.mean:+.2f}"
-    return f"{100 * found.mean:+.2f} \\[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return escape(points(found))
 
 
 def _axis(found: Pairing, name: str | None) -> str:

@@ -42,7 +42,8 @@ from mergenet_core.records.api_keys import Scope
 from mergenet_core.records.events import Event, Metric, Progress
 from mergenet_core.records.job import JobState, Trial, TrialResult, TrialState
 from mergenet_core.records.workers import DeviceState, WorkerInfo
-from mergenet_core.results.report import ArmReport, Difference, Report
+from mergenet_core.results.comparisons import Comparison, Difference
+from mergenet_core.results.report import ArmReport, Report
 from mergenet_core.spec.job import JobSpec
 from service.client.client import Client
 from service.schemas import (
@@ -68,6 +69,7 @@ __all__ = [
     "CheckpointInvalid",
     "CheckpointList",
     "Client",
+    "Comparison",
     "DataRefused",
     "DeviceState",
     "Difference",

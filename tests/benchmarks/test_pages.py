@@ -26,3 +26,14 @@ def test_the_index_is_written_from_the_settings_numbers(monkeypatch):
     import evidence
 
     assert evidence.index_page() == (EVIDENCE / "README.md").read_text()
+
+
+def test_a_setting_s_page_is_written_from_its_trials(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import evidence
+
+    for name in evidence.SETTINGS:
+        numbers = json.loads((EVIDENCE / f"{name}.json").read_text())
+        report = evidence.report_of(numbers)
+        assert numbers["report"] == report.model_dump(mode="json", exclude={"job"}), name
+        assert evidence.setting_page(name, numbers) == (EVIDENCE / f"{name}.md").read_text(), name

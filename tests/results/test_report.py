@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mergenet_core.records.job import ArmCost, Candidate, Trial, TrialResult
-from mergenet_core.results.report import build_report, markdown
+from mergenet_core.results.report import Report, build_report, markdown
 
 
 def trials(**arms: list[float]) -> list[Trial]:
@@ -37,21 +37,61 @@ def test_the_interval_is_the_paired_t_interval() -> None:
     low, high = stats.t.interval(0.95, 3, loc=sum(gaps) / 4, scale=stats.sem(gaps))
     assert found.difference.low == pytest.approx(low, abs=1e-12)
     assert found.difference.high == pytest.approx(high, abs=1e-12)
-    assert report.verdict == "gain"
-    assert "no sham arm" in report.sentence
+
+
+CONTROL = [0.70, 0.71, 0.72]
+GAIN, LITTLE = [0.90, 0.91, 0.92], [0.70, 0.73, 0.72]
 
 
 @pytest.mark.parametrize(
-    ("transfer", "verdict"),
+    ("transfer", "sham", "verdict", "words"),
     [
-        ([0.5, 0.5, 0.52], "harm"),
-        ([0.69, 0.72, 0.71], "no gain shown"),
-        ([0.9, 0.91, 0.92], "gain"),
-        ([0.9], "one seed"),
+        (GAIN, CONTROL, "gain", "against sham it is at +20.00 [+20.00, +20.00]: the source's knowledge matters."),
+        (
+            GAIN,
+            [0.91, 0.90, 0.92],
+            "no gain over the sham shown",
+            "no difference is shown at 3 seeds: it is not shown",
+        ),
+        (GAIN, [0.95, 0.97, 0.96], "no gain over the sham shown", ", which is worse: it is not shown"),
+        (GAIN, None, "no sham", "; no sham ran, so it is open whether the source's knowledge matters."),
+        (LITTLE, CONTROL, "no gain shown", "points against its control over 3 paired seeds (95 % interval), so no"),
+        ([0.50, 0.50, 0.52], CONTROL, "harm", "paired seeds (95 % interval), which is worse; against sham"),
+        ([0.9], [0.8], "one seed", "+20.00 points against its control at one seed; against sham it is at +10.00; one"),
     ],
 )
-def test_the_verdict_follows_the_interval(transfer: list[float], verdict: str) -> None:
-    assert build_report("j", "n", trials(transfer=transfer, control=[0.7, 0.71, 0.72])).verdict == verdict
+def test_the_verdict_follows_control_and_sham(transfer, sham, verdict, words) -> None:
+    arms = {"transfer": transfer, "control": CONTROL} | ({"sham": sham} if sham is not None else {})
+    report = build_report("j", "n", trials(**arms))
+    assert report.verdict == verdict
+    assert words in report.sentence
+
+
+def test_a_gain_has_to_survive_the_correction_for_all_comparisons() -> None:
+    transfer, sham = [0.71, 0.755, 0.76, 0.73], [0.6, 0.61, 0.6, 0.61]
+    control = [0.70, 0.71, 0.72, 0.71]
+    alone = build_report("j", "n", trials(transfer=transfer, control=control, sham=sham))
+    assert alone.verdict == "gain"
+    idle = {name: [value + 0.001 * (-1) ** seed for seed, value in enumerate(control)] for name in ("copy", "distill")}
+    several = build_report("j", "n", trials(transfer=transfer, control=control, sham=sham, **idle))
+    first = several.comparisons[0]
+    assert first.difference == alone.comparisons[0].difference, "the effect and its interval stay"
+    assert [(one.arm, one.difference.to) for one in several.comparisons] == [
+        ("transfer", "control"), ("copy", "control"), ("distill", "control"), ("transfer", "sham"),
+    ]  # fmt: skip
+    assert first.p is not None
+    assert first.p_holm == pytest.approx(3 * first.p)
+    assert several.verdict == "no gain shown"
+    assert "with Holm's correction for 4 comparisons" in several.sentence
+
+
+def test_a_sham_without_distillation_is_none_of_the_arm_with_it() -> None:
+    report = build_report(
+        "j", "n", trials(control=CONTROL, sham=CONTROL, distill=[0.8, 0.81, 0.8], transfer_distill=GAIN)
+    )
+    assert report.verdict == "no sham"
+    assert report.sentence.endswith("; a sham has no distillation, so it is open whether the source's weights matter.")
+    assert ("transfer+distill", "distill") in {(one.arm, one.difference.to) for one in report.comparisons}
 
 
 def test_the_step_time_of_two_seeds_is_the_middle_of_both() -> None:
@@ -66,16 +106,8 @@ def test_the_step_time_of_two_seeds_is_the_middle_of_both() -> None:
     assert [arm.step_seconds for arm in build_report("j", "n", slow).arms] == pytest.approx([0.2, 0.2])
 
 
-def test_a_sham_that_does_as_well_is_reported() -> None:
-    report = build_report(
-        "j", "n", trials(transfer=[0.9, 0.91, 0.92], control=[0.7, 0.71, 0.72], sham=[0.9, 0.92, 0.91])
-    )
-    assert report.verdict == "gain"
-    assert "not the source's knowledge" in report.sentence
-
-
-def by_auto(transfer: list[float], control: list[float], sham: list[float], taken: int) -> str:
-    """The sentence of a job whose `auto` takes the transfer at the first seeds, and the control at the others."""
+def by_auto(transfer: list[float], control: list[float], sham: list[float], taken: int) -> Report:
+    """The report of a job whose `auto` takes the transfer at the first seeds, and the control at the others."""
     done = []
     for trial in trials(transfer=transfer, control=control, sham=sham):
         assert trial.result is not None
@@ -83,21 +115,18 @@ def by_auto(transfer: list[float], control: list[float], sham: list[float], take
         trial.result.last["validation"] = 0.9 if ahead else 0.5
         candidate = Candidate(method="project", include="all") if trial.arm == "transfer" else None
         done.append(trial.model_copy(update={"candidate": candidate}))
-    return build_report("j", "n", done).sentence
+    return build_report("j", "n", done)
 
 
-@pytest.mark.parametrize(
-    ("taken", "expected"),
-    [
-        (4, "points ahead of its sham, so the source's knowledge matters"),
-        (3, "at the 3 seeds where a transfer was taken it is"),
-        (1, "its sham was compared at one seed"),
-        (0, "no transfer was taken."),
-    ],
-)
-def test_a_sham_is_compared_with_the_transfers_that_were_taken(taken: int, expected: str) -> None:
+@pytest.mark.parametrize("taken", [4, 3, 1, 0])
+def test_a_sham_is_compared_with_transfers_and_never_with_the_control_s_model(taken: int) -> None:
     control = [0.70, 0.71, 0.72, 0.71]
-    assert expected in by_auto([0.9, 0.91, 0.92, 0.9], control, [0.5, 0.51, 0.52, 0.5], taken)
+    report = by_auto([0.9, 0.91, 0.92, 0.9], control, [0.5, 0.51, 0.52, 0.5], taken)
+    delivered, sham = report.comparisons
+    assert (delivered.arm, sham.arm) == ("transfer", "best transfer tried")
+    assert delivered.difference.values == pytest.approx([0.2, 0.2, 0.2, 0.19][:taken] + [0.0] * (4 - taken))
+    assert sham.difference.values == pytest.approx([0.4] * 4), "the transfers themselves, taken or not"
+    assert report.verdict == ("gain" if taken == 4 else "no gain shown")
 
 
 def test_the_artifact_is_chosen_on_validation_not_on_test() -> None:
