@@ -54,7 +54,8 @@ Written by `benchmarks/evidence.py` from jobs of the service. Test scores of the
 page says otherwise): the control's mean, then each arm's paired gain over the control of the same seed, in points, with
 its 95 % t interval. A setting's page has the values of every seed, the validation-selected values, versions and a plot;
 its JSON file has the hashes of the data. The last column is what `transfer.method: auto` delivers: at each seed, of the
-transfers tried, the best on validation, or the control's model if none is ahead of it by more than a standard error."""
+transfers tried, the best on validation, or the control's model if none is significantly ahead of it there; it follows
+from the stored validation scores by today's rule ([how often it takes a useless candidate](auto_null.md))."""
 NOTES = """\
 `sham` is the same transfer from a source with shuffled weights: its gain comes from the scale of the weights alone.
 `copy` takes the top-norm units of each source weight, and does not carry their order to the next weight. A `distill`

@@ -173,7 +173,8 @@ class TransferSpec(Strict):
 
     method: MethodName = "auto"
     """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps. `auto` tries the
-    methods that the pair allows and takes at each seed the best on validation, or the control if none is better."""
+    methods that the pair allows and takes at each seed the best on validation if its lead over the control is
+    significant, else the control."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
     cycle: Annotated[int, Field(ge=1)] = 8

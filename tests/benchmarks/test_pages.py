@@ -12,7 +12,13 @@ EVIDENCE = ROOT / "docs" / "evidence"
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("sharding_page", "sharding"), ("adapter_cost", "adapter_cost"), ("pack_cost", "packs"), ("search", "LOG")],
+    [
+        ("sharding_page", "sharding"),
+        ("adapter_cost", "adapter_cost"),
+        ("pack_cost", "packs"),
+        ("search", "LOG"),
+        ("auto_null", "auto_null"),
+    ],
 )
 def test_a_page_is_written_from_its_numbers(monkeypatch, module, name):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -37,3 +43,24 @@ def test_a_setting_s_page_is_written_from_its_trials(monkeypatch):
         report = evidence.report_of(numbers)
         assert numbers["report"] == report.model_dump(mode="json", exclude={"job"}), name
         assert evidence.setting_page(name, numbers) == (EVIDENCE / f"{name}.md").read_text(), name
+
+
+def test_auto_takes_a_useless_candidate_in_at_most_five_percent_of_cases():
+    cases = json.loads((EVIDENCE / "auto_null.json").read_text())["null"]
+    assert {(case["examples"], case["tried"]) for case in cases} == {
+        (n, k) for n in (100, 300, 1000) for k in (1, 2, 4)
+    }
+    assert max(case["now"] for case in cases) <= 0.05
+
+
+def test_the_simulation_asks_the_rule_that_jobs_use(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import auto_null
+    import numpy as np
+
+    stored = json.loads((EVIDENCE / "auto_null.json").read_text())["null"]
+    case = next(case for case in stored if (case["examples"], case["tried"], case["accuracy"]) == (300, 2, 0.5))
+    again = auto_null.taken(
+        np.random.default_rng(7), 300, 2, case["accuracy"], case["agreement"], auto_null.needed_lead
+    )
+    assert abs(again - case["now"]) < 0.01

@@ -12,7 +12,7 @@ from mergenet_core.planning.trials import trials
 from mergenet_core.records.job import ArmCost, Candidate, Job, Trial, TrialResult
 from mergenet_core.records.record import now
 from mergenet_core.results.report import build_report, markdown
-from mergenet_core.results.selection import preferred
+from mergenet_core.results.selection import needed_lead, preferred
 from mergenet_core.spec.job import JobSpec, TransferSpec
 from mergenet_core.spec.parse import parse
 from tests.pairing.test_pairing import bert, cnn, mlp
@@ -113,7 +113,7 @@ def test_the_strategy_chosen_when_the_job_was_accepted_replaces_auto(spec):
     assert strategy(None) == "auto"
 
 
-def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_error(spec):
+def test_the_report_takes_what_is_significantly_ahead_of_the_control(spec):
     report = build_report("j", "n", job(spec, VALIDATION).trials)
     taken = report.arm("transfer")
     assert taken.picked == ("transfer-0-project-embeddings", "control-1")
@@ -131,13 +131,29 @@ def test_the_report_takes_what_is_ahead_of_the_control_by_more_than_a_standard_e
 
 def test_more_validation_examples_show_a_smaller_gain(spec):
     control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-1", "transfer-1-project"))
-    assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples the error is 0.043
+    assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples 0.11 are needed
 
     def over(trial, count):
         result = trial.result.model_copy(update={"data": {"validation": {"examples": count}}})
         return trial.model_copy(update={"result": result})
 
-    assert preferred(over(control, 200), [transfer]) is transfer
+    few = over(control, 500)
+    assert preferred(few, [transfer]) is few
+    assert preferred(over(control, 1000), [transfer]) is transfer
+
+
+@pytest.mark.parametrize(
+    ("tried", "quantile"), [(1, 1.644854), (2, 1.959964), (4, 2.241403)]
+)  # of the normal distribution at 1 − 0.05 / tried
+def test_the_lead_that_is_needed_grows_with_the_number_of_candidates(tried, quantile):
+    assert needed_lead(0.6, 0.8, 100, tried) == pytest.approx(quantile * (2 * 0.7 * 0.3 / 100) ** 0.5 + 0.01, abs=1e-6)
+
+
+def test_without_a_number_of_validation_examples_the_control_is_kept(spec):
+    control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-0", "transfer-0-project-embeddings"))
+    assert preferred(control, [transfer]) is transfer
+    unknown = control.model_copy(update={"result": control.result.model_copy(update={"data": {}})})
+    assert preferred(unknown, [transfer]) is unknown
 
 
 def test_a_source_that_harms_is_not_used(spec):

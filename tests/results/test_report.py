@@ -113,6 +113,7 @@ def by_auto(transfer: list[float], control: list[float], sham: list[float], take
         assert trial.result is not None
         ahead = (trial.arm == "transfer") == (trial.seed < taken)
         trial.result.last["validation"] = 0.9 if ahead else 0.5
+        trial.result.data["validation"] = {"examples": 100}
         candidate = Candidate(method="project", include="all") if trial.arm == "transfer" else None
         done.append(trial.model_copy(update={"candidate": candidate}))
     return build_report("j", "n", done)
