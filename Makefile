@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARMS ?= transfer,control,sham
 SEEDS ?= 0,1,2
 # two test processes, one thread each; a file stays in one process because its tests share fixtures
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test test-all lint bench evidence picture clean

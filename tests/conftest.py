@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from tests import harness
 
 
+_SLOWEST_FOLDERS = ("distributed", "workers", "faults", "cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the folders with the slowest files first, so that the processes of a parallel run end together."""
+
+    def order(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return _SLOWEST_FOLDERS.index(folder) if folder in _SLOWEST_FOLDERS else len(_SLOWEST_FOLDERS)
+
+    items.sort(key=order)
+
+
 class RedisServer:
     """A private redis-server on a Unix socket. Its data are on disk, so they survive `kill` and `start`."""
 

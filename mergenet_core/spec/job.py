@@ -297,7 +297,7 @@ class JobSpec(Strict):
             raise ValueError("arms needs transfer (or transfer+distill): that is what the artifact is made of")
         if "control" not in self.arms:
             raise ValueError(
-                "arms needs control: without it a gain of the transfer cannot be told from the effect of training"
+                "arms needs control: only the control separates a gain of the transfer from the effect of training"
             )
         return self
 

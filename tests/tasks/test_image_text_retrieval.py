@@ -95,12 +95,12 @@ def test_another_caption_of_the_same_image_is_neither_right_nor_wrong(roots: Roo
         + torch.nn.functional.cross_entropy(logits.T, torch.arange(4))
     ) / 2
     assert float(alone) == pytest.approx(float(expected), abs=1e-6)
-    twins = torch.tensor([0, 1, 0, 3])
+    duplicates = torch.tensor([0, 1, 0, 3])
     changed = logits.clone()
     changed[0, 2], changed[2, 0] = 50.0, 50.0
-    with_twins = [task.loss({"logits_per_image": one}, {"image": twins}) for one in (logits, changed)]
-    assert float(with_twins[0]) == float(with_twins[1])
-    assert float(with_twins[0]) < float(alone)
+    with_duplicates = [task.loss({"logits_per_image": one}, {"image": duplicates}) for one in (logits, changed)]
+    assert float(with_duplicates[0]) == float(with_duplicates[1])
+    assert float(with_duplicates[0]) < float(alone)
 
 
 def test_a_table_may_give_a_caption_a_row_or_all_in_one(roots: Roots) -> None:
