@@ -69,9 +69,10 @@ def open_pack(path: Path, device: torch.device | None = None) -> FactoredWeights
     return FactoredWeights(tuple(pack.tensors), read, device, pack.checkpoints)
 
 
-def open_at_rank(folder: Path, rank: int, dtype: PackDtype, device: torch.device | None = None) -> FactoredWeights:
-    """A saved model's weights as a pack of rank r and dtype gives them, bit for bit. Raises: `ModelRefused`."""
-    weights = SourceWeights(folder)
+def at_rank(
+    weights: Mapping[str, Tensor], rank: int, dtype: PackDtype, device: torch.device | None = None
+) -> FactoredWeights:
+    """Weights as a pack of rank r and dtype gives them, bit for bit."""
 
     @functools.cache
     def read(name: str, checkpoint: int) -> tuple[StoredTensors, tuple[int, ...]]:
@@ -86,7 +87,7 @@ def open_source(spec: SourceSpec, path: Path, device: torch.device | None) -> Ma
     if spec.model.pack is not None:
         return open_pack(path, device)
     if spec.rank is not None:
-        return open_at_rank(path, spec.rank, spec.dtype, device)
+        return at_rank(SourceWeights(path), spec.rank, spec.dtype, device)
     return SourceWeights(path, device)
 
 

@@ -207,6 +207,11 @@ def body_prefix(model: nn.Module) -> str:
     return prefix if any(name.startswith(f"{prefix}.") for name in model.state_dict()) else ""
 
 
+def names_in_files(name: str, prefix: str) -> list[str]:
+    """The names that a weight can have in a file: the model's, the bare model's, the one in a model with a head."""
+    return [name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
+
+
 def is_head(name: str, prefix: str) -> bool:
     """Whether a weight belongs to the head, which depends on the label space."""
     return is_label_head(name) or (prefix != "" and not name.startswith(f"{prefix}."))

@@ -12,7 +12,14 @@ from transformers.initialization import no_init_weights
 
 from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.read_model import weight_files
-from mergenet_core.models.loading import body_prefix, initial_weight, is_for_other_labels, is_head, trained_config
+from mergenet_core.models.loading import (
+    body_prefix,
+    initial_weight,
+    is_for_other_labels,
+    is_head,
+    names_in_files,
+    trained_config,
+)
 from mergenet_core.models.saved_tensors import SavedTensors
 from mergenet_core.models.transformers_types import auto_class
 from mergenet_core.spec.task_info import TaskName
@@ -40,7 +47,7 @@ def fill(
     prefix = body_prefix(model)
     anew = is_for_other_labels(folder, labels)
     for name, shard in shards.items():
-        found = next((key for key in _names_in_files(name, prefix) if key in saved.names), None)
+        found = next((key for key in names_in_files(name, prefix) if key in saved.names), None)
         head = is_head(name, prefix)
         if found is None or (head and (anew or saved.shape(found) != shard.shape)):
             if found is None and not head and not _optional(name):
@@ -56,11 +63,6 @@ def fill(
         shard.load_(partial(saved, found))
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(shard.local().flat, READ_CHUNK_ENTRIES)):
             raise ModelRefused(f"{folder.name}: weight {found} holds NaN or infinity; train or export the model again")
-
-
-def _names_in_files(name: str, prefix: str) -> list[str]:
-    """The names that a weight can have in a file: the model's, the bare model's, the one in a model with a head."""
-    return [name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
 
 
 def _optional(name: str) -> bool:

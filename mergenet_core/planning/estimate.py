@@ -57,6 +57,8 @@ def _trial_memory(name: Strategy, spec: JobSpec, source: ModelInfo, target: Mode
         own = process_memory(name, learner, spec.resources)
     if spec.source.mode == "joint" and own is not None:
         beside += own.device_bytes
+    if "sham-untrained" in spec.arms:  # it is built as a whole, where a source is read one weight at a time
+        beside += _BYTES * (_count(source) or 0)
     arm = process_memory(name, LearnerSpec(target, spec.target.task, data, spec.train), spec.resources, beside)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher

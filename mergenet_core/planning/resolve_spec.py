@@ -11,8 +11,8 @@ def resolve_spec(job: Job, spec: JobSpec, trial: Trial) -> JobSpec:
     """Replace every `auto` in a job's document by what was chosen for a trial.
 
     The strategy was chosen when the job was accepted. The method is that of the trial's own candidate; an arm that
-    waited for candidates (sham, transfer+distill) uses the one that is best on validation at its seed. Where no method
-    was chosen for the trial (control, source, finalize), it stays `auto`.
+    waited for candidates (the shams, transfer+distill) uses the one that is best on validation at its seed. Where no
+    method was chosen for the trial (control, source, finalize), it stays `auto`.
     """
     if job.strategy is not None and spec.resources.strategy == "auto":
         resources = spec.resources.model_copy(update={"strategy": job.strategy})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergenet_core.records.job import Candidate, Trial
-from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.job import SHAMS, JobSpec
 
 
 def trials(spec: JobSpec, candidates: tuple[Candidate, ...] = ()) -> tuple[Trial, ...]:
@@ -31,7 +31,7 @@ def _arms(spec: JobSpec, seed: int, needs: tuple[str, ...], candidates: tuple[Ca
             found += transfers
             continue
         waits_for = () if arm == "control" else needs
-        if arm in ("sham", "transfer+distill"):
+        if arm in (*SHAMS, "transfer+distill"):
             waits_for += tuple(trial.id for trial in transfers)
         found.append(Trial(id=f"{arm}-{seed}", kind="arm", arm=arm, seed=seed, needs=waits_for))
     return found

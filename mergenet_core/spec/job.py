@@ -33,8 +33,8 @@ __all__ = [
     "TransferSpec",
 ]
 
-Arm = Literal["transfer", "control", "sham", "distill", "transfer+distill", "copy"]
-SHAMS: tuple[Arm, ...] = ("sham",)
+Arm = Literal["transfer", "control", "sham", "sham-untrained", "sham-spectrum", "distill", "transfer+distill", "copy"]
+SHAMS: tuple[Arm, ...] = ("sham", "sham-untrained", "sham-spectrum")
 """Arms that repeat the transfer from a source without its knowledge."""
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
 Include = Literal["all", "embeddings", "body", "no-head"]
@@ -272,7 +272,7 @@ class JobSpec(Strict):
     """How knowledge moves."""
     train: TrainSpec
     """How the target learns, in every arm."""
-    arms: Annotated[list[Arm], Field(min_length=1, max_length=6)] = ["transfer", "control"]
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=8)] = ["transfer", "control"]
     """The experiment's arms; `control` is the same training without the transfer."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100)] = [0]
     """Each arm is trained once per seed; the report compares arms seed by seed."""
@@ -354,6 +354,15 @@ class JobSpec(Strict):
         if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):
             raise ValueError(
                 f"the arms distill and copy need a source that is frozen; leave them out with mode {self.source.mode}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _untrained_source_fits(self) -> Self:
+        if "sham-untrained" in self.arms and self.source.mode in ("joint", "self"):
+            raise ValueError(
+                f"the arm sham-untrained takes the place of a trained source, and a source of mode {self.source.mode} "
+                "is in training itself; take sham or sham-spectrum"
             )
         return self
 

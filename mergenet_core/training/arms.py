@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mergenet_core.pairing.pair import pair
 from mergenet_core.pairing.rank import limit_rank
-from mergenet_core.spec.job import TransferSpec
+from mergenet_core.spec.job import SHAMS, TransferSpec
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.engines.engine import named_shards
 from mergenet_core.training.learners import Learner, open_learner, source_spec, target_spec
@@ -14,7 +14,7 @@ from mergenet_core.training.loop import Training
 from mergenet_core.training.sources import Source, frozen_source, shared_processor, training_source
 from mergenet_core.transfer.cycle import Transfer
 
-TRANSFERS = ("transfer", "transfer+distill", "sham", "copy")
+TRANSFERS = ("transfer", "transfer+distill", "copy", *SHAMS)
 DISTILLS = ("distill", "transfer+distill")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergenet_core.model_files.knowledge_pack import unpack
+from torch import Tensor
+
+from mergenet_core.model_files.knowledge_pack import read_pack, unpack
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.model_files.read_model import inspect_model, read_vocabulary
-from mergenet_core.models.factored_source import open_source, open_states, source_rank
+from mergenet_core.models.factored_source import at_rank, open_source, open_states, source_rank
 from mergenet_core.models.loading import folder_of
+from mergenet_core.models.untrained_source import untrained_weights
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
@@ -18,6 +22,7 @@ from mergenet_core.training.distributed.shared_folder import verify_together
 from mergenet_core.training.engines.engine import named_shards
 from mergenet_core.training.learners import Learner
 from mergenet_core.transfer.cycle import TransferSource
+from mergenet_core.transfer.sham import Sham
 from mergenet_core.transfer.shards import LiveWeights
 
 
@@ -34,7 +39,7 @@ class Source:
 def training_source(learner: Learner, trial: Trial) -> Source:
     """A source that is in training: a model that learns together with the target, or the target itself."""
     live = named_shards(learner.engine)
-    return Source(learner.info, TransferSource(LiveWeights(live), live, shuffle_seed=_shuffle_seed(trial)))
+    return Source(learner.info, TransferSource(LiveWeights(live), live, sham=_sham(trial)))
 
 
 def frozen_source(context: TrialContext) -> Source:
@@ -44,6 +49,9 @@ def frozen_source(context: TrialContext) -> Source:
     """
     spec, device, trial = context.job.source, context.world.device, context.trial
     path = frozen_source_path(context)
+    info = frozen_source_info(context.job, path, context.roots)
+    if trial.arm == "sham-untrained":
+        return _untrained_source(context, path, info)
     kept = [context.folder.source_state(step) for step in spec.kept_steps]
     for state in kept:
         verify_together(context.world, state)
@@ -51,14 +59,27 @@ def frozen_source(context: TrialContext) -> Source:
     states = open_states(spec, path, kept, device) if trial.arm != "copy" else ()
     weights = states[0] if states else open_source(spec, path, device)
     return Source(
-        frozen_source_info(context.job, path, context.roots),
-        TransferSource(weights, states=states, shuffle_seed=_shuffle_seed(trial)),
+        info,
+        TransferSource(weights, states=states, sham=_sham(trial)),
         rank=source_rank(spec, path),
     )
 
 
-def _shuffle_seed(trial: Trial) -> int | None:
-    return trial.seed if trial.arm == "sham" else None
+def _untrained_source(context: TrialContext, path: Path, info: ModelInfo) -> Source:
+    """The source's architecture as its config initialises it, at the source's rank. Raises: `ModelRefused`."""
+    spec, device = context.job.source, context.world.device
+    weights: Mapping[str, Tensor] = untrained_weights(info, context.job.source_task, context.trial.seed, device)
+    rank = source_rank(spec, path)
+    if rank is not None:
+        dtype = read_pack(path).dtype if spec.model.pack is not None else spec.dtype
+        weights = at_rank(weights, rank, dtype, device)
+    return Source(info, TransferSource(weights), rank=rank)
+
+
+def _sham(trial: Trial) -> Sham | None:
+    if trial.arm == "sham":
+        return Sham("shuffled", trial.seed)
+    return Sham("spectrum", trial.seed) if trial.arm == "sham-spectrum" else None
 
 
 def frozen_source_path(context: TrialContext) -> Path:

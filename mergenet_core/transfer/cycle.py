@@ -23,7 +23,7 @@ from mergenet_core.transfer.axis_maps import RowUpdate
 from mergenet_core.transfer.methods import method_named
 from mergenet_core.transfer.methods.method import Factors, Learned, LearnedMethod, MethodContext
 from mergenet_core.transfer.reencode import factorize
-from mergenet_core.transfer.sham import ShuffledWeights, shuffled
+from mergenet_core.transfer.sham import Sham, ShamWeights
 from mergenet_core.transfer.shards import TensorShard
 from mergenet_core.transfer.source_weights import SourceWeights
 from mergenet_core.transfer.views import WeightView, view_of
@@ -41,8 +41,8 @@ class TransferSource:
     """This process's part of a source that trains at the same time as the target."""
     states: Sequence[Mapping[str, Tensor]] = ()
     """Weights of an earlier training, oldest first; the transfers are divided evenly among them."""
-    shuffle_seed: int | None = None
-    """For a sham: the seed by which every weight (of a live source, every factor) is shuffled."""
+    sham: Sham | None = None
+    """For a sham: how every weight (of a live source, every pair of factors) loses its knowledge."""
 
 
 class TransferState(TypedDict, total=False):
@@ -79,7 +79,7 @@ class Transfer:
         self._last_step = round(spec.stop_at * steps, 6)
         self._target = target
         # `source` itself is not kept: the weights of a frozen source can be freed
-        self._live, self._states, self._shuffle_seed = source.live, source.states, source.shuffle_seed
+        self._live, self._states, self._sham = source.live, source.states, source.sham
         self._state_index = 0
         weights = self._named_weights(source.weights)
         self._live_weights = weights if source.live is not None else {}
@@ -153,9 +153,8 @@ class Transfer:
         return len(self._states) * (step // self._spec.cycle) // transfers
 
     def _named_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A source's weights by pairing's names, shuffled for a sham."""
-        seed = self._shuffle_seed
-        return SourceWeights(weights if seed is None else ShuffledWeights(weights, seed), self.pairing)
+        """A source's weights by pairing's names; for a sham, without its knowledge."""
+        return SourceWeights(weights if self._sham is None else ShamWeights(weights, self._sham), self.pairing)
 
     def _live_factors(self, pair: WeightPair) -> Factors:
         """The factors of a live source's weight as it is now."""
@@ -166,9 +165,7 @@ class Transfer:
         else:  # a slice of a fused or transposed weight: the only case in which the weight is gathered
             view = view_of(self._live_weights[pair.source], pair.form)
         B, A = factorize(view, pair.rank)
-        if (seed := self._shuffle_seed) is not None:
-            B, A = shuffled(B, f"{pair.source} B", seed), shuffled(A, f"{pair.source} A", seed)
-        return B, A
+        return (B, A) if self._sham is None else self._sham.factors(B, A, pair.source)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapter's parameters, and as `source.…` its other state: the source's factors, power-step vectors."""

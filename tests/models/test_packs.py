@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.knowledge_pack import MANIFEST_KEY, read_pack, unpack
 from mergenet_core.model_files.read_model import inspect_model
-from mergenet_core.models.factored_source import open_at_rank, open_pack
+from mergenet_core.models.factored_source import at_rank, open_pack
 from mergenet_core.models.saved_tensors import SourceWeights
 from mergenet_core.models.stored_factors import compose, to_stored
 from mergenet_core.models.write_pack import write_pack
@@ -84,7 +84,7 @@ def test_the_source_at_a_rank_is_its_pack_bit_for_bit_whatever_the_threads(sourc
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        ranked = open_at_rank(source, 5, dtype)
+        ranked = at_rank(SourceWeights(source), 5, dtype)
         assert all(torch.equal(packed[name], ranked[name]) for name in packed)
         assert not torch.equal(packed[MATRIX], SourceWeights(source)[MATRIX])
     finally:

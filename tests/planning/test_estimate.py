@@ -52,6 +52,12 @@ def test_of_the_candidates_the_one_that_needs_most_counts():
     assert both.under("ddp").memory_bytes > found["project"].under("ddp").memory_bytes
 
 
+def test_an_untrained_source_is_held_as_a_whole():
+    plain, sham = job(), job().model_copy(update={"arms": ["transfer", "control", "sham-untrained"]})
+    more = estimated(sham).under("ddp").device_bytes - estimated(plain).under("ddp").device_bytes
+    assert more == 4 * estimated(plain).source_parameters
+
+
 def gpu(memory_bytes, devices=2):
     described = {"name": "w", "host": "h", "state": "idle", "device": "cuda: some ×2"}
     slots = tuple(Device(id=str(number), name="cuda: some", memory_bytes=memory_bytes) for number in range(devices))
