@@ -30,7 +30,7 @@ from mergenet_core.training.engines.engine import named_shards
 from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
-from mergenet_core.training.trial import run_trial
+from mergenet_core.training.trial import AttemptContext, run_trial
 from mergenet_core.transfer.cycle import Transfer, TransferSource
 from mergenet_core.transfer.shards.exchange import TRAFFIC
 from mergenet_core.transfer.shards.zero3 import Zero3Shard
@@ -140,7 +140,7 @@ def peak(task: dict[str, Any]) -> dict[str, Any]:
     trial = Trial(id="transfer-0", kind="arm", arm="transfer", seed=0)
     reset_peak()
     folder = JobFolder(Path(task["folder"]))
-    result = run_trial(job, trial, folder, task["roots"], attempt=1, reporter=recorder, control=recorder)
+    result = run_trial(job, trial, folder, task["roots"], AttemptContext(1, recorder, recorder))
     return {"own_bytes": peak_bytes(torch.device("cpu")), "memory_bytes": result.memory_bytes}
 
 
@@ -178,7 +178,7 @@ def limited(task: dict[str, Any]) -> dict[str, Any]:
     job, recorder = parse(task["document"]), LossRecorder()
     trial = Trial(id="control-0", kind="arm", arm="control", seed=0)
     folder = JobFolder(Path(task["folder"]))
-    run_trial(job, trial, folder, task["roots"], attempt=1, reporter=recorder, control=recorder)
+    run_trial(job, trial, folder, task["roots"], AttemptContext(1, recorder, recorder))
     exported = folder.trial("control-0") / "model" / "model.safetensors"
     return {"steps": len(recorder.losses), "exported_bytes": exported.stat().st_size}
 

@@ -137,7 +137,7 @@ class Lab:
         if before is not None:
             before(job)
         folder.spec.write_text(spec.model_dump_json())
-        job, _ = self.store.create(state_machine.submit(job), spec, plan.model_dump(mode="json"))
+        job = self.store.create(state_machine.submit(job), spec, plan.model_dump(mode="json")).job
         rq_queue.enqueue(self.redis_server.client(decode=False), job)
         return job
 

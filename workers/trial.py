@@ -104,18 +104,11 @@ def _train(work: _Work, reporter: Reporter, control: Control) -> Outcome:
     import torch  # not at the top: the supervisor imports this module and never torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    from mergenet_core.training.trial import run_trial
+    from mergenet_core.training.trial import AttemptContext, run_trial
 
     try:
-        result = run_trial(
-            work.spec,
-            work.trial,
-            work.folder,
-            work.settings.roots,
-            attempt=work.attempt.number,
-            reporter=reporter,
-            control=control,
-        )
+        attempt = AttemptContext(work.attempt.number, reporter, control)
+        result = run_trial(work.spec, work.trial, work.folder, work.settings.roots, attempt)
     except (Interrupted, StaleAttempt) as stop:
         return Outcome.interrupted(str(stop))
     return Outcome.finished(result=result)

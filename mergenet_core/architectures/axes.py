@@ -32,7 +32,7 @@ ANCHORS = {
     "spans": "an answer's start and end, which all models have alike",
     "labels": "labels of the same names",
 }
-"""Axes that can mean the same in two models, and what makes them do so."""
+"""Axes that can mean the same in two models, and what the models need for that."""
 INPUT_AXES = ("vocabulary", "patches", "pixels", "channels-in")
 """The axes that data enters by: if none is shared, no axis behind them means the same."""
 INPUT_EMBEDDINGS = ("embeddings.word", "embeddings.patch")
@@ -49,6 +49,11 @@ class StoredSlice(Record):
     """The weight is stored inputs × outputs."""
     rows: tuple[int, int] | None = None
     """Of an entry that fuses several weights: this weight's first output and one past its last."""
+
+
+def needed_to_share(axis: str) -> str:
+    """What two models need so that one of `ANCHORS` means the same in both, as a clause of a message."""
+    return f"sharing it needs {ANCHORS[axis]}"
 
 
 def axis_sizes(shape: tuple[int, ...], form: Form) -> tuple[int, int]:

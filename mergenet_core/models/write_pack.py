@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergenet_core import __version__
-from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.model_files.knowledge_pack import (
     FILE_KEY,
     FILES,
@@ -20,7 +19,8 @@ from mergenet_core.model_files.knowledge_pack import (
     PackDtype,
     PackedTensor,
 )
-from mergenet_core.model_files.read_model import inspect_model, weight_files
+from mergenet_core.model_files.pack_sources import inspect_sources
+from mergenet_core.model_files.read_model import weight_files
 from mergenet_core.models.saved_tensors import SourceWeights, refuse_not_finite
 from mergenet_core.models.stored_factors import energy_kept, to_stored
 from mergenet_core.storage.published_folder import sha256
@@ -33,14 +33,7 @@ def write_pack(folders: Sequence[Path], out: Path, *, rank: int, dtype: PackDtyp
     Raises: `ModelRefused` for a model that cannot be read, checkpoints of different models, or numbers beyond `dtype`;
     `PathRefused` where there is no folder to write into.
     """
-    if not out.parent.is_dir():
-        raise PathRefused(f"{out}: there is no folder {out.parent} to write the pack into; make it, or name another")
-    infos = [inspect_model(folder) for folder in folders]
-    for folder, found in zip(folders, infos, strict=True):
-        if found.shapes != infos[0].shapes or found.vocabulary != infos[0].vocabulary:
-            raise ModelRefused(
-                f"{folder.name} is no checkpoint of the same model as {folders[0].name}: shapes or vocabulary differ"
-            )
+    infos = inspect_sources(folders, out)
     tensors: dict[str, Tensor] = {}
     described: dict[str, PackedTensor] = {}
     for checkpoint, folder in enumerate(folders):

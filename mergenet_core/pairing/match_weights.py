@@ -7,7 +7,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 
-from mergenet_core.architectures.axes import ANCHORS, INPUT_EMBEDDINGS, RESIDUAL_AXES, Form, axis_kind
+from mergenet_core.architectures.axes import ANCHORS, INPUT_EMBEDDINGS, RESIDUAL_AXES, Form, axis_kind, needed_to_share
 from mergenet_core.architectures.schema import Dimensions
 from mergenet_core.architectures.structure import LogicalWeight, ModelStructure
 from mergenet_core.errors import PairingRefused
@@ -126,7 +126,7 @@ class Matching:
             if name in ANCHORS and name not in self._anchors:
                 if name in self._shared.undecided:
                     return f"{name} may be shared: {self._shared.undecided[name]}"
-                return f"{name} is not shared; {self._shared.unshared.get(name, f'it would be with {ANCHORS[name]}')}"
+                return f"{name} is not shared; {self._shared.unshared.get(name, needed_to_share(name))}"
             if name in self.axes and self.axes[name].source != axis.source:
                 return f"{axis.source} of the source does not stand for {name} here: a layer between has no counterpart"
             if name in RESIDUAL_AXES and axis.source not in RESIDUAL_AXES:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mergenet_core.architectures.axes import ANCHORS, INPUT_AXES, INPUT_EMBEDDINGS, Kind, axis_kind, matrix_shape
+from mergenet_core.architectures.axes import (
+    INPUT_AXES,
+    INPUT_EMBEDDINGS,
+    Kind,
+    axis_kind,
+    matrix_shape,
+    needed_to_share,
+)
 from mergenet_core.architectures.read_structure import read_structure
 from mergenet_core.architectures.registry import known_families
 from mergenet_core.architectures.structure import ModelStructure
@@ -142,7 +149,7 @@ def _best(source: _Model, target: ModelInfo, tower: ModelStructure) -> tuple[Mod
 
 
 def _reason(name: str, reasons: Mapping[str, str]) -> str:
-    return reasons.get(name, f"it would be with {ANCHORS[name]}")
+    return reasons.get(name, needed_to_share(name))
 
 
 def _of_tower(name: str, tower: ModelStructure) -> str:

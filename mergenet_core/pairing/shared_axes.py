@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mergenet_core.architectures.axes import ANCHORS
+from mergenet_core.architectures.axes import ANCHORS, needed_to_share
 from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.vocabulary_overlap import LEAST_SHARE, overlap
@@ -67,7 +67,7 @@ def shared_axes(
 def _shared(
     axis: str, source: ModelInfo, target: ModelInfo, source_tower: ModelStructure, target_tower: ModelStructure
 ) -> Anchor | _Undecided | str:
-    otherwise = f"it would be with {ANCHORS[axis]}"
+    otherwise = needed_to_share(axis)
     configs = source_tower.config, target_tower.config
     if axis in _ALWAYS:
         return Anchor(ANCHORS[axis])
@@ -102,7 +102,7 @@ def _vocabulary(
     if found.share < LEAST_SHARE:
         return (
             f"{len(found.cover):,} entries of the target's tokenizer, {found.share:.0%}, have a counterpart in the "
-            f"source's, and {LEAST_SHARE:.0%} is the least; it would be with {ANCHORS['vocabulary']}"
+            f"source's, and {LEAST_SHARE:.0%} is the least; {needed_to_share('vocabulary')}"
         )
     because = f"entries that both tokenizers have, {found.share:.0%} of the target's"
     return Anchor(because, found.order, found.cover, len(found.cover))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast, get_args
 
 from redis import Redis
@@ -27,18 +28,25 @@ _DELETED_SECONDS = 3600
 """How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
 
 
+@dataclass(frozen=True)
+class Created:
+    """The record of a submitted job."""
+
+    job: Job
+    new: bool
+    """False if an earlier submission with the same idempotency key created it."""
+
+
 class Store:
     """The records of all jobs. `redis` must decode responses."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
 
-    def create(
-        self, job: Job, spec: JobSpec, plan: JsonObject, *, idempotency_key: str | None = None
-    ) -> tuple[Job, bool]:
+    def create(self, job: Job, spec: JobSpec, plan: JsonObject, *, idempotency_key: str | None = None) -> Created:
         """Write a new job, or return the one that the same owner made before with this idempotency key.
 
-        Returns the job and whether it is new. Raises: `IdempotencyConflict` when the key came with another document.
+        Raises: `IdempotencyConflict` when the key came with another document.
         """
         document = spec.model_dump_json(exclude_defaults=True)
         sha256 = digest(spec)
@@ -50,7 +58,7 @@ class Store:
                         pipe.watch(idempotency)  # type: ignore[no-untyped-call]
                         known = cast("str | None", pipe.get(idempotency))
                         if known is not None and (before := self._known(json.loads(known), sha256)):
-                            return before, False
+                            return Created(before, new=False)
                     pipe.multi()
                     pipe.set(keys.job_spec(job.id), document)
                     pipe.set(keys.job_plan(job.id), json.dumps(plan))
@@ -58,7 +66,7 @@ class Store:
                         pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
                     _write(pipe, None, job)
                     pipe.execute()
-                    return job, True
+                    return Created(job, new=True)
                 except WatchError:
                     continue
 

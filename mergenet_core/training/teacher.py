@@ -18,7 +18,7 @@ from mergenet_core.models.processors import processor_folder
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import DistillSpec, TrainSpec
 from mergenet_core.spec.json_values import JsonObject
-from mergenet_core.storage.published_folder import verify
+from mergenet_core.storage.published_folder import read_manifest, verify
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Outputs, Task
 from mergenet_core.training.context import TrialContext
@@ -60,7 +60,7 @@ def prepare_teacher(
         model = load_trained(source, job.target.task, known, seed=seed)
     else:
         saved = context.folder.teachers / str(seed)
-        if not world.from_main(_verifies(saved)):
+        if not world.from_main(world.main and _verifies(saved)):
             begun = time.perf_counter()
             training = _fine_tuning(context, source, task, spec.teacher)
             while training.step < spec.teacher.steps:
@@ -68,7 +68,7 @@ def prepare_teacher(
                 training.advance()
             about: Provenance = {"step": training.step, "seconds": time.perf_counter() - begun}
             export_model(training.engine, task.processor, saved, attempt=attempt, about=about)
-        seconds = verify(saved).about["seconds"]
+        seconds = read_manifest(saved).about["seconds"]  # verified above, or written just now
         model = load_trained(saved, job.target.task, labels, seed=seed)
     frozen = Relabelled(model, [known.index(label) for label in labels]).to(world.device).eval()
 

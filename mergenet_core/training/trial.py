@@ -27,7 +27,7 @@ from mergenet_core.training.protocols import Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.teacher import Teacher, prepare_teacher
 
-__all__ = ["Control", "Interrupted", "Reporter", "run_trial"]
+__all__ = ["AttemptContext", "Control", "Interrupted", "Reporter", "run_trial"]
 
 REQUESTS: tuple[Literal["checkpoint", "stop"] | None, ...] = (None, "checkpoint", "stop")
 """What can be requested of a process; if processes receive different requests, the last of these counts for all."""
@@ -36,15 +36,26 @@ LOGGED_STEPS = 200
 
 
 @dataclass(frozen=True)
+class AttemptContext:
+    """The number of a trial's attempt, and the process that runs it."""
+
+    number: int
+    reporter: Reporter
+    control: Control
+
+
+@dataclass(frozen=True)
 class _Run:
     """A running trial."""
 
     context: TrialContext
-    attempt: int
-    reporter: Reporter
-    control: Control
+    attempt: AttemptContext
     training: Training
     selection: Selection = field(default_factory=Selection)
+
+    @property
+    def reporter(self) -> Reporter:
+        return self.attempt.reporter
 
     @property
     def trial_folder(self) -> Path:
@@ -57,7 +68,7 @@ class _Run:
             self.training,
             self.selection,
             self.trial_folder,
-            attempt=self.attempt,
+            attempt=self.attempt.number,
             keep=self.context.job.retention.checkpoints,
             about={"trial": trial.id, "seed": trial.seed},
         )
@@ -66,7 +77,7 @@ class _Run:
 
     def stop_if_requested(self) -> bool:
         """Publish a checkpoint if any process was asked to; return whether it was. Raises: `Interrupted`."""
-        requested = REQUESTS[self.training.engine.world.largest(REQUESTS.index(self.control.requested()))]
+        requested = REQUESTS[self.training.engine.world.largest(REQUESTS.index(self.attempt.control.requested()))]
         if requested is not None:
             checkpoint = self.publish()
             if requested == "stop":
@@ -75,7 +86,7 @@ class _Run:
 
     def export(self, training: Training, folder: Path) -> None:
         """Publish a model in training as it is now."""
-        export_model(training.engine, training.task.processor, folder, attempt=self.attempt, about=self.about())
+        export_model(training.engine, training.task.processor, folder, attempt=self.attempt.number, about=self.about())
 
     def export_source_state(self) -> None:
         """Export the source as it is now, if this is one of the states that the target is to learn from."""
@@ -89,16 +100,7 @@ class _Run:
         return {"step": self.training.step, "seed": trial.seed, "trial": trial.id}
 
 
-def run_trial(
-    job: JobSpec,
-    trial: Trial,
-    folder: JobFolder,
-    roots: Roots,
-    *,
-    attempt: int,
-    reporter: Reporter,
-    control: Control,
-) -> TrialResult:
+def run_trial(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots, attempt: AttemptContext) -> TrialResult:
     """Train the source, or one arm at one seed, and export it; resumes from the newest checkpoint that verifies.
 
     Raises: `Interrupted` after a checkpoint when asked to stop; `TrainingDiverged`, `OutOfMemory`, `StorageFull`,
@@ -109,11 +111,11 @@ def run_trial(
     transformers_logging.disable_progress_bar()
     context = open_trial(job, trial, folder, roots)
     training = prepare_training(context)
-    run = _Run(context, attempt, reporter, control, training)
+    run = _Run(context, attempt, training)
     for reason in resume(training, run.selection, run.trial_folder):
-        reporter.event("checkpoint.refused", f"{reason}; an older one is used", level="warning")
+        attempt.reporter.event("checkpoint.refused", f"{reason}; an older one is used", level="warning")
     if training.step:
-        reporter.event("trial.resumed", f"resumed at step {training.step}", step=training.step)
+        attempt.reporter.event("trial.resumed", f"resumed at step {training.step}", step=training.step)
     teacher = _prepare_teacher(run) if trial.arm in DISTILLS else None
     training.start()
     _train(run, teacher.distillation if teacher is not None else None)
@@ -124,7 +126,9 @@ def run_trial(
 def _prepare_teacher(run: _Run) -> Teacher:
     task = run.training.task
     run.reporter.event("teacher.preparing", "preparing the teacher; steps are counted after that")
-    teacher = prepare_teacher(run.context, task.labels, attempt=run.attempt, stop_if_requested=run.stop_if_requested)
+    teacher = prepare_teacher(
+        run.context, task.labels, attempt=run.attempt.number, stop_if_requested=run.stop_if_requested
+    )
     run.reporter.event("teacher.ready", f"the teacher's test {task.metric} is {teacher.test:.4f}", test=teacher.test)
     return teacher
 
@@ -162,7 +166,9 @@ def _export(run: _Run) -> None:
     job, training, folder = run.context.job, run.training, run.trial_folder
     run.export(training, run.context.folder.source if run.context.trial.kind == "source" else folder / "model")
     if training.transfer is not None and training.engine.world.main:
-        export_adapter(training.transfer, job.transfer, folder / "adapter", attempt=run.attempt, about=run.about())
+        export_adapter(
+            training.transfer, job.transfer, folder / "adapter", attempt=run.attempt.number, about=run.about()
+        )
     if training.joint_source is not None and job.transfer.back_cycle is not None:
         run.export(training.joint_source, folder / "source-model")
 

@@ -18,6 +18,7 @@ from mergenet_core.records import state_machine
 from mergenet_core.records.job import Job
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.store import rq_queue
+from mergenet_core.store.jobs import Created
 from mergenet_core.store.worker_registry import workers
 from service.server.dependencies import Context
 
@@ -30,29 +31,29 @@ def plan(context: Context, spec: JobSpec) -> Plan:
     return make_plan(spec, settings.roots, settings.home, workers(context.redis))
 
 
-def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | None) -> tuple[Job, bool]:
+def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
     """Queue a job, or return the one that the same owner submitted with the same idempotency key.
 
-    Returns the job and whether it is new. Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
+    Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
     """
     planned = plan(context, spec)
     job = state_machine.submit(new_job(spec, planned, owner))
     folder = context.settings.job_folder(job.id)
     _write(folder.spec, spec)
     try:
-        kept, new = context.store.create(job, spec, planned.model_dump(mode="json"), idempotency_key=idempotency_key)
+        created = context.store.create(job, spec, planned.model_dump(mode="json"), idempotency_key=idempotency_key)
     except RedisError:
         found = _written(context, job.id)
         if found is None:
             raise
-        kept, new = found, True
+        created = Created(found, new=True)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    if not new:
+    if not created.new:
         shutil.rmtree(folder.path, ignore_errors=True)
-    send(context, kept)
-    return kept, new
+    send(context, created.job)
+    return created
 
 
 def send(context: Context, job: Job) -> None:

@@ -16,10 +16,12 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from mergenet_core import __version__
+from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.store import device_leases, worker_registry
 from service.cli.commands import app
+from service.cli.pack import run_pack
 from service.client.profile import Profile, find_profile, read_profile
 from tests.cli.conftest import Shell
 from tests.service.conftest import job_document
@@ -279,3 +281,10 @@ def test_a_source_that_cannot_be_packed_gets_a_sentence(shell: Shell) -> None:
     refused = shell.run("pack", "models/nothing", "--rank", "4", "--out", "p")
     assert refused.returncode == 2
     assert refused.stderr.startswith("mergenet: nothing has no config.json")
+
+
+def test_sources_are_checked_before_the_process_that_imports_torch_starts(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=r"nothing has no config\.json"):
+        run_pack([tmp_path / "nothing"], 4, tmp_path / "p", "float32")
+    with pytest.raises(PathRefused, match="there is no folder"):
+        run_pack([tmp_path / "nothing"], 4, tmp_path / "none" / "p", "float32")

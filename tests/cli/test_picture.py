@@ -35,7 +35,7 @@ def test_every_pair_is_a_line_in_the_colour_of_its_axes(pairing: Pairing) -> Non
 def test_an_unpaired_weight_is_drawn_with_its_reason(pairing: Pairing) -> None:
     root = ElementTree.fromstring(draw(pairing))
     texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
-    assert "not paired: labels is not shared; it would be with labels of the same nameshead.weight" in texts
+    assert "not paired: labels is not shared; sharing it needs labels of the same nameshead.weight" in texts
 
 
 def test_weights_stay_inside_the_picture(pairing: Pairing) -> None:

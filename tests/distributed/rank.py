@@ -14,7 +14,7 @@ import torch
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.trial import Interrupted, run_trial
+from mergenet_core.training.trial import AttemptContext, Interrupted, run_trial
 from mergenet_core.transfer.shards import exchange
 from tests.training.tiny import Recorder
 
@@ -34,7 +34,7 @@ def main(work: Path) -> None:
             stack.enter_context(contextlib.suppress(Interrupted))
             if task.get("broken"):
                 stack.enter_context(broken_exchange())
-            run_trial(job, trial, folder, roots, attempt=task.get("attempt", 1), reporter=recorder, control=recorder)
+            run_trial(job, trial, folder, roots, AttemptContext(task.get("attempt", 1), recorder, recorder))
         if int(os.environ["RANK"]) == 0:
             (work / f"{task['name']}.json").write_text(json.dumps(recorder.losses))
 

@@ -27,7 +27,7 @@ SPEC: JobSpec = parse(document())
 
 
 def create(store: Store, **details: object) -> Job:
-    return store.create(state_machine.submit(job_of(TRIALS, **details)), SPEC, {})[0]  # type: ignore[arg-type]
+    return store.create(state_machine.submit(job_of(TRIALS, **details)), SPEC, {}).job  # type: ignore[arg-type]
 
 
 def test_a_job_is_read_as_it_was_written(redis: Redis) -> None:
@@ -96,18 +96,18 @@ def test_the_lease_comes_and_goes_with_the_active_attempt(redis: Redis) -> None:
 
 def test_an_idempotency_key_gives_the_same_job_again(redis: Redis) -> None:
     store = Store(redis)
-    first, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
-    again, known = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
-    assert (new, known) == (True, False)
-    assert again.id == first.id
-    assert [job.id for job in store.page()[0]] == [first.id]
+    first = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
+    again = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
+    assert (first.new, again.new) == (True, False)
+    assert again.job.id == first.job.id
+    assert [job.id for job in store.page()[0]] == [first.job.id]
 
 
 def test_an_idempotency_key_makes_one_job_of_many_posts_at_once(redis: Redis, redis_server: RedisServer) -> None:
     def post(_: int) -> tuple[str, bool]:
         store = Store(redis_server.client())
-        job, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
-        return job.id, new
+        created = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
+        return created.job.id, created.new
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(post, range(16)))
@@ -125,11 +125,10 @@ def test_an_idempotency_key_with_another_document_is_refused(redis: Redis) -> No
 
 def test_an_idempotency_key_is_free_again_when_its_job_is_deleted(redis: Redis) -> None:
     store = Store(redis)
-    job, _ = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
+    job = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k").job
     store.update(job.id, lambda job: state_machine.request(job, "cancel"))
     store.delete(job.id)
-    _, new = store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k")
-    assert new
+    assert store.create(state_machine.submit(job_of(TRIALS)), SPEC, {}, idempotency_key="k").new
 
 
 def test_pages_hold_every_job_once_newest_first(redis: Redis) -> None:

@@ -27,7 +27,7 @@ from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_training
 from mergenet_core.training.context import open_trial
 from mergenet_core.training.loop import Training
-from mergenet_core.training.trial import Interrupted, run_trial
+from mergenet_core.training.trial import AttemptContext, Interrupted, run_trial
 
 TOPICS = {"fruit": "apple pear plum fig", "tools": "saw drill axe file", "music": "drum harp bell horn"}
 FILLERS = ["the", "a", "of", "and", "in", "on", "with", "more", "less", "some"]
@@ -198,7 +198,7 @@ def run(
     job: JobSpec, name: str, folder: Path, roots: Roots, recorder: Recorder | None = None, attempt: int = 1
 ) -> TrialResult:
     recorder, trial = recorder or Recorder(), trial_named(job, name)
-    return run_trial(job, trial, JobFolder(folder), roots, attempt=attempt, reporter=recorder, control=recorder)
+    return run_trial(job, trial, JobFolder(folder), roots, AttemptContext(attempt, recorder, recorder))
 
 
 def prepared(job: JobSpec, name: str, folder: Path, roots: Roots) -> Training:

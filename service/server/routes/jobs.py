@@ -50,11 +50,11 @@ def post_job(
     ] = None,
 ) -> JobView:
     """Check a job document and queue the job. A refused document leaves nothing behind."""
-    job, new = submission.accept(context, document, key.name, idempotency_key)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if not new:
+    created = submission.accept(context, document, key.name, idempotency_key)
+    response.headers["Location"] = f"/jobs/{created.job.id}"
+    if not created.new:
         response.headers["Idempotency-Replayed"] = "true"
-    return view(context, job)
+    return view(context, created.job)
 
 
 @router.post(
