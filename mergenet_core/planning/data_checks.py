@@ -7,7 +7,13 @@ import json
 from pathlib import Path
 
 from mergenet_core.errors import DataRefused, PathRefused
-from mergenet_core.planning.data_files import CIFAR_LABELS, CIFAR_RECORD, find_annotations, find_images
+from mergenet_core.planning.data_files import (
+    CIFAR_LABELS,
+    CIFAR_RECORD,
+    UNLABELLED_FOLDER,
+    find_annotations,
+    find_images,
+)
 from mergenet_core.spec.job import DataSpec, TaskName
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
@@ -34,6 +40,26 @@ def check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None
             path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
             if _check_split(path, TASKS[task].columns(data), where, task):
                 _check_companions(path, data, task, roots, where)
+    if data.unlabelled is not None:
+        where = f"{field}.unlabelled"
+        path = roots.dataset(data.unlabelled, where)
+        columns = tuple(name for name in TASKS[task].columns(data) if name != data.label)
+        _check_split(path, columns, where, task)
+        _check_apart(path, data, roots, field)
+
+
+def _check_apart(unlabelled: Path, data: DataSpec, roots: Roots, field: str) -> None:
+    """Refuse unlabelled inputs that contain, or are part of, another split: they could be evaluated on."""
+    for split in ("train", "test", "validation"):
+        name = getattr(data, split)
+        if name is None or (split == "train" and unlabelled.name == UNLABELLED_FOLDER):
+            continue
+        path = roots.dataset(name, f"{field}.{split}")
+        if unlabelled == path or unlabelled in path.parents or path in unlabelled.parents:
+            raise DataRefused(
+                f"{field}.unlabelled: {data.unlabelled} and {field}.{split} ({name}) share files; give inputs that are "
+                "in no other split, or unlabelled_from_train: true for the rows of train that are not held out"
+            )
 
 
 def _check_companions(path: Path, data: DataSpec, task: TaskName, roots: Roots, field: str) -> None:

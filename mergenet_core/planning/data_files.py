@@ -17,6 +17,8 @@ CIFAR_RECORD = 2 + CIFAR_PIXELS
 """Bytes of an image with its coarse and its fine label in CIFAR-100's binary files."""
 CIFAR_LABELS = ("coarse_label", "label")
 """The columns of the two labels, in the order of the bytes; `label` is the fine one."""
+UNLABELLED_FOLDER = "unsup"
+"""The folder of IMDb's archive, beside the folders of its labels, whose reviews have no label."""
 _SUBSET = re.compile(r"(?:train|val|test)\d{4}")
 
 

@@ -13,7 +13,7 @@ from mergenet_core.pairing.result import Pairing
 from mergenet_core.planning.memory import LearnerSpec, process_memory
 from mergenet_core.planning.plan import Estimate, ProcessMemory, Strategy
 from mergenet_core.planning.transfer_memory import TransferMemory, transfer_memory
-from mergenet_core.spec.job import JobSpec, ResourcesSpec
+from mergenet_core.spec.job import DistillSpec, JobSpec, ResourcesSpec, TrainSpec
 
 _BYTES = 4
 
@@ -59,13 +59,27 @@ def _trial_memory(name: Strategy, spec: JobSpec, source: ModelInfo, target: Mode
         beside += own.device_bytes
     if "sham-untrained" in spec.arms:  # it is built as a whole, where a source is read one weight at a time
         beside += _BYTES * (_count(source) or 0)
-    arm = process_memory(name, LearnerSpec(target, spec.target.task, data, spec.train), spec.resources, beside)
+    learner = LearnerSpec(target, spec.target.task, data, _largest_batch(spec))
+    arm = process_memory(name, learner, spec.resources, beside)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
     if teacher and any("distill" in arm for arm in spec.arms):
         learner = LearnerSpec(source, spec.target.task, data, teacher)
         found.append(process_memory(name, learner, spec.resources, _BYTES * (_count(target) or 0)))
     return max(found, key=lambda one: one.memory_bytes)
+
+
+def _largest_batch(spec: JobSpec) -> TrainSpec:
+    """The target's training with all examples of a step in its batch: an arm may read unlabelled ones beside its own.
+
+    The activations of both are kept until the backward pass; a distillation without a labelled loss reads no others.
+    """
+    if not spec.target.data.has_unlabelled:
+        return spec.train
+    distill = spec.transfer.distill or DistillSpec()
+    labelled = spec.train.batch_size if distill.task_share else 0
+    batch_size = max(spec.train.batch_size, spec.pool_batch_size + labelled)
+    return spec.train.model_copy(update={"batch_size": batch_size})
 
 
 def _disk(spec: JobSpec, trained: int, source: int, target: int) -> int:

@@ -31,6 +31,13 @@ class DataSpec(Strict):
     """The split that the report is measured on; always used completely."""
     validation: PathText | None = None
     """The split that weights are selected by; default: examples held out of `train`."""
+    unlabelled: PathText | None = None
+    """Classification: inputs without labels, in any form of `train`; a label column is not needed and never read."""
+    unlabelled_from_train: bool = False
+    """Classification: use rows of `train` as unlabelled inputs: the labelled ones and those that `train_limit` leaves
+    out, but never the ones held out for validation."""
+    unlabelled_limit: Annotated[int, Field(ge=1)] | None = None
+    """Use this number of unlabelled inputs only, drawn by the trial's seed; the same in every arm of that seed."""
     hub: NameText | None = None
     """A hub dataset id; only where the operator allows the hub, and only with `revision`."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
@@ -70,10 +77,31 @@ class DataSpec(Strict):
     augment: Literal["none", "crop-flip"] = "none"
     """Image classification: at each step, shift images by up to 4 pixels and mirror half of them, at random."""
 
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there are unlabelled inputs."""
+        return self.unlabelled is not None or self.unlabelled_from_train
+
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
         if self.train_limit is not None and self.train_fraction != 1.0:
             raise ValueError("give train_limit or train_fraction, not both")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together: pin the hub id to a 40-digit commit")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_inputs_stay_apart(self) -> Self:
+        if self.unlabelled is not None and self.unlabelled_from_train:
+            raise ValueError("give unlabelled or unlabelled_from_train, not both")
+        if self.unlabelled_limit is not None and not self.has_unlabelled:
+            raise ValueError(
+                "unlabelled_limit limits nothing: give unlabelled or unlabelled_from_train, or leave it out"
+            )
+        for split in ("train", "test", "validation"):
+            if self.unlabelled is not None and self.unlabelled == getattr(self, split):
+                raise ValueError(
+                    f"unlabelled must not be the {split} split: {self.unlabelled}; for the rows of train that are not "
+                    "held out for validation give unlabelled_from_train: true"
+                )
         return self

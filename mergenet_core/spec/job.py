@@ -13,6 +13,7 @@ from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict
 from mergenet_core.spec.json_values import JsonSettings
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
+from mergenet_core.spec.transfer import DistillSpec, Include, MethodName, PairSpec, TransferSpec
 
 __all__ = [
     "SHAMS",
@@ -36,8 +37,6 @@ __all__ = [
 Arm = Literal["transfer", "control", "sham", "sham-untrained", "sham-spectrum", "distill", "transfer+distill", "copy"]
 SHAMS: tuple[Arm, ...] = ("sham", "sham-untrained", "sham-spectrum")
 """Arms that repeat the transfer from a source without its knowledge."""
-MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
-Include = Literal["all", "embeddings", "body", "no-head"]
 
 
 class ModelSpec(Strict):
@@ -142,79 +141,6 @@ class TargetSpec(Strict):
     """What it learns from, and the test split that the report is measured on."""
 
 
-class PairSpec(Strict):
-    """A pair of weights by name, where `*` matches any characters: for `lpka`, with models of unknown structure."""
-
-    source: NameText
-    """Name or pattern of source weights; the k-th match is paired with the target's k-th match."""
-    target: NameText
-    """Name or pattern of target weights."""
-
-
-class DistillSpec(Strict):
-    """Output distillation, used by the arms `distill` and `transfer+distill`."""
-
-    loss: Literal["kd", "dkd"] = "kd"
-    """Hinton's KD (arXiv 1503.02531), or decoupled KD (arXiv 2203.08679)."""
-    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """KD: loss = (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD."""
-    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
-    """Softens both distributions; the loss is scaled by its square."""
-    target_class_weight: Annotated[float, Field(ge=0)] = 1.0
-    """DKD's α."""
-    non_target_class_weight: Annotated[float, Field(ge=0)] = 8.0
-    """DKD's β."""
-    teacher: TrainSpec | None = None
-    """First fine-tune a copy of the source, with a head for the target's labels, on the trial's examples."""
-
-
-class TransferSpec(Strict):
-    """How knowledge moves from the source's weights into the target's."""
-
-    method: MethodName = "auto"
-    """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps. `auto` tries the
-    methods that the pair allows and takes at each seed the best on validation if its lead over the control is
-    significant, else the control."""
-    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
-    cycle: Annotated[int, Field(ge=1)] = 8
-    """T_cycle: steps from one transfer to the next, with self-learning in between."""
-    back_cycle: Annotated[int, Field(ge=1)] | None = None
-    """Two-way: steps from one transfer of the target into the joint source to the next; default: one-way."""
-    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """The share of the steps after which no transfer happens, so that the target can recover."""
-    update: Literal["gradient", "hypernetwork"] = "gradient"
-    """How `lpka` learns: through the task loss, or towards the weights after the target's step."""
-    layers: Annotated[int, Field(ge=1, le=16)] = 2
-    """`lpka`: stacked knowledge-transfer layers."""
-    heads: Annotated[int, Field(ge=1, le=64)] = 4
-    """`lpka`: attention heads of a knowledge-transfer layer."""
-    width: Annotated[int, Field(ge=4, le=4096)] = 32
-    """`lpka`: token width of a knowledge-transfer layer, a multiple of `heads`."""
-    gated: bool = True
-    """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""
-    gate: Annotated[float, Field(ge=0, le=0.99)] = 0.3
-    """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
-    include: Include = "all"
-    """Which paired weights are transferred."""
-    allow_unanchored: bool = False
-    """Also transfer where no axis is shared, with maps by size alone; no gain has been measured for that."""
-    pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
-    """Pairs by name; default: found from the models' structure."""
-    distill: DistillSpec | None = None
-    """Output distillation for the arms that use it; default settings when an arm needs it."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.pairs is not None and self.method not in ("lpka", "lpka-raw"):
-            raise ValueError(f"pairs by name work with methods lpka and lpka-raw, not {self.method}; leave pairs out")
-        if self.pairs is not None and not self.pairs:
-            raise ValueError("pairs is empty: name at least one pair, or leave it out")
-        return self
-
-
 class ResourcesSpec(Strict):
     """What a trial runs on."""
 
@@ -284,6 +210,12 @@ class JobSpec(Strict):
     """Names and values of the user's own, by which lists can be filtered."""
 
     @property
+    def pool_batch_size(self) -> int:
+        """Unlabelled inputs per step of an arm that distils from them."""
+        given = self.transfer.distill and self.transfer.distill.pool_batch_size
+        return given or self.train.batch_size
+
+    @property
     def source_task(self) -> TaskName:
         """What the source learns where the job trains it."""
         return self.source.task or self.target.task
@@ -329,6 +261,27 @@ class JobSpec(Strict):
             raise ValueError(
                 f"target.data.augment {self.target.data.augment} changes images at every step, but a teacher's "
                 f"logits are computed once per example: leave {distilling} out of arms, or set augment: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_inputs_fit(self) -> Self:
+        if self.source.data is not None and self.source.data.has_unlabelled:
+            raise ValueError("source.data.unlabelled: the source learns from labels alone; leave it out")
+        if not self.target.data.has_unlabelled:
+            if self.transfer.distill is not None and self.transfer.distill.pool_batch_size is not None:
+                raise ValueError(
+                    "transfer.distill.pool_batch_size counts unlabelled inputs: give target.data.unlabelled or "
+                    "unlabelled_from_train, or leave it out"
+                )
+            return self
+        if not TASKS[self.target.task].one_label:
+            able = ", ".join(name for name, info in TASKS.items() if info.one_label)
+            raise ValueError(f"target.data.unlabelled is for {able}, not for {self.target.task}; leave it out")
+        if not any("distill" in arm for arm in self.arms):
+            raise ValueError(
+                "target.data.unlabelled is used by the arms distill and transfer+distill alone: add one of them to "
+                "arms, or leave it out"
             )
         return self
 
@@ -392,6 +345,11 @@ class JobSpec(Strict):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         processes = self.resources.devices * self.resources.nodes
+        if self.target.data.has_unlabelled and self.pool_batch_size % (processes * self.train.micro_batches):
+            raise ValueError(
+                f"transfer.distill.pool_batch_size {self.pool_batch_size} must be a multiple of devices × nodes × "
+                f"train.micro_batches, {self.resources.devices} × {self.resources.nodes} × {self.train.micro_batches}"
+            )
         for field, train in (("train", self.train), ("source.train", self.source.train)):
             if train is not None and train.batch_size % (processes * train.micro_batches):
                 raise ValueError(

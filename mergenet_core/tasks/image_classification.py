@@ -14,6 +14,8 @@ from mergenet_core.tasks.data.augment import crop_flip
 from mergenet_core.tasks.data.images import ImageColumn, check_channels
 from mergenet_core.tasks.data.labels import Labelled, read_labelled
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
+from mergenet_core.tasks.data.tables import Table
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.task import Classification, TaskInputs
 
 
@@ -22,16 +24,18 @@ class PixelExamples:
     """A split of images of one size."""
 
     pixels: Pixels
-    labels: Tensor
+    labels: Tensor | None
+    """None for unlabelled images."""
     augments: bool = False
 
     def __len__(self) -> int:
         """How many images there are."""
-        return len(self.labels)
+        return self.pixels.count
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
-        """Normalised pixels and labels. Shapes: (b, c, h, w), labels (b)."""
-        return {"pixel_values": self.pixels.batch(index_b), "labels": self.labels[index_b]}
+        """Normalised pixels, and labels where there are any. Shapes: (b, c, h, w), labels (b)."""
+        inputs = {"pixel_values": self.pixels.batch(index_b)}
+        return inputs if self.labels is None else {**inputs, "labels": self.labels[index_b]}
 
     def augmented_batch(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
         """The batch in training: if the split augments, each image is shifted and mirrored by `seed` and its index."""
@@ -59,16 +63,20 @@ def load_image_classification(inputs: TaskInputs) -> Classification:
     all_images = ImageColumn(train_table, data.image, torch.arange(len(train_table)))
     processor = fit_processor(inputs.images, all_images, data.image_size, channels)
 
-    def examples(split: Labelled, rows: Tensor, augments: bool = False) -> PixelExamples:
-        images = ImageColumn(split.table, data.image, rows)
-        return PixelExamples(read_pixels(images, processor, data.image_size, channels), split.labels_n[rows], augments)
+    def pixels(table: Table, rows: Tensor) -> Pixels:
+        return read_pixels(ImageColumn(table, data.image, rows), processor, data.image_size, channels)
 
+    def examples(split: Labelled, rows: Tensor, augments: bool = False) -> PixelExamples:
+        return PixelExamples(pixels(split.table, rows), split.labels_n[rows], augments)
+
+    pool = read_unlabelled(inputs, data.image, splits)
     return Classification(
         labels=labels,
         train=examples(splits.train, splits.train_rows, data.augment == "crop-flip"),
         validation=examples(splits.validation, splits.validation_rows),
         test=examples(splits.test, splits.test_rows),
         processor=processor,
+        unlabelled=PixelExamples(pixels(pool.table, pool.rows), None) if pool else None,
         settings={"image_size": data.image_size, "num_channels": channels},
-        data_summary=splits.summary(),
+        data_summary=splits.summary() | (pool.summary() if pool else {}),
     )

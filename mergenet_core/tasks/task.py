@@ -110,6 +110,10 @@ class Task(Protocol):
         """What the report is measured on."""
 
     @property
+    def unlabelled(self) -> Examples | None:
+        """Inputs without labels; None where the job gives none."""
+
+    @property
     def processor(self) -> Processor:
         """The tokenizer or image processor that made the examples; saved beside the model."""
 
@@ -140,6 +144,7 @@ class Classification:
     validation: Examples
     test: Examples
     processor: Processor
+    unlabelled: Examples | None = None
     settings: Mapping[str, int | None] = field(default_factory=dict)
     data_summary: Mapping[str, SplitSummary] = field(default_factory=dict)
     metric: str = TASKS["text-classification"].metric

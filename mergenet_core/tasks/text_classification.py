@@ -15,6 +15,7 @@ from mergenet_core.models.processors import Tokenizer
 from mergenet_core.tasks.data.labels import Labelled, read_labelled
 from mergenet_core.tasks.data.tables import texts
 from mergenet_core.tasks.data.tokens import text_settings
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.task import Classification, TaskInputs
 
 
@@ -24,17 +25,18 @@ class TokenExamples:
 
     inputs_nt: Mapping[str, Tensor]
     lengths_n: Tensor
-    labels: Tensor
+    labels: Tensor | None
+    """None for unlabelled texts."""
 
     def __len__(self) -> int:
         """How many texts there are."""
-        return len(self.labels)
+        return len(self.lengths_n)
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
-        """Token ids, mask and labels. Shapes: (b, longest), labels (b)."""
+        """Token ids and mask, and labels where there are any. Shapes: (b, longest), labels (b)."""
         longest = int(self.lengths_n[index_b].max())
         inputs = {name: rows_nt[index_b, :longest] for name, rows_nt in self.inputs_nt.items()}
-        return {**inputs, "labels": self.labels[index_b]}
+        return inputs if self.labels is None else {**inputs, "labels": self.labels[index_b]}
 
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""
@@ -50,18 +52,23 @@ def load_text_classification(inputs: TaskInputs) -> Classification:
         return _tokenise(texts(split.table, data.text, rows), split.labels_n[rows], tokenizer, data.max_length)
 
     train, validation, test = splits.each(examples)
+    pool = read_unlabelled(inputs, data.text, splits)
+    unlabelled = None
+    if pool is not None:
+        unlabelled = _tokenise(texts(pool.table, data.text, pool.rows), None, tokenizer, data.max_length)
     return Classification(
         labels=labels,
         train=train,
         validation=validation,
         test=test,
         processor=tokenizer,
+        unlabelled=unlabelled,
         settings=text_settings(tokenizer),
-        data_summary=splits.summary(),
+        data_summary=splits.summary() | (pool.summary() if pool else {}),
     )
 
 
-def _tokenise(texts: list[str], labels_n: Tensor, tokenizer: Tokenizer, max_length: int) -> TokenExamples:
+def _tokenise(texts: list[str], labels_n: Tensor | None, tokenizer: Tokenizer, max_length: int) -> TokenExamples:
     encoded = tokenizer(texts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
     inputs_nt: dict[str, Tensor] = {name: encoded[name] for name in encoded}
     return TokenExamples(inputs_nt, inputs_nt["attention_mask"].sum(dim=1).clamp(min=1), labels_n)

@@ -1,6 +1,6 @@
 """Output distillation: the target learns from a frozen teacher's logits as well as from the labels.
 
-Legend: n training examples, b examples of a batch, l labels, o labels other than the example's own (l − 1).
+Legend: n inputs that the teacher has read, b inputs of a batch, l labels, o labels other than the input's own (l − 1).
 """
 
 from __future__ import annotations
@@ -62,27 +62,31 @@ class Relabelled(nn.Module):
 
 @dataclass(frozen=True)
 class Distillation:
-    """A frozen teacher's logits for every training example, and how the loss uses them.
+    """A frozen teacher's logits for every unlabelled input, or for every training example where there are none.
 
-    The teacher reads an example in the same form every time, so its forward passes are made once, before the first
-    step.
+    The teacher reads an input in the same form every time, so its forward passes are made once, before the first step.
     """
 
     logits_nl: Tensor
     spec: DistillSpec
+    pool_batch_size: int | None = None
+    """Unlabelled inputs per step; None if the target learns from the teacher on its training examples."""
 
-    def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor, index_b: Tensor) -> Tensor:
+    def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor | None, index_b: Tensor) -> Tensor:
         """The mean loss of a batch that the target is trained on.
+
+        The task's loss is that of the labelled batch; the other arguments belong to the same batch, or to a batch of
+        unlabelled inputs, which have no labels: DKD takes the teacher's most probable label as theirs.
 
         Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
         """
         teacher_bl = self.logits_nl[index_b].to(student_bl.device)
         weight, temperature = self.spec.weight, self.spec.temperature
         if self.spec.loss == "kd":
-            share = 1.0 - weight if weight <= 1 else 1.0
-            return share * task_loss + weight * kd(student_bl, teacher_bl, temperature)
+            return self.spec.task_share * task_loss + weight * kd(student_bl, teacher_bl, temperature)
         alpha, beta = self.spec.target_class_weight, self.spec.non_target_class_weight
-        return task_loss + weight * dkd(student_bl, teacher_bl, labels_b, temperature, alpha, beta)
+        classes_b = teacher_bl.argmax(dim=1) if labels_b is None else labels_b
+        return task_loss + weight * dkd(student_bl, teacher_bl, classes_b, temperature, alpha, beta)
 
 
 def _divergence(first_log: Tensor, second_log: Tensor) -> Tensor:

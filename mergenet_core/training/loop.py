@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypedDict
 
 import torch
@@ -118,15 +118,16 @@ class Training:
         index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, step)
         micro_batches = engine.world.share(index_b).chunk(self.spec.micro_batches)
         weights = self._micro_batch_weights(index_b)
+        pool_batches = self._pool_micro_batches(distillation)
         engine.train(True)
         if self.transfer is not None:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
         engine.begin()
         total = torch.zeros((), device=engine.world.device)
-        for number, (part_b, weight) in enumerate(zip(micro_batches, weights, strict=True)):
+        for number, (part_b, pool_b, weight) in enumerate(zip(micro_batches, pool_batches, weights, strict=True)):
             number_of_all = engine.world.world_rank * len(micro_batches) + number
-            loss = weight * self._loss(part_b, number_of_all, distillation)
+            loss = weight * self._loss(part_b, pool_b, number_of_all, distillation)
             engine.backward(loss, last=number == len(micro_batches) - 1)
             total += loss.detach() / len(micro_batches)
         if self.transfer is not None:
@@ -151,18 +152,44 @@ class Training:
         own = world.share(weights_b).chunk(micro_batches)
         return [int(part_b.sum()) * micro_batches * world.size / total for part_b in own]
 
-    def _loss(self, index_b: Tensor, number: int, distillation: Distillation | None) -> Tensor:
-        """The mean loss of one micro-batch; `number` counts the micro-batches of all processes."""
-        device = self.engine.world.device
+    def _pool_micro_batches(self, distillation: Distillation | None) -> Sequence[Tensor | None]:
+        """This process's unlabelled inputs of the step, by micro-batch; None for each where none are used."""
+        examples, micro_batches = self.task.unlabelled, self.spec.micro_batches
+        if distillation is None or distillation.pool_batch_size is None or examples is None:
+            return [None] * micro_batches
+        index_b = batch_index(len(examples), distillation.pool_batch_size, self.seed, self.step, stream=5)
+        return self.engine.world.share(index_b).chunk(micro_batches)
+
+    def _loss(self, index_b: Tensor, pool_b: Tensor | None, number: int, distillation: Distillation | None) -> Tensor:
+        """The mean loss of one micro-batch; `number` counts the micro-batches of all processes.
+
+        Where the labelled loss has no share in it, the labelled micro-batch is not computed.
+        """
+        dropout = draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number)
+        if distillation is not None and pool_b is not None and distillation.spec.task_share == 0:
+            torch.manual_seed(dropout)
+            return self._distil(torch.zeros((), device=self.engine.world.device), pool_b, distillation)
         examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
         read = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
-        batch = {name: value.to(device) for name, value in read.items()}
-        torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number))
-        outputs = self.engine(**model_inputs(batch, self.task))
+        torch.manual_seed(dropout)
+        outputs, batch = self._forward(read)
         loss = self.task.loss(outputs, batch)
-        if distillation is not None:
-            loss = distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
-        return loss
+        if distillation is None:
+            return loss
+        if pool_b is not None:
+            return self._distil(loss, pool_b, distillation)
+        return distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
+
+    def _distil(self, task_loss: Tensor, pool_b: Tensor, distillation: Distillation) -> Tensor:
+        """The loss of a micro-batch whose teacher's part is taken on unlabelled inputs."""
+        assert self.task.unlabelled is not None
+        outputs, _ = self._forward(self.task.unlabelled.batch(pool_b))
+        return distillation.combine(task_loss, outputs["logits"].float(), None, pool_b)
+
+    def _forward(self, read: Batch) -> tuple[Outputs, Batch]:
+        """The model's outputs for a batch, and the batch on the process's device."""
+        batch = {name: value.to(self.engine.world.device) for name, value in read.items()}
+        return self.engine(**model_inputs(batch, self.task)), batch
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The task's metrics over a split."""
@@ -224,13 +251,13 @@ def model_inputs(batch: Batch, task: Task) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name not in task.targets}
 
 
-def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
+def batch_index(examples: int, batch_size: int, seed: int, step: int, stream: int = 1) -> Tensor:
     """The examples of a step: consecutive positions in an endless series of epochs, each with its own permutation."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // examples
     drawn = []
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        order = torch.randperm(examples, generator=torch.Generator().manual_seed(draw_seed(seed, epoch, stream=1)))
+        order = torch.randperm(examples, generator=torch.Generator().manual_seed(draw_seed(seed, epoch, stream)))
         drawn.append(order[positions[epochs == epoch] % examples])
     return torch.cat(drawn)
 

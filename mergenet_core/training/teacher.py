@@ -79,11 +79,11 @@ def prepare_teacher(
 
     test = evaluate(predict, task, task.test, world, job.train.batch_size)[task.metric]
     begun = time.perf_counter()
-    logits_nl = forward_all(
-        predict, task, task.train, world, job.train.batch_size, lambda outputs, _: outputs["logits"]
-    )
+    read = task.train if task.unlabelled is None else task.unlabelled
+    logits_nl = forward_all(predict, task, read, world, job.train.batch_size, lambda outputs, _: outputs["logits"])
     seconds += time.perf_counter() - begun
-    return Teacher(Distillation(logits_nl, spec), seconds, test)
+    pool_batch_size = None if task.unlabelled is None else job.pool_batch_size
+    return Teacher(Distillation(logits_nl, spec, pool_batch_size), seconds, test)
 
 
 def _fine_tuning(context: TrialContext, source: Path, task: Task, spec: TrainSpec) -> Training:

@@ -204,6 +204,43 @@ def test_what_cannot_work_is_told(
         plan(put(document, pointer, value), worker(10**9))
 
 
+UNLABELLED_JOB = {
+    "arms": ["transfer", "control", "distill"],
+    "transfer": {"distill": {"teacher": {"steps": 4, "batch_size": 1}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "sentence"),
+    [
+        ("none.jsonl", PathRefused, "target.data.unlabelled.*does not exist"),
+        ("empty.jsonl", DataRefused, "target.data.unlabelled: empty.jsonl is empty"),
+        ("table.csv", DataRefused, "target.data.unlabelled: table.csv has no column 'text'"),
+        (".", DataRefused, r"target.data.unlabelled: . and target.data.train \(train.jsonl\) share files"),
+    ],
+)
+def test_unlabelled_inputs_that_cannot_be_used_are_refused(
+    plan: Callable[..., Any], document: dict[str, Any], name: str, error: type[MergeNetError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        plan(put(document | UNLABELLED_JOB, "target/data/unlabelled", name))
+
+
+def test_unlabelled_inputs_need_no_label_and_their_batch_is_estimated(
+    plan: Callable[..., Any], document: dict[str, Any], home: Path
+) -> None:
+    (home / "data" / "pool.jsonl").write_text(json.dumps({"text": "a cat"}) + "\n")
+    job = put(document | UNLABELLED_JOB, "target/data/unlabelled", "pool.jsonl")
+
+    def activations(**settings: float) -> int:
+        distill = UNLABELLED_JOB["transfer"]["distill"] | settings
+        return plan(put(job, "transfer/distill", distill)).estimate.under("single").activations
+
+    alone = activations(pool_batch_size=64)  # KD with weight 1 reads no labelled batch
+    assert activations(weight=0.5) == alone  # 32 labelled examples, and as many unlabelled ones by default
+    assert activations(pool_batch_size=96) == pytest.approx(1.5 * alone, abs=2)
+
+
 def test_a_text_model_from_scratch_needs_a_tokenizer(
     plan: Callable[..., Any], document: dict[str, Any], home: Path
 ) -> None:

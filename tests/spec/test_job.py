@@ -64,6 +64,10 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/target/task", "poetry", "'text-classification', 'image-classification'"),
         ("/target/data/train", None, "target.data.train is missing"),
         ("/target/data/train_fraction", 0, "greater than 0"),
+        ("/target/data/unlabelled", "pool.jsonl", "used by the arms distill and transfer+distill alone"),
+        ("/target/data/unlabelled", "test.jsonl", "unlabelled must not be the test split: test.jsonl"),
+        ("/target/data/unlabelled_limit", 5, "unlabelled_limit limits nothing"),
+        ("/transfer/distill", {"pool_batch_size": 4}, "transfer.distill.pool_batch_size counts unlabelled inputs"),
         ("/arms", ["transfer"], "arms needs control"),
         ("/arms", ["control"], "arms needs transfer"),
         ("/arms", ["transfer", "control", "control"], "must not repeat"),
@@ -83,6 +87,22 @@ def test_a_fault_is_named_with_its_place_and_remedy(pointer: str, value: object,
         parse(changed(pointer, value))
     assert any(sentence in fault.message for fault in caught.value.errors), caught.value.errors
     assert all(fault.pointer == "" or fault.pointer.startswith("/") for fault in caught.value.errors)
+
+
+def test_unlabelled_inputs_are_for_the_targets_classification_and_their_batch_divides() -> None:
+    job = changed("/target/data/unlabelled", "pool.jsonl") | {"arms": ["transfer", "control", "distill"]}
+    assert parse(job).pool_batch_size == 32
+    assert parse(job | {"transfer": {"distill": {"pool_batch_size": 6}}}).pool_batch_size == 6
+    for changes, sentence in (
+        (
+            {"transfer": {"distill": {"pool_batch_size": 6}}, "resources": {"devices": 4}},
+            "6 must be a multiple of devices",
+        ),
+        ({"target": job["target"] | {"task": "masked-language-modelling"}}, "is for text-classification, image-class"),
+        ({"source": job["source"] | {"data": job["target"]["data"], "train": {"steps": 3}}}, "source.data.unlabelled"),
+    ):
+        with pytest.raises(SpecInvalid, match=sentence):
+            parse(job | changes)
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -29,6 +29,7 @@ class Pixels:
 
     read: Callable[[Tensor], Tensor]
     """The images with these indices: as bytes for a plain processor, else as the processor made them."""
+    count: int
     scale_c: Tensor
     shift_c: Tensor
 
@@ -67,9 +68,9 @@ def read_pixels(images: ImageColumn, processor: ImageProcessor, size: int, chann
     if len(images) * image_bytes <= HELD_BYTES:
         read = decode(torch.arange(len(images))).__getitem__
     if not plain:
-        return Pixels(read, torch.ones(channels), torch.zeros(channels))
+        return Pixels(read, len(images), torch.ones(channels), torch.zeros(channels))
     mean_c, std_c = torch.tensor(processor.image_mean).float(), torch.tensor(processor.image_std).float()
-    return Pixels(read, processor.rescale_factor / std_c, -mean_c / std_c)
+    return Pixels(read, len(images), processor.rescale_factor / std_c, -mean_c / std_c)
 
 
 def _measured(train: ImageColumn, size: int, channels: int) -> ImageProcessor:

@@ -44,6 +44,18 @@ def draw(data: DataSpec, total: int, *, seed: int, field: str, groups_n: Tensor 
     return train[:wanted], validation[len(validation) - held_out :]
 
 
+def draw_unlabelled(data: DataSpec, total: int, *, seed: int, excluded: Tensor | None = None) -> Tensor:
+    """The rows of a table that a trial uses without their labels: all but the excluded ones, up to the limit.
+
+    From the training table (`unlabelled_from_train`) the rows held out for validation are excluded. The order is that
+    of `draw`, so the labelled rows come first, then those that `train_limit` or `train_fraction` leaves out.
+    """
+    order_n = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if excluded is not None:
+        order_n = order_n[~torch.isin(order_n, excluded)]
+    return order_n[: data.unlabelled_limit]
+
+
 def _held_groups(groups_n: Tensor, order_n: Tensor, held_out: int) -> Tensor:
     """Whether each group is held out: whole groups from the back of the permutation until they have enough rows."""
     sizes_g = torch.bincount(groups_n)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from mergenet_core.errors import DataRefused, PathRefused
+from mergenet_core.planning.data_files import UNLABELLED_FOLDER
 from mergenet_core.spec.data import DataSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.storage.published_folder import sha256
@@ -20,8 +21,6 @@ from mergenet_core.tasks.task import TaskInputs
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-UNLABELLED = "unsup"
-"""The folder of IMDb's archive whose reviews have no label."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def read_table(inputs: TaskInputs, split: str, columns: tuple[str, ...]) -> Tabl
         table = _from_hub(data, given, inputs.roots, where)
     else:
         path = inputs.roots.dataset(given, where)
-        table = _from_folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where, data)
+        folder = _from_folder if split != "unlabelled" else _from_unlabelled_folder
+        table = folder(path, data, where) if path.is_dir() else _from_files([path], path.parent, where, data)
     if len(table) == 0:
         raise DataRefused(f"{where}: {given} has no examples; give a file with at least one row")
     for name in columns:
@@ -93,7 +93,7 @@ def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in BUILDERS)
     if tables:
         return _from_files(tables, folder, where, data)
-    labelled = sorted(path for path in folder.glob("*/*") if path.parent.name != UNLABELLED)
+    labelled = sorted(path for path in folder.glob("*/*") if path.parent.name != UNLABELLED_FOLDER)
     images = [path for path in labelled if path.suffix.lower() in IMAGES]
     files = images or [path for path in labelled if path.suffix.lower() == ".txt"]
     if not files:
@@ -101,12 +101,32 @@ def _from_folder(folder: Path, data: DataSpec, where: str) -> Table:
             f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images ({', '.join(IMAGES)}) or "
             "texts (.txt) in one folder a label"
         )
-    rows: dict[str, list[str] | list[dict[str, str | None]]] = {data.label: [path.parent.name for path in files]}
-    if images:
-        rows[data.image] = [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in images]
-    else:
-        rows[data.text] = [_text(path, where) for path in files]
+    rows = _rows_of_files(files, folder, data, where) | {data.label: [path.parent.name for path in files]}
     return Table(datasets.Dataset.from_dict(rows), where, hash_of(files), folder)
+
+
+def _from_unlabelled_folder(folder: Path, data: DataSpec, where: str) -> Table:
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in BUILDERS)
+    if tables:
+        return _from_files(tables, folder, where, data)
+    found = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    images = [path for path in found if path.suffix.lower() in IMAGES]
+    files = images or [path for path in found if path.suffix.lower() == ".txt"]
+    if not files:
+        raise DataRefused(
+            f"{where}: {folder.name} holds neither tables ({', '.join(BUILDERS)}) nor images ({', '.join(IMAGES)}) or "
+            "texts (.txt), in it or in its folders"
+        )
+    return Table(datasets.Dataset.from_dict(_rows_of_files(files, folder, data, where)), where, hash_of(files), folder)
+
+
+def _rows_of_files(
+    files: list[Path], folder: Path, data: DataSpec, where: str
+) -> dict[str, list[str] | list[dict[str, str | None]]]:
+    """A column with the images by their paths, or with the texts."""
+    if files[0].suffix.lower() in IMAGES:
+        return {data.image: [{"bytes": None, "path": path.relative_to(folder).as_posix()} for path in files]}
+    return {data.text: [_text(path, where) for path in files]}
 
 
 def _text(path: Path, where: str) -> str:

@@ -67,6 +67,7 @@ class Retrieval:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
+    unlabelled: None = None
     labels: tuple[str, ...] = ()
     metric: str = TASKS["image-text-retrieval"].metric
     targets: frozenset[str] = field(default=frozenset({"image"}))

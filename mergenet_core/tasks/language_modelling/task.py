@@ -43,6 +43,7 @@ class LanguageModelling:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
+    unlabelled: None = None
     labels: tuple[str, ...] = ()
     metric: str = TASKS["causal-language-modelling"].metric
     targets: frozenset[str] = frozenset({"labels"})

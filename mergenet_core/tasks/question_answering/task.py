@@ -42,6 +42,7 @@ class QuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
+    unlabelled: None = None
     labels: tuple[str, ...] = TASKS["question-answering"].fixed_labels or ()
     metric: str = TASKS["question-answering"].metric
     targets: frozenset[str] = field(default=TARGETS)

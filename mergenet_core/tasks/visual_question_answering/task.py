@@ -100,6 +100,7 @@ class VisualQuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
+    unlabelled: None = None
     metric: str = TASKS["visual-question-answering"].metric
     targets: frozenset[str] = field(default=frozenset({"scores"}))
     evaluation_batch: int = EVALUATION_BATCH

@@ -1,0 +1,98 @@
+"""The part of a job document that describes how knowledge moves."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mergenet_core.spec.data import NameText, Strict
+from mergenet_core.spec.train import TrainSpec
+
+MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
+Include = Literal["all", "embeddings", "body", "no-head"]
+
+
+class PairSpec(Strict):
+    """A pair of weights by name, where `*` matches any characters: for `lpka`, with models of unknown structure."""
+
+    source: NameText
+    """Name or pattern of source weights; the k-th match is paired with the target's k-th match."""
+    target: NameText
+    """Name or pattern of target weights."""
+
+
+class DistillSpec(Strict):
+    """Output distillation, used by the arms `distill` and `transfer+distill`.
+
+    Where `target.data` has unlabelled inputs, the teacher's loss is taken on a batch of these, beside the
+    labelled loss of the labelled batch.
+    """
+
+    loss: Literal["kd", "dkd"] = "kd"
+    """Hinton's KD (arXiv 1503.02531), or decoupled KD (arXiv 2203.08679); where an input has no label, DKD takes the
+    teacher's most probable one."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """KD: loss = (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
+    """Softens both distributions; the loss is scaled by its square."""
+    target_class_weight: Annotated[float, Field(ge=0)] = 1.0
+    """DKD's α."""
+    non_target_class_weight: Annotated[float, Field(ge=0)] = 8.0
+    """DKD's β."""
+    pool_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Unlabelled inputs per step, over all devices and micro-batches; default: `train.batch_size`."""
+    teacher: TrainSpec | None = None
+    """First fine-tune a copy of the source, with a head for the target's labels, on the trial's examples."""
+
+    @property
+    def task_share(self) -> float:
+        """The factor of the labelled loss in a step's loss."""
+        return 1.0 - self.weight if self.loss == "kd" and self.weight <= 1 else 1.0
+
+
+class TransferSpec(Strict):
+    """How knowledge moves from the source's weights into the target's."""
+
+    method: MethodName = "auto"
+    """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps. `auto` tries the
+    methods that the pair allows and takes at each seed the best on validation if its lead over the control is
+    significant, else the control."""
+    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Rank r of the re-encoding W = B A; default: a quarter of the smallest side, at least 4, for `lpka` at most 16."""
+    cycle: Annotated[int, Field(ge=1)] = 8
+    """T_cycle: steps from one transfer to the next, with self-learning in between."""
+    back_cycle: Annotated[int, Field(ge=1)] | None = None
+    """Two-way: steps from one transfer of the target into the joint source to the next; default: one-way."""
+    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the steps after which no transfer happens, so that the target can recover."""
+    update: Literal["gradient", "hypernetwork"] = "gradient"
+    """How `lpka` learns: through the task loss, or towards the weights after the target's step."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    """`lpka`: stacked knowledge-transfer layers."""
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    """`lpka`: attention heads of a knowledge-transfer layer."""
+    width: Annotated[int, Field(ge=4, le=4096)] = 32
+    """`lpka`: token width of a knowledge-transfer layer, a multiple of `heads`."""
+    gated: bool = True
+    """`lpka`: add a zero-initialised gate and keep the row scale; false is the paper's plain form."""
+    gate: Annotated[float, Field(ge=0, le=0.99)] = 0.3
+    """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
+    include: Include = "all"
+    """Which paired weights are transferred."""
+    allow_unanchored: bool = False
+    """Also transfer where no axis is shared, with maps by size alone; no gain has been measured for that."""
+    pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
+    """Pairs by name; default: found from the models' structure."""
+    distill: DistillSpec | None = None
+    """Output distillation for the arms that use it; default settings when an arm needs it."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.pairs is not None and self.method not in ("lpka", "lpka-raw"):
+            raise ValueError(f"pairs by name work with methods lpka and lpka-raw, not {self.method}; leave pairs out")
+        if self.pairs is not None and not self.pairs:
+            raise ValueError("pairs is empty: name at least one pair, or leave it out")
+        return self
