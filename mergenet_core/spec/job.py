@@ -291,6 +291,11 @@ class JobSpec(Strict):
             raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")
         if self.source.mode == "frozen":
             return self
+        if self.source.mode in ("joint", "self") and "sham-untrained" in self.arms:
+            raise ValueError(
+                f"the arm sham-untrained takes the place of a trained source, and a source of mode {self.source.mode} "
+                "is in training itself; take sham or sham-spectrum"
+            )
         if self.source.mode == "self":
             self._check_self()
         elif self.transfer.method not in ("anchored", "lpka", "lpka-raw"):
@@ -307,15 +312,6 @@ class JobSpec(Strict):
         if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):
             raise ValueError(
                 f"the arms distill and copy need a source that is frozen; leave them out with mode {self.source.mode}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _untrained_source_fits(self) -> Self:
-        if "sham-untrained" in self.arms and self.source.mode in ("joint", "self"):
-            raise ValueError(
-                f"the arm sham-untrained takes the place of a trained source, and a source of mode {self.source.mode} "
-                "is in training itself; take sham or sham-spectrum"
             )
         return self
 
