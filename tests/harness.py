@@ -53,7 +53,7 @@ class Lab:
     lease_seconds: float = LEASE_SECONDS
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _environments: dict[int, dict[str, str]] = field(default_factory=dict)
-    """By process id, what a worker's environment has beside the lab's own."""
+    """By process id, the variables that a worker's environment adds to the lab's own."""
 
     def __post_init__(self) -> None:
         (self.folder / "models").mkdir(parents=True)

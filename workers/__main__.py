@@ -33,7 +33,7 @@ def main() -> None:
         prog="python -m workers", description="Workers; MERGENET_* variables configure them."
     )
     parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
-    parser.add_argument("--one", action="store_true", help="a single worker, whatever the host has")
+    parser.add_argument("--one", action="store_true", help="a single worker, however many devices the host has")
     given = parser.parse_args()
     fleet, settings = given.fleet, Settings()
     address = _fleet_address(settings) if fleet else ""

@@ -1,8 +1,8 @@
 """One attempt at one trial: claim it, run its training process, keep the lease, record how it ended.
 
 RQ runs this function in a process that it forks for each message, which RQ calls the work horse. It never imports
-torch: the training is a process tree of its own, so that it can be ended whatever it does. Nothing is written after the
-lease has run out, and the record of a newer attempt refuses what an older one writes.
+torch: the training is a process tree of its own, so that it can be ended even when it hangs. Nothing is written after
+the lease has run out, and the record of a newer attempt refuses what an older one writes.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class _Work:
 
 
 def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
-    """Run the attempt; whatever goes wrong becomes an outcome with a code and a sentence.
+    """Run the attempt; every error becomes an outcome with a code and a message.
 
     With `member`, this process is one of several that train together; the one of world rank 0 reports for all.
     """

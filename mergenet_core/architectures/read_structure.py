@@ -1,7 +1,7 @@
 """What each weight of a model is, from its name and shape: its role, its layer, and what each of its axes stands for.
 
 A model is read as its towers: each begins at the weight that data enters by, and what precedes the name of that weight
-precedes every name of the tower's body. This is the one place where prefixes matter.
+precedes every name of the tower's body. Prefixes matter nowhere else.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _match(shapes: Shapes, suffixes: Mapping[str, Sequence[str]], prefix: str, f
     heads = {spec.name: spec for head in family.heads.values() for spec in head.weights}
     heads |= {spec.name: spec for spec in family.other_heads}
     body = {name for name, _ in found}
-    # a head stands beside its body, whatever the model is nested in
+    # a head is a sibling of its body, however deep the model is nested
     found += [
         (name, spec.reading(last))
         for spec in heads.values()

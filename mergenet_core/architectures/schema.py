@@ -177,7 +177,7 @@ class Family:
     name: str
     kind: Kind
     model_types: tuple[str, ...]
-    """Types that can be built from a config; empty for other names of a family that is declared beside."""
+    """Types that can be built from a config; empty for a family that only renames another's weights."""
     dimensions: Callable[[JsonObject], Dimensions]
     body: Body
     entrance: str
@@ -240,7 +240,7 @@ class TwoTowerFamily:
     joint: Callable[[JsonObject], int]
     """The width of the joint space."""
     extra: tuple[WeightSpec, ...]
-    """Entries beside the towers and their projections."""
+    """Entries other than the towers and their projections."""
     tasks: tuple[TaskName, ...]
 
     @property

@@ -18,7 +18,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file holds beside its tensors. Raises: `ModelRefused` for an incomplete file."""
+    """The texts in a safetensors file's metadata. Raises: `ModelRefused` for an incomplete file."""
     return _read(path)[1]
 
 

@@ -23,7 +23,7 @@ _IMAGES = ("preprocessor_config.json",)
 
 
 class Processor(Protocol):
-    """What turns a user's texts or images into a model's inputs; it is saved beside the model."""
+    """What turns a user's texts or images into a model's inputs; it is saved with the model."""
 
     def save_pretrained(self, folder: Path) -> object:
         """Write its files into a folder."""
@@ -49,7 +49,7 @@ class Tokenizer(Processor, Protocol):
     """What is used of a tokenizer of transformers."""
 
     is_fast: bool
-    """Whether it knows where each token stands in the text."""
+    """Whether it knows the offsets of each token in the text."""
     model_input_names: list[str]
     pad_token_id: int
     pad_token_type_id: int

@@ -157,7 +157,7 @@ def _of_tower(name: str, tower: ModelStructure) -> str:
 
 
 def _name_by_tower(matching: Matching) -> None:
-    """Axes of different towers are different axes, whatever they are called in each."""
+    """Give the axes of each tower names of their own, because equal names in two towers mean different axes."""
 
     def renamed(name: str | None) -> str | None:
         return None if name is None else _of_tower(name, matching.target)

@@ -41,7 +41,7 @@ class AxisPair(Record):
     heads: tuple[int, int] | None = None
     """Attention heads of source and target that the axis falls into."""
     follows: str | None = None
-    """The axis that decides which heads go together; one with fewer heads has one for each group of the other's."""
+    """The axis that decides which heads go together. Where this axis has fewer heads, each is for a group of those."""
     rotary: bool = False
     """The target turns entries k and k + half of each head together by the position, the more slowly the larger k."""
 

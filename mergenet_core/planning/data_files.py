@@ -31,7 +31,7 @@ def find_annotations(questions: Path, field: str) -> Path:
     found = questions.with_name(name)
     if name == questions.name or not found.is_file():
         raise DataRefused(
-            f"{field}: {questions.name} has no file of answers beside it; in VQA v2.0 the answers to "
+            f"{field}: {questions.name} has no file of answers in its folder; in VQA v2.0 the answers to "
             "v2_OpenEnded_mscoco_train2014_questions.json are in v2_mscoco_train2014_annotations.json: name yours alike"
         )
     return found

@@ -32,11 +32,11 @@ def estimate(
             target_parameters=counts[1], source_parameters=counts[0], memory_bytes=None, disk_bytes=None, steps=steps
         )
     transfers = [transfer_memory(pairing, spec.transfer) for pairing in pairings] or [TransferMemory()]
-    beside, exchanged = max(one.device_bytes for one in transfers), max(one.exchanged for one in transfers)
+    added_bytes, exchanged = max(one.device_bytes for one in transfers), max(one.exchanged for one in transfers)
     return Estimate(
         target_parameters=counts[1],
         source_parameters=counts[0],
-        strategies=tuple(_trial_memory(name, spec, source, target, beside) for name in _possible(spec.resources)),
+        strategies=tuple(_trial_memory(name, spec, source, target, added_bytes) for name in _possible(spec.resources)),
         memory_bytes=None,
         disk_bytes=_disk(spec, trained, *(count or 0 for count in counts)),
         transfer_numbers=exchanged,
@@ -49,18 +49,20 @@ def _possible(resources: ResourcesSpec) -> tuple[Strategy, ...]:
     return ("ddp", "fsdp2", "zero1", "zero2", "zero3") if several else ("single", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def _trial_memory(name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, beside: int) -> ProcessMemory:
-    """Memory of the job's most demanding trial under one strategy; `beside` are the bytes that a transfer adds."""
+def _trial_memory(
+    name: Strategy, spec: JobSpec, source: ModelInfo, target: ModelInfo, added_bytes: int
+) -> ProcessMemory:
+    """Memory of the job's most demanding trial under one strategy; a transfer adds `added_bytes`."""
     data, own = spec.target.data, None
     if spec.source.train is not None:
         learner = LearnerSpec(source, spec.source_task, spec.source.data or data, spec.source.train)
         own = process_memory(name, learner, spec.resources)
     if spec.source.mode == "joint" and own is not None:
-        beside += own.device_bytes
+        added_bytes += own.device_bytes
     if "sham-untrained" in spec.arms:  # it is built as a whole, where a source is read one weight at a time
-        beside += _BYTES * (_count(source) or 0)
+        added_bytes += _BYTES * (_count(source) or 0)
     learner = LearnerSpec(target, spec.target.task, data, _largest_batch(spec))
-    arm = process_memory(name, learner, spec.resources, beside)
+    arm = process_memory(name, learner, spec.resources, added_bytes)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
     if teacher and any("distill" in arm for arm in spec.arms):

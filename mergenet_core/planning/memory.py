@@ -1,7 +1,7 @@
 """The peak memory of one process under each strategy, from shapes and the job document alone.
 
 N parameters, P processes; a number is 4 bytes, in bf16 2 where the strategy computes with such copies.
-`benchmarks/sharding.py` measures the peaks beside it.
+`benchmarks/sharding.py` compares it with measured peaks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mergenet_core.spec.task_info import TaskName
 RUNTIME_BYTES = 400_000_000
 """The interpreter and the libraries, in the host's memory."""
 DEEPSPEED_BYTES = 90_000_000
-"""DeepSpeed's own, beside that."""
+"""DeepSpeed's own, in the host's memory too."""
 CONTEXT_BYTES = 500_000_000
 """What a GPU's memory holds before any tensor."""
 EVALUATED = 128
@@ -156,7 +156,7 @@ def activations(learner: LearnerSpec, resources: ResourcesSpec) -> int:
     count = sum(example.blocks) + example.outside
     if resources.activation_checkpointing and example.blocks:
         count = max(example.blocks) + example.inputs + example.outside
-    # the gradient of a block's outputs is there beside what was kept
+    # the gradient of a block's outputs is held together with what was kept
     return int(low * examples * (count + max(example.blocks, default=0.0) / _KEPT))
 
 
@@ -175,7 +175,7 @@ class _Example:
     blocks: tuple[float, ...]
     """In each block, for the backward pass."""
     inputs: float
-    """The inputs of all blocks, which checkpointing keeps in place of the blocks' own."""
+    """The inputs of all blocks, which checkpointing keeps instead of the blocks' own activations."""
     outside: float
     """Outside of blocks."""
 

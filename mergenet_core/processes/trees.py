@@ -49,7 +49,7 @@ def end(processes: Iterable[psutil.Process], seconds: float) -> list[int]:
 
 
 def end_descendants() -> None:
-    """Kill whatever still runs below this process.
+    """Kill everything that still runs below this process.
 
     With `adopt_orphans`, a killed child's own children become this process's, so this repeats until there are none.
     """

@@ -1,7 +1,7 @@
 """The record of a job: its state, its trials and their results.
 
 A *job* is made from a document. Its plan is a list of *trials*. Each run of a trial is an *attempt*, and the number of
-the attempt is the fencing token: whatever is written for a trial names its attempt, and old attempts are refused.
+the attempt is the fencing token: every write for a trial names its attempt, and writes of old attempts are refused.
 """
 
 from __future__ import annotations

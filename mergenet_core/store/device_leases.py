@@ -3,7 +3,7 @@
 A host's ledger is a few keys in Redis, which Lua scripts change one at a time, on Redis's clock. Waiters for the same
 devices are served in the order in which they began to wait. One that needs few devices may overtake those ahead that
 cannot start yet, until one of them has waited longer than the ageing limit. Lease numbers only grow: an older holder
-can neither renew nor return what has been lent again.
+can neither renew nor release devices that were leased again since.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def release(redis: Redis, lease: Lease) -> bool:
 
 
 def quarantine(redis: Redis, lease: Lease, reason: str) -> bool:
-    """Lend the devices to nobody until an operator clears them; false when they have been lent again already."""
+    """Lease the devices to nobody until an operator clears them; false if they have already been leased again."""
     return _change(redis, lease, "quarantine", reason)
 
 
 def clear(redis: Redis, ledger: str, device: str) -> bool:
-    """Lend a quarantined device again; false when it was not quarantined."""
+    """Make a quarantined device available again; false if it was not quarantined."""
     text = cast("str | None", redis.hget(keys.devices(ledger), device))
     if text is None or _Entry.model_validate_json(text).fault is None:
         return False

@@ -115,7 +115,7 @@ class Task(Protocol):
 
     @property
     def processor(self) -> Processor:
-        """The tokenizer or image processor that made the examples; saved beside the model."""
+        """The tokenizer or image processor that made the examples; saved with the model."""
 
     @property
     def settings(self) -> Mapping[str, int | None]:

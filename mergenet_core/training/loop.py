@@ -1,7 +1,7 @@
 """The one training loop. A step is a pure function of the state before it, the seed and the step's number.
 
 Batches and dropout are drawn from (seed, step), so a resumed run needs no iterator and no generator state, and two arms
-of one seed see the same batches and the same dropout whatever else draws random numbers.
+of one seed see the same batches and the same dropout no matter what else draws random numbers.
 
 Legend: n examples of a split, b examples of a batch, l labels.
 """

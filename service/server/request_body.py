@@ -31,7 +31,10 @@ JOB_BODY: dict[str, object] = {
 
 
 async def read_body(request: Request, context: Ctx) -> bytes:
-    """The whole body. Raises: `BodyTooLarge` as soon as it is longer than the limit, whatever Content-Length is."""
+    """The whole body.
+
+    Raises: `BodyTooLarge` as soon as more bytes than the limit have arrived; Content-Length is not trusted.
+    """
     limit = context.settings.max_body_bytes
     chunks: list[bytes] = []
     size = 0

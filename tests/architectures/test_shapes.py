@@ -110,8 +110,8 @@ def test_the_layout_of_a_model_over_images_and_texts(config, task, auto):
 def test_defaults_are_those_of_the_library():
     for kind in ("distilbert", "gpt2", "llama", "mistral", "qwen2"):
         config = AutoConfig.for_model(kind)
-        said = {name: value for name, value in config.to_dict().items() if name != "head_dim"}
-        assert shapes_from_config({"model_type": kind}, CLASSES) == shapes_from_config(said, CLASSES)
+        config_without_default = {name: value for name, value in config.to_dict().items() if name != "head_dim"}
+        assert shapes_from_config({"model_type": kind}, CLASSES) == shapes_from_config(config_without_default, CLASSES)
 
 
 def test_a_family_or_head_not_known_has_no_layout():

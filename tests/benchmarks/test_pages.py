@@ -1,4 +1,4 @@
-"""Pages of docs/evidence are what the benchmarks write from the numbers beside them."""
+"""Pages of docs/evidence are what the benchmarks write from the numbers in the same folder."""
 
 import json
 import sys

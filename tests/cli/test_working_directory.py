@@ -1,4 +1,4 @@
-"""A user's own folders may be named like our packages; the service runs beside them and never executes them."""
+"""A user's own folders may be named like our packages; the service runs in their folder and never executes them."""
 
 from __future__ import annotations
 

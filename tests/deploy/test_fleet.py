@@ -1,4 +1,4 @@
-"""What is not set up for a fleet is told at the start, in a sentence."""
+"""A fleet that is not set up correctly is refused at its start, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transfer exchanges c·r(m + n) numbers for a weight, whatever m·n is; counted in two real processes."""
+"""A transfer exchanges c·r(m + n) numbers for a weight, however large m·n is; counted in two real processes."""
 
 import json
 

@@ -31,7 +31,7 @@ def test_the_mlp_is_relu_of_linear_layers_on_flattened_pixels() -> None:
     torch.testing.assert_close(model(pixel_values=images).logits, expected)
 
 
-def test_the_cnn_is_convolution_norm_relu_then_the_mean_over_places() -> None:
+def test_the_cnn_is_convolution_norm_relu_then_the_mean_over_positions() -> None:
     config = {"model_type": "mergenet-cnn", "channels": [4, 6], "kernel_size": 3, "strides": [1, 2]}
     model = build(config, "image-classification", LABELS, seed=0, overrides={"num_channels": 3}).eval()
     weights = model.state_dict()

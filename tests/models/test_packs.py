@@ -40,7 +40,7 @@ def pack(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-def test_a_pack_tells_pairing_what_its_source_does(source, pack):
+def test_a_pack_pairs_as_its_source_does(source, pack):
     assert inspect_model(pack) == inspect_model(source)
     assert inspect_model(pack).labels == LABELS
 
@@ -78,7 +78,7 @@ def test_its_factors_are_those_of_the_re_encoding(source, pack):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_the_source_at_a_rank_is_its_pack_bit_for_bit_whatever_the_threads(source, tmp_path, dtype):
+def test_the_source_at_a_rank_is_its_pack_bit_for_bit_with_any_number_of_threads(source, tmp_path, dtype):
     write_pack([source], tmp_path / "p.safetensors", rank=5, dtype=dtype)
     packed = open_pack(tmp_path / "p.safetensors")
     threads = torch.get_num_threads()

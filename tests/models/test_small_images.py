@@ -26,7 +26,7 @@ def made(kind: str, **settings: object):
     ("kind", "parameters", "width"),
     [("mergenet-resnet", 23_705_252, 2048), ("mergenet-mobilenet-v2", 2_351_972, 1280)],
 )
-def test_the_defaults_are_the_networks_of_the_papers_with_places_left_at_32_pixels(
+def test_the_defaults_are_the_networks_of_the_papers_with_positions_left_at_32_pixels(
     kind: str, parameters: int, width: int
 ) -> None:
     model = made(kind)
@@ -37,7 +37,7 @@ def test_the_defaults_are_the_networks_of_the_papers_with_places_left_at_32_pixe
 
 
 @pytest.mark.parametrize("kind", NARROW)
-def test_shapes_are_told_without_building_it(kind: str) -> None:
+def test_shapes_are_known_without_building_it(kind: str) -> None:
     for settings in ({}, NARROW[kind]):
         built = {name: tuple(value.shape) for name, value in made(kind, **settings).state_dict().items()}
         config = {"model_type": kind, "num_labels": 100, **settings}
@@ -47,15 +47,15 @@ def test_shapes_are_told_without_building_it(kind: str) -> None:
 @pytest.mark.parametrize("settings", [{}, {"layer_type": "basic", "hidden_sizes": [8, 8], "depths": [1, 2]}])
 def test_shapes_of_transformers_own_resnet(settings: dict[str, object]) -> None:
     built = ResNetForImageClassification(ResNetConfig(num_labels=5, **settings)).state_dict()
-    told = shapes_from_config({"model_type": "resnet", "num_labels": 5, **settings})
-    assert told == {name: tuple(value.shape) for name, value in built.items()}
+    shapes = shapes_from_config({"model_type": "resnet", "num_labels": 5, **settings})
+    assert shapes == {name: tuple(value.shape) for name, value in built.items()}
 
 
 def test_shapes_of_transformers_own_mobilenet() -> None:
     for settings in ({"depth_multiplier": 0.35}, {"depth_multiplier": 1.4, "first_layer_is_expansion": False}):
         built = AutoModelForImageClassification.from_config(MobileNetV2Config(num_labels=5, **settings)).state_dict()
-        told = shapes_from_config({"model_type": "mobilenet_v2", "num_labels": 5, **settings})
-        assert told == {name: tuple(value.shape) for name, value in built.items()}
+        shapes = shapes_from_config({"model_type": "mobilenet_v2", "num_labels": 5, **settings})
+        assert shapes == {name: tuple(value.shape) for name, value in built.items()}
 
 
 @pytest.mark.parametrize("kind", NARROW)

@@ -61,7 +61,7 @@ def test_encoder_layers_pair_evenly_spaced_with_the_last_included():
 
 @settings(deadline=None)  # what a machine under load takes for it says nothing
 @given(theirs=st.integers(1, 13), ours=st.integers(1, 13))
-def test_layers_pair_one_to_one_in_order_whatever_the_depths(theirs, ours):
+def test_layers_pair_one_to_one_in_order_at_any_depths(theirs, ours):
     name = "encoder.layer.{}.intermediate.dense.weight"
     found = sources(pair(bert(8, theirs, 2, prefix=False), bert(8, ours, 2, prefix=False), TransferSpec()))
     layers = [(k, int(found[name.format(k)].split(".")[2])) for k in range(ours) if name.format(k) in found]

@@ -176,7 +176,7 @@ def test_a_tied_head_is_written_with_its_embedding_only() -> None:
     }
 
 
-def test_a_tower_pairs_with_a_plain_source_and_the_other_says_why_not(saved: Callable[..., ModelInfo]) -> None:
+def test_a_tower_pairs_with_a_plain_source_and_the_other_has_a_reason(saved: Callable[..., ModelInfo]) -> None:
     pairing = pair(saved(bert()), saved(dual()), TransferSpec())
     assert all(entry.target.startswith("text_model.") for entry in pairing.pairs)
     assert "patches" in pairing.unpaired["vision_model.embeddings.cls_token"]
@@ -254,7 +254,7 @@ def test_a_stage_begins_where_an_image_is_halved_however_narrow_it_is(expands: b
     assert ("stem.inner" in pairing.axes) is not expands
 
 
-def test_cnns_of_unlike_blocks_share_the_stem_unless_told_to_go_on() -> None:
+def test_cnns_of_unlike_blocks_share_the_stem_unless_unanchored_pairs_are_allowed() -> None:
     source, target = made(resnet()), made(mobilenet())
     pairing = pair(source, target, TransferSpec())
     assert {entry.role for entry in pairing.pairs} >= {"stem.conv", "stem.norm.weight"}
@@ -315,7 +315,7 @@ def test_a_long_order_is_left_out_of_what_is_kept() -> None:
     assert len(json.dumps(pairing.brief().model_dump(mode="json"))) < 40_000
 
 
-def test_what_a_method_cannot_write_is_said_before() -> None:
+def test_what_a_method_cannot_write_is_reported_in_the_pairing() -> None:
     with pytest.raises(
         PairingRefused, match=r"transposed or fused with others, which project writes and lpka does not"
     ):

@@ -1,4 +1,4 @@
-"""From document to trials, pairing and estimate; what cannot work is told before anything is spent."""
+"""From document to trials, pairing and estimate; what cannot work is refused before anything is spent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "vocab.txt").write_text("\n".join(WORDS))
     other = home / "models" / "other-words"
     other.mkdir()
-    (other / "vocab.txt").write_text("\n".join(f"word{place}" for place in range(8)))
+    (other / "vocab.txt").write_text("\n".join(f"word{row}" for row in range(8)))
     (home / "data").mkdir()
     for split in ("train", "test"):
         (home / "data" / f"{split}.jsonl").write_text(
@@ -192,7 +192,7 @@ def put(document: dict[str, Any], pointer: str, value: object) -> dict[str, Any]
         ("arms", ["transfer", "control", "distill"], SpecInvalid, "transfer.distill.teacher is missing"),
     ],
 )
-def test_what_cannot_work_is_told(
+def test_what_cannot_work_is_refused(
     plan: Callable[..., Any],
     document: dict[str, Any],
     pointer: str,
@@ -292,7 +292,7 @@ def test_questions_are_planned_with_the_head_that_they_need(plan: Callable[..., 
         ("source/task", "question-answering", SpecInvalid, "source.task is what the source is trained on"),
     ],
 )
-def test_what_a_text_task_cannot_work_with_is_told(
+def test_what_a_text_task_cannot_work_with_is_refused(
     pointer: str,
     value: object,
     error: type[MergeNetError],
@@ -305,8 +305,8 @@ def test_what_a_text_task_cannot_work_with_is_told(
         changed["target"]["data"] = {"train": "train.jsonl", "test": "test.jsonl"}
     with pytest.raises(error) as refused:
         plan(changed)
-    told = [refused.value.message, *(fault.message for fault in refused.value.errors)]
-    assert any(sentence in one for one in told), told
+    messages = [refused.value.message, *(fault.message for fault in refused.value.errors)]
+    assert any(sentence in message for message in messages), messages
 
 
 def test_a_source_of_another_task_is_checked_by_its_own_and_teaches_only_with_a_head(

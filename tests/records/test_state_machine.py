@@ -231,7 +231,7 @@ def test_a_cancel_that_comes_after_the_last_commit_is_refused() -> None:
         state_machine.request(job, "cancel")
 
 
-def test_a_cancel_said_again_after_its_answer_was_lost_is_no_conflict() -> None:
+def test_a_cancel_sent_again_after_its_answer_was_lost_is_no_conflict() -> None:
     job = state_machine.request(submitted(), "cancel")
     assert job.state == "cancelled"
     assert state_machine.request(job, "cancel") == job

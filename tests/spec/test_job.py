@@ -28,7 +28,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def changed(pointer: str, value: object) -> dict[str, Any]:
-    """The document with one place set, or taken out when the value is None."""
+    """The document with one value set, or taken out when it is None."""
     document = copy.deepcopy(DOCUMENT)
     *parents, last = pointer.strip("/").split("/")
     node = document
@@ -82,11 +82,11 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/labels", {"a": 3}, "valid string"),
     ],
 )
-def test_a_fault_is_named_with_its_place_and_remedy(pointer: str, value: object, sentence: str) -> None:
+def test_a_fault_has_its_pointer_and_remedy(pointer: str, value: object, sentence: str) -> None:
     with pytest.raises(SpecInvalid) as caught:
         parse(changed(pointer, value))
     assert any(sentence in fault.message for fault in caught.value.errors), caught.value.errors
-    assert all(fault.pointer == "" or fault.pointer.startswith("/") for fault in caught.value.errors)
+    assert all(fault.pointer.startswith("/") for fault in caught.value.errors if fault.pointer)
 
 
 def test_unlabelled_inputs_are_for_the_targets_classification_and_their_batch_divides() -> None:
@@ -105,7 +105,7 @@ def test_unlabelled_inputs_are_for_the_targets_classification_and_their_batch_di
             parse(job | changes)
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     document = changed("/train/steps", 0) | {"sorce": 1}
     with pytest.raises(SpecInvalid, match="2 faults") as caught:
         parse(document)

@@ -1,4 +1,4 @@
-"""A user's path ends inside the roots, whatever it is spelled like."""
+"""A user's path ends inside the roots, however it is spelled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_way_out_is_refused(roots: Roots, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["smal", "loop", "x" * 300, "small/none"])
-def test_what_is_not_there_is_told(roots: Roots, text: str) -> None:
+def test_a_missing_path_is_refused(roots: Roots, text: str) -> None:
     with pytest.raises(PathRefused, match=r"source\.model\.path: .* does not exist below"):
         roots.model(text, "source.model.path")
 

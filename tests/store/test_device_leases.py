@@ -40,7 +40,7 @@ def ask(
     return device_leases.acquire(redis, LEDGER, IDS, holder, count, **limits)
 
 
-def lent(redis: Redis, holder: str, count: int, *, lease: float = 30.0) -> Lease:
+def leased(redis: Redis, holder: str, count: int, *, lease: float = 30.0) -> Lease:
     answer = ask(redis, holder, count, lease=lease)
     assert isinstance(answer, Lease)
     return answer
@@ -66,36 +66,36 @@ def test_a_waiter_learns_why_it_waits() -> None:
     )
 
 
-def test_devices_are_lent_all_or_nothing(redis: Redis) -> None:
-    first = lent(redis, "a", 3)
+def test_devices_are_leased_all_or_nothing(redis: Redis) -> None:
+    first = leased(redis, "a", 3)
     assert len(set(first.devices)) == 3
     assert ask(redis, "b", 2) == waiting(0, 1)
     assert ask(redis, "a", 3) == first, "asking again, after a lost answer, gives the same lease"
     assert device_leases.release(redis, first)
-    lent(redis, "b", 2)
+    leased(redis, "b", 2)
 
 
 def test_a_small_request_passes_one_that_cannot_start_until_that_one_is_old(redis: Redis) -> None:
-    lent(redis, "busy", 2)
+    leased(redis, "busy", 2)
     assert ask(redis, "large", 4) == waiting(0, 2)
-    lent(redis, "small", 1)
+    leased(redis, "small", 1)
     assert ask(redis, "late", 1, ageing=0.0) == waiting(1, 1), "the large one has waited too long"
     device_leases.leave(redis, LEDGER, "large")
     assert isinstance(ask(redis, "late", 1, ageing=0.0), Lease)
 
 
 def test_nobody_takes_what_the_first_in_line_could_have(redis: Redis) -> None:
-    busy = lent(redis, "busy", 4)
+    busy = leased(redis, "busy", 4)
     assert ask(redis, "first", 2) == waiting(0, 0)
     assert ask(redis, "second", 2) == waiting(1, 0)
     device_leases.release(redis, busy)
     assert ask(redis, "second", 2) == waiting(1, 4)
-    lent(redis, "first", 2)
-    lent(redis, "second", 2)
+    leased(redis, "first", 2)
+    leased(redis, "second", 2)
 
 
 def test_who_wants_more_than_can_ever_be_free_holds_nobody_up(redis: Redis) -> None:
-    stuck = lent(redis, "stuck", 1)
+    stuck = leased(redis, "stuck", 1)
     assert ask(redis, "all", 4) == waiting(0, 3)
     assert ask(redis, "more", 5) == waiting(1, 3)
     assert ask(redis, "one", 1, ageing=0.0) == waiting(2, 3)
@@ -114,20 +114,20 @@ def test_containers_that_see_other_devices_of_a_machine_do_not_wait_for_each_oth
 
 
 def test_a_waiter_that_no_longer_asks_holds_nobody_up(redis: Redis) -> None:
-    busy = lent(redis, "busy", 4)
+    busy = leased(redis, "busy", 4)
     assert ask(redis, "dead", 1) == waiting(0, 0)
     device_leases.release(redis, busy)
     assert ask(redis, "alive", 1) == waiting(1, 4)
     assert isinstance(ask(redis, "alive", 1, patience=0.0), Lease)
 
 
-def test_an_old_number_can_neither_prolong_nor_return_what_was_lent_again(redis: Redis) -> None:
-    old = lent(redis, "a", 4)
+def test_an_old_number_can_neither_prolong_nor_release_what_was_leased_again(redis: Redis) -> None:
+    old = leased(redis, "a", 4)
     assert device_leases.renew(redis, old, 0)  # it ends now
     assert not device_leases.renew(redis, old, 30)
-    new = lent(redis, "b", 4)
+    new = leased(redis, "b", 4)
     assert new.number > old.number
-    assert new.previous_holders == dict.fromkeys(IDS, "a"), "what may still run there is told"
+    assert new.previous_holders == dict.fromkeys(IDS, "a"), "the holders whose processes may still run there"
     assert not device_leases.renew(redis, old, 30)
     assert not device_leases.release(redis, old)
     assert not device_leases.quarantine(redis, old, "late")
@@ -135,8 +135,8 @@ def test_an_old_number_can_neither_prolong_nor_return_what_was_lent_again(redis:
     assert device_leases.renew(redis, new, 30)
 
 
-def test_a_quarantined_device_is_shown_and_lent_again_once_cleared(redis: Redis) -> None:
-    lease = lent(redis, "a", 1)
+def test_a_quarantined_device_is_listed_and_leased_again_once_cleared(redis: Redis) -> None:
+    lease = leased(redis, "a", 1)
     assert device_leases.renew(redis, lease, 0)
     assert device_leases.quarantine(redis, lease, "process 7 cannot be ended"), "also late, as long as nobody has it"
     assert ask(redis, "b", 4) == waiting(0, 3, usable=3)
@@ -149,14 +149,14 @@ def test_a_quarantined_device_is_shown_and_lent_again_once_cleared(redis: Redis)
     assert (listed["1"].state, listed["1"].host) == ("free", "name")
     assert device_leases.clear(redis, LEDGER, "0")
     assert not device_leases.clear(redis, LEDGER, "0")
-    lent(redis, "b", 4)
+    leased(redis, "b", 4)
     assert {one.holder for one in states(redis).values()} == {"b"}
 
 
-def test_leaving_gives_back_what_was_lent_by_an_answer_that_got_lost(redis: Redis) -> None:
-    lent(redis, "a", 4)
+def test_leaving_releases_what_was_leased_by_an_answer_that_got_lost(redis: Redis) -> None:
+    leased(redis, "a", 4)
     device_leases.leave(redis, LEDGER, "a")
-    lent(redis, "b", 4)
+    leased(redis, "b", 4)
 
 
 def test_many_at_once_never_hold_a_device_together(redis_server: RedisServer) -> None:
@@ -202,7 +202,7 @@ print(devices.renew(redis, lease, 30), devices.quarantine(redis, lease, "x"), de
 
 @pytest.fixture
 def sleeper(redis_server: RedisServer) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds all devices, and touches the ledger again when it is told to."""
+    """A process that holds all devices, and touches the ledger again on request."""
     command = [sys.executable, "-c", HOLDER, str(redis_server.socket)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     yield process
@@ -327,7 +327,7 @@ class Ledger(RuleBasedStateMachine):
         for _, lease in list(self.live.values()):
             assert device_leases.release(self.redis, lease)
         for holder in self.line:
-            lease = lent(self.redis, holder, self.wants[holder])
+            lease = leased(self.redis, holder, self.wants[holder])
             assert device_leases.release(self.redis, lease)
 
     def _ended(self, number: int) -> None:
@@ -335,7 +335,7 @@ class Ledger(RuleBasedStateMachine):
         del self.wants[holder]
 
 
-def test_whatever_holders_do_the_ledger_keeps_its_promises(redis_server: RedisServer) -> None:
+def test_the_ledger_keeps_its_promises_in_every_order_of_calls(redis_server: RedisServer) -> None:
     Ledger.server = redis_server
     limits = settings(max_examples=60, stateful_step_count=30, deadline=None)
     run_state_machine_as_test(Ledger, settings=limits)

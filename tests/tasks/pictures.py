@@ -33,12 +33,12 @@ def write_vqa(folder: Path, subset: str, images: int, seed: int) -> Path:
         write_image(folder / subset / f"COCO_{subset}_{number:012d}.jpg", colour, draw.randrange(20))
         thing, asked = draw.choice(THINGS), draw.choice(list(RGB))
         right = "yes" if asked == colour else "no"
-        for place, (text, usual, kind) in enumerate(
+        for index, (text, usual, kind) in enumerate(
             ((f"what colour is the {thing} ?", colour, "other"), (f"is the {thing} {asked} ?", right, "yes/no"))
         ):
             answers = [usual] * draw.randint(7, PEOPLE)
             answers += draw.choices(COLOURS, k=PEOPLE - len(answers))
-            key = 10 * number + place
+            key = 10 * number + index
             questions.append({"image_id": number, "question": text, "question_id": key})
             annotations.append(
                 {

@@ -33,7 +33,7 @@ def test_each_image_is_a_cut_of_itself_padded_with_black() -> None:
             for right in range(2 * PADDING + 1)
             for mirrored in (False, True)
         }
-        (cut,) = [place for place, wanted in cuts.items() if torch.allclose(image, wanted, atol=1e-6)]
+        (cut,) = [offset for offset, wanted in cuts.items() if torch.allclose(image, wanted, atol=1e-6)]
         found.add(cut)
     assert len(found) > 20
     assert {mirrored for _, _, mirrored in found} == {False, True}
@@ -90,7 +90,7 @@ def test_a_resumed_run_sees_the_same_images_bit_for_bit(tmp_path: Path) -> None:
     assert varied.losses[1] != plain.losses[1]
 
 
-def test_beside_a_teacher_and_on_texts_it_is_refused() -> None:
+def test_with_a_teacher_and_on_texts_it_is_refused() -> None:
     arms = ["transfer", "control", "distill"]
     with pytest.raises(SpecInvalid, match=r"augment crop-flip changes images at every step.*leave distill out"):
         image_job(CNN, target__data__augment="crop-flip", arms=arms)

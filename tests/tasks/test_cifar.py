@@ -62,13 +62,13 @@ def test_pixels_and_fine_labels_are_those_of_the_records(roots: Roots, tmp_path:
     assert len(task.labels) == 100
 
 
-def test_labels_have_the_names_beside_the_files_and_coarse_ones_can_be_asked_for(roots: Roots, tmp_path: Path) -> None:
+def test_labels_have_their_names_from_the_folder_and_coarse_ones_can_be_asked_for(roots: Roots, tmp_path: Path) -> None:
     (tmp_path / "data" / "cifar" / "fine_label_names.txt").write_text("\n".join(f"thing{n}" for n in range(100)))
     assert loaded(roots).labels[3] == "thing3"
     assert len(loaded(roots, label="coarse_label").labels) == 20
 
 
-def test_a_label_beyond_the_names_is_told(roots: Roots, tmp_path: Path) -> None:
+def test_a_label_beyond_the_names_is_refused(roots: Roots, tmp_path: Path) -> None:
     (tmp_path / "data" / "cifar" / "fine_label_names.txt").write_text("one\ntwo\n")
     with pytest.raises(DataRefused, match=r"record 39 of train\.bin has label 39, of 2 labels"):
         loaded(roots)

@@ -34,11 +34,11 @@ def load(roots: Roots, processor: Any = None, channels: int = 1, **data: Any) ->
 def write_folder(folder: Path, mode: str = "RGB") -> list[Image.Image]:
     images = []
     for row in range(12):
-        place = folder / ("cat" if row % 2 else "dog")
-        place.mkdir(parents=True, exist_ok=True)
+        label_folder = folder / ("cat" if row % 2 else "dog")
+        label_folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(row).integers(0, 255, (9, 7, 3)).astype("uint8")
         images.append(Image.fromarray(pixels).convert(mode))
-        images[-1].save(place / f"{row:02}.png")
+        images[-1].save(label_folder / f"{row:02}.png")
     return images
 
 
@@ -71,7 +71,7 @@ def test_a_processor_is_used_at_the_size_that_was_asked_for(roots: Roots) -> Non
     assert len(load(roots, plain_image_processor(28, [0.5], [0.25]), channels=3).processor.image_mean) == 3
 
 
-def test_paths_in_a_table_stay_beside_it(roots: Roots, tmp_path: Path) -> None:
+def test_paths_in_a_table_stay_in_its_folder(roots: Roots, tmp_path: Path) -> None:
     write_folder(roots.data[0] / "animals")
     rows = [{"image": f"animals/{('dog', 'cat')[row % 2]}/{row:02}.png", "label": row % 2} for row in range(12)]
     write_lines(roots.data[0] / "listed.jsonl", rows)

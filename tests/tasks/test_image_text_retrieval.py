@@ -42,13 +42,13 @@ def texts(task: Any, ids: torch.Tensor) -> list[str]:
 
 def test_a_split_to_learn_from_has_an_image_and_a_caption_an_example(roots: Roots) -> None:
     task = load(roots)
-    told = json.loads((roots.data[0] / TRAIN).read_text())
+    written = json.loads((roots.data[0] / TRAIN).read_text())
     assert task.data_summary["train"]["examples"] == 16
     assert task.data_summary["train"]["of"] == 20
     assert task.data_summary["validation"]["examples"] == 4, "limits count images"
     assert len(task.train) == task.data_summary["train"]["captions"]
     held = task.data_summary["validation"]["captions"]
-    assert len(task.train) + held == len(told["annotations"]) == sum(1 + image % 3 for image in range(20))
+    assert len(task.train) + held == len(written["annotations"]) == sum(1 + image % 3 for image in range(20))
     batch = task.train.batch(torch.arange(len(task.train)))
     assert batch["pixel_values"].shape == (len(task.train), 3, SIZE, SIZE)
     assert batch["input_ids"].shape[0] == len(task.train)
@@ -62,12 +62,12 @@ def test_a_split_to_learn_from_has_an_image_and_a_caption_an_example(roots: Root
 
 def test_a_split_to_measure_on_has_an_image_with_all_its_captions_an_example(roots: Roots) -> None:
     task = load(roots)
-    told = json.loads((roots.data[0] / TEST).read_text())
+    written = json.loads((roots.data[0] / TEST).read_text())
     assert len(task.test) == 7
     batch = task.test.batch(torch.tensor([0, 2, 1]))
     found = texts(task, batch["input_ids"])
     assert len(found) == 9
-    own = {image: [a["caption"] for a in told["annotations"] if a["image_id"] == 2000 + image] for image in range(3)}
+    own = {image: [a["caption"] for a in written["annotations"] if a["image_id"] == 2000 + image] for image in range(3)}
     assert found == [*own[0] * 3, *own[2], *own[1], own[1][1]], "where one has fewer, its last stands in"
 
 

@@ -1,4 +1,4 @@
-"""Questions become windows whose answers stand where the file says, whatever the file's form."""
+"""Questions become windows whose answers are at the file's offsets, in each of the file's forms."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_windows_cover_the_text_and_overlap_by_the_stride(roots: Roots) -> None:
     mine = (windows.question_n == len(windows.questions) - 1).nonzero().flatten().tolist()
     spans = []
     for window in mine:
-        places = windows.batch(torch.tensor([window]))["context"][0].nonzero().flatten().tolist()
-        spans.append([windows.text(window, place, place) for place in places])
+        positions = windows.batch(torch.tensor([window]))["context"][0].nonzero().flatten().tolist()
+        spans.append([windows.text(window, position, position) for position in positions])
     words = spans[0]
     for span in spans[1:]:
         assert span[:6] == words[-6:]
@@ -136,8 +136,8 @@ def oracle(task: Any, examples: Any, *, null: dict[int, float] | None = None) ->
     logits = [torch.zeros(batch["input_ids"].shape) for _ in range(2)]
     for window, (start, end, none) in enumerate(examples.positions_n3.tolist()):
         lead = (null or {}).get(int(examples.question_n[window]))
-        for scores, place in zip(logits, (start, end), strict=True):
-            scores[window, place] += 4.0
+        for scores, position in zip(logits, (start, end), strict=True):
+            scores[window, position] += 4.0
             if lead is not None:
                 scores[window, none] = scores[window].max() + lead
     return task.answers({"start_logits": logits[0], "end_logits": logits[1]}, batch)
@@ -192,12 +192,12 @@ def test_padding_changes_no_loss(roots: Roots) -> None:
     assert alone["input_ids"].shape[1] < both["input_ids"].shape[1]
     logits = torch.randn((2, 1, 70), generator=generator)
 
-    def said(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def outputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         width = batch["input_ids"].shape[1]
         return {"start_logits": logits[0, :, :width], "end_logits": logits[1, :, :width]}
 
     padded = {name: rows[:1] for name, rows in both.items()}
-    assert task.loss(said(alone), alone) == pytest.approx(float(task.loss(said(padded), padded)))
+    assert task.loss(outputs_of(alone), alone) == pytest.approx(float(task.loss(outputs_of(padded), padded)))
 
 
 def test_long_questions_are_cut_and_windows_without_room_refused(roots: Roots) -> None:
@@ -226,7 +226,7 @@ GOOD = squad_rows(3, 1)
         ({"context": None}, "question 8 has context None"),
     ],
 )
-def test_faults_are_told_with_their_question(change: dict[str, Any], sentence: str, roots: Roots) -> None:
+def test_faults_name_their_question(change: dict[str, Any], sentence: str, roots: Roots) -> None:
     rows = [*GOOD[:8], GOOD[8] | change]
     if change.get("answers", 0) is None:
         rows[8]["answers"] = {"text": None, "answer_start": None}
@@ -241,7 +241,7 @@ def test_faults_are_told_with_their_question(change: dict[str, Any], sentence: s
     assert sentence in refused.value.message
 
 
-def test_other_json_is_told(roots: Roots) -> None:
+def test_other_json_is_refused(roots: Roots) -> None:
     (roots.data[0] / "other.json").write_text(json.dumps({"data": [{"paragraphs": [{"text": "x"}]}]}))
     with pytest.raises(DataRefused, match=r"not in SQuAD's form, data → paragraphs → context and qas"):
         load(roots, train="other.json")

@@ -14,7 +14,7 @@ def test_two_captions_an_image_by_hand() -> None:
     captions = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
     image_m = torch.tensor([0, 0, 1, 1])
     found = recalls(images, captions, image_m)
-    # image 0 finds caption 0 (0.9); the nearest to image 1 is caption 1 (0.8), which tells of image 0, then caption 2
+    # image 0 finds caption 0 (0.9); the nearest to image 1 is caption 1 (0.8), which belongs to image 0, then caption 2
     assert found["image_to_text_r1"] == pytest.approx(1 / 2, abs=1e-6)
     assert found["image_to_text_r5"] == 1.0
     # captions 0 and 2 find theirs, 1 and 3 find the other one's
@@ -41,6 +41,6 @@ def test_blocks_give_what_a_sorted_matrix_gives(monkeypatch: pytest.MonkeyPatch)
     assert 0 < found["image_to_text_r1"] < found["image_to_text_r5"] < 1
 
 
-def test_a_model_that_tells_nothing_apart_finds_nothing() -> None:
+def test_a_model_with_equal_scores_for_all_finds_nothing() -> None:
     found = recalls(torch.ones(20, 4), torch.ones(40, 4), torch.arange(20).repeat_interleave(2))
     assert set(found.values()) == {0.0}

@@ -1,4 +1,4 @@
-"""Texts become the tokens of their own rows, and every fault of the data is told with its row and remedy."""
+"""Texts become the tokens of their own rows, and every fault of the data is reported with its row and remedy."""
 
 from __future__ import annotations
 

@@ -56,9 +56,9 @@ def test_the_published_form_is_read_with_images_and_answers(roots: Roots) -> Non
     assert batch["pixel_values"].shape == (12, 3, SIZE, SIZE)
     assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][1]), "both questions are on one image"
     asked = json.loads((roots.data[0] / TEST).read_text())["questions"]
-    told = json.loads((roots.data[0] / "vqa" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
+    written = json.loads((roots.data[0] / "vqa" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
     assert [one.text for one in task.test.questions] == [one["question"] for one in asked]
-    for row, annotation in enumerate(told):
+    for row, annotation in enumerate(written):
         label = task.labels.index(annotation["multiple_choice_answer"])
         assert batch["scores"][row, label] == 1.0
         assert batch["scores"][row].max() <= 1.0
@@ -168,7 +168,7 @@ def test_a_processor_that_keeps_proportions_gives_way_to_squares(roots: Roots) -
 
 
 FAULTS = [
-    (lambda data: (data / "vqa/v2_mscoco_train2014_annotations.json").unlink(), "has no file of answers beside it"),
+    (lambda data: (data / "vqa/v2_mscoco_train2014_annotations.json").unlink(), "has no file of answers in its folder"),
     (lambda data: rewritten(data / TRAIN, lambda file: file.update(questions=[])), "has no questions"),
     (lambda data: rewritten(data / TRAIN, lambda file: file["questions"][0].pop("image_id")), "not in VQA v2.0's form"),
     (

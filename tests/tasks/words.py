@@ -42,11 +42,11 @@ def articles(count: int, seed: int, things: int = 3) -> list[dict[str, Any]]:
             starts.append(len(context))
             context += f"{colour} . "
         qas = []
-        for place, thing in enumerate([*named[:2], named[-1]]):
-            found = [{"text": colours[place], "answer_start": starts[place]}] if place < 2 else []
+        for index, thing in enumerate([*named[:2], named[-1]]):
+            found = [{"text": colours[index], "answer_start": starts[index]}] if index < 2 else []
             qas.append(
                 {
-                    "id": f"{seed}-{number}-{place}",
+                    "id": f"{seed}-{number}-{index}",
                     "question": f"what colour is the {thing} ?",
                     "answers": found,
                     "is_impossible": not found,
@@ -78,7 +78,7 @@ def squad_rows(count: int, seed: int, things: int = 3) -> list[dict[str, Any]]:
 
 
 def write_reviews(folder: Path, count: int) -> None:
-    """IMDb's archive: a folder of texts a label, one of unlabelled texts, and files beside them."""
+    """IMDb's archive: a folder of texts a label, one of unlabelled texts, and other files."""
     for label, word in (("pos", "good"), ("neg", "bad"), ("unsup", "who knows")):
         (folder / label).mkdir(parents=True)
         for number in range(count):

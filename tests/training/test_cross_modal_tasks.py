@@ -216,7 +216,7 @@ def test_settings_of_a_tower_are_checked_like_those_of_a_model(
 
 def test_the_plan_looks_for_the_files_that_belong_to_a_dataset(tmp_path: Path, roots: Roots) -> None:
     for name, sentence in (
-        ("alone/v2_OpenEnded_mscoco_train2014_questions.json", "has no file of answers beside it"),
+        ("alone/v2_OpenEnded_mscoco_train2014_questions.json", "has no file of answers in its folder"),
         (
             "alone/deep/v2_OpenEnded_mscoco_test2014_questions.json",
             "the folder test2014 with the images of .* is neither",

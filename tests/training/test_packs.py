@@ -63,21 +63,21 @@ def test_a_pack_gives_the_curve_of_its_source_bit_for_bit(world, elsewhere, tmp_
 
 def test_a_rank_that_keeps_every_weight_whole_is_the_source(world, tmp_path):
     curves = []
-    for place, source in (
+    for name, source in (
         ("whole", {"model": {"path": "source"}}),
         ("ranked", {"model": {"path": "source"}, "rank": 99}),
     ):
         recorder = Recorder()
-        run(text_job(source=source), "transfer-0", tmp_path / place, world, recorder)
+        run(text_job(source=source), "transfer-0", tmp_path / name, world, recorder)
         curves.append(recorder.losses)
     assert curves[0] == curves[1]
 
 
 def test_a_control_of_a_pack_is_the_control(world, elsewhere, tmp_path):
     curves = []
-    for place, model, roots in (("a", {"pack": "float32.pack"}, elsewhere), ("b", {"path": "source"}, world)):
+    for name, model, roots in (("a", {"pack": "float32.pack"}, elsewhere), ("b", {"path": "source"}, world)):
         recorder = Recorder()
-        run(text_job(source={"model": model}), "control-0", tmp_path / place, roots, recorder)
+        run(text_job(source={"model": model}), "control-0", tmp_path / name, roots, recorder)
         curves.append(recorder.losses)
     assert curves[0] == curves[1]
 

@@ -143,7 +143,7 @@ def test_a_vision_transformer_s_stream_is_mapped_by_its_patches():
     centred = E - E.mean(0)
     values, vectors = numpy.linalg.eigh(centred.T @ centred)
     P = vectors[:, ::-1][:, :4]
-    assert values[-3:].min() > 1e-6  # four pixels a patch, centred: three axes that the patches tell of
+    assert values[-3:].min() > 1e-6  # four pixels a patch, centred: the patches span three axes
     patches = written["vit.embeddings.patch_embeddings.projection.weight"].reshape(4, -1).numpy()
     numpy.testing.assert_allclose(abs(patches[:3]), abs(P[:, :3].T @ E.T), atol=1e-6)
     for name in ("vit.embeddings.position_embeddings", "vit.embeddings.cls_token"):

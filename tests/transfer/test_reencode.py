@@ -50,7 +50,7 @@ def test_at_full_rank_nothing_is_lost():
         torch.testing.assert_close(B @ A, W.reshape(view.shape), atol=1e-5, rtol=1e-5)
 
 
-def test_the_same_weight_has_the_same_factors_whatever_the_global_seed():
+def test_the_same_weight_has_the_same_factors_under_any_global_seed():
     W = torch.randn(60, 50)
     torch.manual_seed(1)
     first = factorize(view_of(W), 6)

@@ -53,13 +53,13 @@ class Fleet:
 
     def restart(self, address: str, kind: str) -> None:
         """Start a host with that address, as soon as it is one of the fleet."""
-        place = int(address.rpartition(".")[2]) - 1
-        log = (self.folder / f"host-{place}.log").open("wb")
+        index = int(address.rpartition(".")[2]) - 1
+        log = (self.folder / f"host-{index}.log").open("wb")
         own = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "MERGENET_FLEET_HOST": address,
-            "MERGENET_FLEET_TEMP": str(self.folder / str(place)),
+            "MERGENET_FLEET_TEMP": str(self.folder / str(index)),
         }
         self.hosts[address] = subprocess.Popen(
             ["sh", str(SCRIPT), kind],
@@ -69,7 +69,7 @@ class Fleet:
             start_new_session=True,
         )
         log.close()
-        wait(lambda: b"Ray runtime started" in self._log(place), f"host {place}", lambda: self._log(place).decode())
+        wait(lambda: b"Ray runtime started" in self._log(index), f"host {index}", lambda: self._log(index).decode())
 
     def lose(self, address: str) -> None:
         """SIGKILL a host's daemon, as if its machine had gone."""
@@ -126,8 +126,8 @@ class Fleet:
                     process.kill()
             host.wait()
 
-    def _log(self, place: int) -> bytes:
-        return (self.folder / f"host-{place}.log").read_bytes()
+    def _log(self, index: int) -> bytes:
+        return (self.folder / f"host-{index}.log").read_bytes()
 
 
 @contextlib.contextmanager

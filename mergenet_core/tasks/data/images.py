@@ -1,4 +1,4 @@
-"""Images in a column of a table: as bytes in its rows, or as paths of files beside it."""
+"""Images in a column of a table: as bytes in its rows, or as paths relative to the table's folder."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ def _content(cell: Cell, table: Table, row: int) -> bytes:
         if path.is_relative_to(table.folder.resolve()) and path.is_file():
             return path.read_bytes()
         raise DataRefused(f"{table.field}: row {row} names {value!r}, which is not a file below the table's folder")
-    raise DataRefused(f"{table.field}: row {row} has no image; give bytes or a path beside the table")
+    raise DataRefused(f"{table.field}: row {row} has no image; give bytes or a path relative to the table's folder")

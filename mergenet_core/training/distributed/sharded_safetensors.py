@@ -1,7 +1,8 @@
 """Tensors that are spread over processes, as plain safetensors files: each process writes the entries it holds.
 
-A file holds whole tensors whatever wrote it, so that any number of processes, any strategy and `from_pretrained` can
-read it; no process ever holds more than its own entries. The files must be on storage that all processes share.
+A file always holds whole tensors, however many processes wrote it, so that any number of processes, any strategy and
+`from_pretrained` can read it; no process ever holds more than its own entries. The files must be on storage that all
+processes share.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def is_zero12(parameter: object) -> TypeGuard[Zero12Parameter]:
 
 
 class Zero12Shard:
-    """This process's range of the optimizer's weight, which may be empty, beside the whole weight for computing."""
+    """This process's range of the optimizer's weight, which may be empty, and the whole weight for computing."""
 
     is_whole = False
 
