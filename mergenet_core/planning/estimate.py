@@ -61,6 +61,8 @@ def _trial_memory(
         added_bytes += own.device_bytes
     if "sham-untrained" in spec.arms:  # it is built as a whole, where a source is read one weight at a time
         added_bytes += _BYTES * (_count(source) or 0)
+    if spec.transfer.distill is not None and spec.transfer.distill.copies:  # the teacher reads them in every step
+        added_bytes += _BYTES * (_count(source) or 0)
     learner = LearnerSpec(target, spec.target.task, data, _largest_batch(spec))
     arm = process_memory(name, learner, spec.resources, added_bytes)
     found = [arm] if own is None else [arm, own]
@@ -72,13 +74,13 @@ def _trial_memory(
 
 
 def _largest_batch(spec: JobSpec) -> TrainSpec:
-    """The target's training with all examples of a step in its batch: an arm may read unlabelled ones beside its own.
+    """The target's training with all inputs of a step in its batch: an arm may read unlabelled ones, or copies, too.
 
     The activations of both are kept until the backward pass; a distillation without a labelled loss reads no others.
     """
-    if not spec.target.data.has_unlabelled:
-        return spec.train
     distill = spec.transfer.distill or DistillSpec()
+    if not (spec.target.data.has_unlabelled or distill.copies):
+        return spec.train
     labelled = spec.train.batch_size if distill.task_share else 0
     batch_size = max(spec.train.batch_size, spec.pool_batch_size + labelled)
     return spec.train.model_copy(update={"batch_size": batch_size})

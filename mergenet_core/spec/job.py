@@ -286,6 +286,19 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _copies_fit(self) -> Self:
+        if self.transfer.distill is None or not self.transfer.distill.copies:
+            return self
+        if not TASKS[self.target.task].augments:
+            able = ", ".join(name for name, info in TASKS.items() if info.augments)
+            raise ValueError(f"transfer.distill.copies is for {able}, not for {self.target.task}; leave it out")
+        if self.target.data.has_unlabelled:
+            raise ValueError(
+                "transfer.distill.copies takes the place of unlabelled images: leave it out, or target.data.unlabelled"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _changing_source_fits(self) -> Self:
         if self.transfer.back_cycle is not None and self.source.mode != "joint":
             raise ValueError("transfer.back_cycle moves knowledge into the source: give source.mode joint")

@@ -42,6 +42,9 @@ class DistillSpec(Strict):
     """DKD's β."""
     pool_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Unlabelled inputs per step, over all devices and micro-batches; default: `train.batch_size`."""
+    copies: bool = False
+    """Image classification without unlabelled images: take the teacher's loss on copies of the step's images, each
+    mixed with another one, shifted and mirrored anew at every step; the teacher reads them in the step."""
     teacher: TrainSpec | None = None
     """First fine-tune a copy of the source, with a head for the target's labels, on the trial's examples."""
 

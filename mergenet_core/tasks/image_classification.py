@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergenet_core.tasks.data.augment import crop_flip
+from mergenet_core.tasks.data.augment import crop_flip, draw_partners, mix
 from mergenet_core.tasks.data.images import ImageColumn, check_channels
 from mergenet_core.tasks.data.labels import Labelled, read_labelled
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
@@ -43,6 +43,16 @@ class PixelExamples:
         if self.augments:
             batch["pixel_values"] = crop_flip(batch["pixel_values"], index_b, len(self), seed, self.pixels.shift_c)
         return batch
+
+    def copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """Each image mixed with another of the split, both shifted and mirrored, by `seed` and its index."""
+        partner_n, share_n = draw_partners(len(self), seed)
+        black_c = self.pixels.shift_c
+        first, second = (
+            crop_flip(self.pixels.batch(image_b), image_b, len(self), seed + number, black_c)
+            for number, image_b in enumerate((index_b, partner_n[index_b]), start=1)
+        )
+        return {"pixel_values": mix(first, second, share_n[index_b])}
 
     def evaluation_order(self) -> Tensor:
         """As they were read: all have one size."""

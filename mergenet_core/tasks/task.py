@@ -71,6 +71,14 @@ class Augmented(Protocol):
 
 
 @runtime_checkable
+class Copied(Protocol):
+    """Examples of which a distillation can make changed copies, whose labels are not known."""
+
+    def copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """The inputs of a copy of each example; what it becomes depends on the seed and its index alone."""
+
+
+@runtime_checkable
 class Weighted(Protocol):
     """Examples that count differently in a step's loss, such as texts by their number of tokens to predict."""
 

@@ -5,6 +5,7 @@ Legend: n inputs that the teacher has read, b inputs of a batch, l labels, o lab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,22 +66,38 @@ class Distillation:
     """A frozen teacher's logits for every unlabelled input, or for every training example where there are none.
 
     The teacher reads an input in the same form every time, so its forward passes are made once, before the first step.
+    Only copies are new at every step, and are read then.
     """
 
-    logits_nl: Tensor
+    logits_nl: Tensor | None
+    """None where the target learns from copies."""
     spec: DistillSpec
     pool_batch_size: int | None = None
     """Unlabelled inputs per step; None if the target learns from the teacher on its training examples."""
+    read_copies: Callable[[Tensor, int], Tensor] | None = None
+    """The teacher's logits for copies of the training examples with these indices, made by a seed; None without any."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the teacher's loss is taken on the labelled batch."""
+        return self.pool_batch_size is None and self.read_copies is None
 
     def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor | None, index_b: Tensor) -> Tensor:
+        """The mean loss of a batch of inputs that the teacher read before the first step; see `combine_with`."""
+        assert self.logits_nl is not None
+        return self.combine_with(task_loss, student_bl, labels_b, self.logits_nl[index_b])
+
+    def combine_with(
+        self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor | None, teacher_bl: Tensor
+    ) -> Tensor:
         """The mean loss of a batch that the target is trained on.
 
         The task's loss is that of the labelled batch; the other arguments belong to the same batch, or to a batch of
-        unlabelled inputs, which have no labels: DKD takes the teacher's most probable label as theirs.
+        inputs without labels: DKD takes the teacher's most probable label as theirs.
 
         Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
         """
-        teacher_bl = self.logits_nl[index_b].to(student_bl.device)
+        teacher_bl = teacher_bl.to(student_bl.device)
         weight, temperature = self.spec.weight, self.spec.temperature
         if self.spec.loss == "kd":
             return self.spec.task_share * task_loss + weight * kd(student_bl, teacher_bl, temperature)

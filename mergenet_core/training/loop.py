@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
-from mergenet_core.tasks.task import Augmented, Batch, Examples, Outputs, Task, Weighted
+from mergenet_core.tasks.task import Augmented, Batch, Copied, Examples, Outputs, Task, Weighted
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.tensors import sync_buffers
@@ -166,9 +166,9 @@ class Training:
         Where the labelled loss has no share in it, the labelled micro-batch is not computed.
         """
         dropout = draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number)
-        if distillation is not None and pool_b is not None and distillation.spec.task_share == 0:
+        if distillation is not None and not distillation.labelled and distillation.spec.task_share == 0:
             torch.manual_seed(dropout)
-            return self._distil(torch.zeros((), device=self.engine.world.device), pool_b, distillation)
+            return self._distil(torch.zeros((), device=self.engine.world.device), index_b, pool_b, distillation)
         examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
         read = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
         torch.manual_seed(dropout)
@@ -176,15 +176,22 @@ class Training:
         loss = self.task.loss(outputs, batch)
         if distillation is None:
             return loss
-        if pool_b is not None:
-            return self._distil(loss, pool_b, distillation)
+        if not distillation.labelled:
+            return self._distil(loss, index_b, pool_b, distillation)
         return distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
 
-    def _distil(self, task_loss: Tensor, pool_b: Tensor, distillation: Distillation) -> Tensor:
-        """The loss of a micro-batch whose teacher's part is taken on unlabelled inputs."""
-        assert self.task.unlabelled is not None
-        outputs, _ = self._forward(self.task.unlabelled.batch(pool_b))
-        return distillation.combine(task_loss, outputs["logits"].float(), None, pool_b)
+    def _distil(self, task_loss: Tensor, index_b: Tensor, pool_b: Tensor | None, distillation: Distillation) -> Tensor:
+        """The loss of a micro-batch with the teacher's loss on unlabelled inputs, or on copies of its examples."""
+        examples, pool = self.task.train, self.task.unlabelled
+        if pool is not None and pool_b is not None:
+            outputs, _ = self._forward(pool.batch(pool_b))
+            return distillation.combine(task_loss, outputs["logits"].float(), None, pool_b)
+        assert isinstance(examples, Copied), "the spec allows copies for images only"
+        assert distillation.read_copies is not None
+        draw = draw_seed(self.seed, self.step, stream=6)
+        outputs, _ = self._forward(examples.copies(index_b, draw))
+        teacher_bl = distillation.read_copies(index_b, draw)
+        return distillation.combine_with(task_loss, outputs["logits"].float(), None, teacher_bl)
 
     def _forward(self, read: Batch) -> tuple[Outputs, Batch]:
         """The model's outputs for a batch, and the batch on the process's device."""

@@ -8,25 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from mergenet_core.errors import CheckpointInvalid, ModelRefused
+from mergenet_core.errors import CheckpointInvalid, DataRefused, ModelRefused
 from mergenet_core.model_files.read_model import read_config
 from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.records.provenance import Provenance
-from mergenet_core.spec.job import DistillSpec, TrainSpec
+from mergenet_core.spec.job import DistillSpec, JobSpec, TrainSpec
 from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.storage.published_folder import read_manifest, verify
 from mergenet_core.tasks.loading import load_task
-from mergenet_core.tasks.task import Outputs, Task
+from mergenet_core.tasks.task import Copied, Outputs, Task
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distill import Distillation, Relabelled
+from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.export import export_model
 from mergenet_core.training.learners import Learner, check_fits, image_channels
-from mergenet_core.training.loop import Training, evaluate, forward_all
+from mergenet_core.training.loop import Model, Training, evaluate, forward_all
 from mergenet_core.training.sources import frozen_source_info, frozen_source_path
 
 
@@ -78,12 +80,36 @@ def prepare_teacher(
         return outputs
 
     test = evaluate(predict, task, task.test, world, job.train.batch_size)[task.metric]
+    if spec.copies:
+        distillation = Distillation(None, spec, read_copies=_reader_of_copies(predict, task, job, world))
+        return Teacher(distillation, seconds, test)
     begun = time.perf_counter()
     read = task.train if task.unlabelled is None else task.unlabelled
     logits_nl = forward_all(predict, task, read, world, job.train.batch_size, lambda outputs, _: outputs["logits"])
     seconds += time.perf_counter() - begun
     pool_batch_size = None if task.unlabelled is None else job.pool_batch_size
     return Teacher(Distillation(logits_nl, spec, pool_batch_size), seconds, test)
+
+
+def _reader_of_copies(predict: Model, task: Task, job: JobSpec, world: World) -> Callable[[Tensor, int], Tensor]:
+    """The teacher's forward pass on copies of the training images, the same ones that the target reads.
+
+    Raises: `DataRefused` if the teacher reads images of another size, which are shifted by other shares of it.
+    """
+    size, own = task.settings.get("image_size"), job.target.data.image_size
+    if size != own:
+        raise DataRefused(
+            f"transfer.distill.copies: the source reads images of {size} pixels, the target of {own}; set "
+            "target.data.image_size to the source's, or leave copies out"
+        )
+
+    def read(index_b: Tensor, seed: int) -> Tensor:
+        assert isinstance(task.train, Copied), "the spec allows copies for images only"
+        inputs = {name: X.to(world.device) for name, X in task.train.copies(index_b, seed).items()}
+        with torch.no_grad():
+            return predict(**inputs)["logits"].float()
+
+    return read
 
 
 def _fine_tuning(context: TrialContext, source: Path, task: Task, spec: TrainSpec) -> Training:

@@ -105,6 +105,17 @@ def test_unlabelled_inputs_are_for_the_targets_classification_and_their_batch_di
             parse(job | changes)
 
 
+def test_copies_are_for_images_without_unlabelled_ones() -> None:
+    distill = {"arms": ["transfer", "control", "distill"], "transfer": {"distill": {"copies": True}}}
+    with pytest.raises(SpecInvalid, match=r"distill\.copies is for image-classification, not for text"):
+        parse(changed("/target/task", "text-classification") | distill)
+    images = changed("/target/task", "image-classification") | distill
+    assert parse(images).transfer.distill is not None
+    images["target"]["data"]["unlabelled"] = "pool.parquet"
+    with pytest.raises(SpecInvalid, match=r"copies takes the place of unlabelled images"):
+        parse(images)
+
+
 def test_all_faults_are_reported_at_once() -> None:
     document = changed("/train/steps", 0) | {"sorce": 1}
     with pytest.raises(SpecInvalid, match="2 faults") as caught:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mergenet_core.spec.job import DistillSpec, JobSpec
 from mergenet_core.storage.paths import Roots
 from mergenet_core.training.distill import Distillation
-from mergenet_core.training.loop import batch_index
+from mergenet_core.training.loop import batch_index, draw_seed
 from mergenet_core.training.trial import Interrupted
 from tests.training.test_distill import plain_dkd, plain_kd
 from tests.training.tiny import CNN, Recorder, image_job, prepared, run, text_job, text_rows, write_lines
@@ -137,3 +137,48 @@ def test_imdbs_unlabelled_reviews_are_read_from_their_folder(roots: Roots, job_f
     task = prepared(job, "distill-0", job_folder, roots).task
     assert task.unlabelled is not None
     assert len(task.unlabelled) == 9
+
+
+COPIES = {"arms": ["transfer", "control", "distill"], "transfer__method": "project"}
+
+
+def test_copies_are_taught_by_the_equation_and_do_not_depend_on_their_batch(roots: Roots, job_folder: Path) -> None:
+    """KD with weight 0.6 on copies of the step's images; the teacher is a linear function of their pixels."""
+    spec = DistillSpec(weight=0.6, copies=True)
+    training = prepared(image_job(CNN, **COPIES), "distill-0", job_folder, roots)
+    train = training.task.train
+    index_b = batch_index(len(train), 8, seed=0, step=0)
+    whole, alone = train.copies(index_b, 5)["pixel_values"], train.copies(index_b[3:4], 5)["pixel_values"]
+    assert torch.equal(whole[3:4], alone)
+    assert not torch.equal(whole, train.copies(index_b, 6)["pixel_values"])
+    weights_pl = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    drawn: list[int] = []
+
+    def teach(index_b: torch.Tensor, draw: int) -> torch.Tensor:
+        drawn.append(draw)
+        return train.copies(index_b, draw)["pixel_values"].flatten(1) @ weights_pl
+
+    draw = draw_seed(0, 0, stream=6)
+    labelled, copied = train.batch(index_b), train.copies(index_b, draw)["pixel_values"]
+    with torch.no_grad():
+        module = training.engine.module.train()
+        task_loss = float(
+            torch.nn.functional.cross_entropy(module(labelled["pixel_values"]).logits, labelled["labels"])
+        )
+        student_bl = module(copied).logits.double().tolist()
+    expected = 0.4 * task_loss + 0.6 * plain_kd(student_bl, (copied.flatten(1) @ weights_pl).double().tolist(), 4.0)
+    training.advance(Distillation(None, spec, read_copies=teach))
+    assert drawn == [draw]
+    assert training.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_stopped_trial_with_copies_resumes_bit_for_bit(roots: Roots, tmp_path: Path) -> None:
+    job = image_job(CNN, **COPIES, transfer__distill={"copies": True, "weight": 0.5})
+    results = {}
+    for name, requests in (("whole", {}), ("parts", {3: "stop"})):
+        run(job, "source", tmp_path / name, roots)
+        if requests:
+            with pytest.raises(Interrupted):
+                run(job, "distill-0", tmp_path / name, roots, Recorder(requests))
+        results[name] = run(job, "distill-0", tmp_path / name, roots, attempt=2)
+    assert results["parts"].final_loss == results["whole"].final_loss

@@ -12,6 +12,18 @@ PADDING = 4
 """The largest shift in each direction, in pixels."""
 
 
+def mix(first_bchw: Tensor, second_bchw: Tensor, shares_b: Tensor) -> Tensor:
+    """The weighted mean of two images each. Equation: share · first + (1 − share) · second."""
+    shares_b111 = shares_b[:, None, None, None]
+    return shares_b111 * first_bchw + (1 - shares_b111) * second_bchw
+
+
+def draw_partners(examples: int, draw: int) -> tuple[Tensor, Tensor]:
+    """For each of n examples another one to mix it with, and the example's own share between 0 and 1."""
+    generator = torch.Generator().manual_seed(draw)
+    return torch.randint(examples, (examples,), generator=generator), torch.rand(examples, generator=generator)
+
+
 def crop_flip(pixels_bchw: Tensor, index_b: Tensor, examples: int, seed: int, black_c: Tensor) -> Tensor:
     """Shift each image, filling with black, and mirror half of them; `seed` and the image's index decide.
 
