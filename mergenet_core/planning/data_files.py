@@ -18,7 +18,7 @@ CIFAR_RECORD = 2 + CIFAR_PIXELS
 CIFAR_LABELS = ("coarse_label", "label")
 """The columns of the two labels, in the order of the bytes; `label` is the fine one."""
 UNLABELLED_FOLDER = "unsup"
-"""The folder of IMDb's archive, beside the folders of its labels, whose reviews have no label."""
+"""The folder of IMDb's archive with the reviews that have no label; it is next to the labels' folders."""
 _SUBSET = re.compile(r"(?:train|val|test)\d{4}")
 
 

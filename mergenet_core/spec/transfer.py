@@ -25,8 +25,8 @@ class PairSpec(Strict):
 class DistillSpec(Strict):
     """Output distillation, used by the arms `distill` and `transfer+distill`.
 
-    Where `target.data` has unlabelled inputs, the teacher's loss is taken on a batch of these, beside the
-    labelled loss of the labelled batch.
+    Where `target.data` has unlabelled inputs, the teacher's loss is taken on a batch of these, in addition
+    to the labelled loss of the labelled batch.
     """
 
     loss: Literal["kd", "dkd"] = "kd"

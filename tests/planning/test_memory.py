@@ -106,7 +106,7 @@ def test_lpka_raw_counts_the_adapter_that_it_builds() -> None:
 
 
 def graph_numbers(adapter: RawAdapter, W_mn: torch.Tensor, S_MN: torch.Tensor) -> int:
-    """Numbers that autograd keeps for the adapter's backward pass, beside its parameters and its input."""
+    """Numbers that autograd keeps for the adapter's backward pass, in addition to its parameters and its input."""
     own = {weight.untyped_storage().data_ptr() for weight in (*adapter.parameters(), S_MN)}
     saved: dict[int, torch.Tensor] = {}
 

@@ -80,21 +80,42 @@ TASKS = [
     ("image-text-retrieval", DUAL, COCO, "mean_recall", AutoModel),
     ("image-text-retrieval", CLIP, COCO, "mean_recall", AutoModel),
 ]
+PAIRED = {
+    "vilt": (
+        "vilt.embeddings.text_embeddings.word_embeddings.weight",
+        "vilt.encoder.layer.0.attention.attention.key.weight",
+    ),
+    "dual": (
+        "text_model.embeddings.word_embeddings.weight",
+        "text_model.encoder.layer.0.attention.output.LayerNorm.weight",
+    ),
+    "clip": (
+        "text_model.embeddings.token_embedding.weight",
+        "text_model.encoder.layers.0.self_attn.k_proj.weight",
+    ),
+}
+"""Weights of each target that have a counterpart in the source."""
+TRANSFERRED = {"vilt": 5936, "dual": 5936, "clip": 5632}
+"""Parameters of each target that the source writes."""
 
 
-@pytest.mark.parametrize(("task", "config", "data", "metric", "auto"), TASKS, ids=["vilt", "dual", "clip"])
+@pytest.mark.parametrize(
+    ("target", "task", "config", "data", "metric", "auto"),
+    [(target, *case) for target, case in zip(TRANSFERRED, TASKS, strict=True)],
+    ids=list(TRANSFERRED),
+)
 def test_a_task_is_trained_resumed_bit_equal_and_exported(
-    task: str, config: Any, data: Any, metric: str, auto: Any, tmp_path: Path, roots: Roots
+    target: str, task: str, config: Any, data: Any, metric: str, auto: Any, tmp_path: Path, roots: Roots
 ) -> None:
     spec = job(task, config, data)
     made = make_plan(spec, roots, tmp_path, [])
     assert made.pairing is not None
     assert "vocabulary" in made.pairing.anchored_axes
     paired = {pair.target for pair in made.pairing.pairs}
-    assert any("word_embeddings" in name or "token_embedding." in name for name in paired)
-    assert any(("layer" in name and "attn" in name) or "attention" in name for name in paired)
+    assert set(PAIRED[target]) < paired
     whole, folder = run_twice(spec, tmp_path, roots)
     assert whole.metric == metric
+    assert whole.transferred_parameters == made.pairing.transferable_parameters == TRANSFERRED[target]
     if task == "image-text-retrieval":
         assert whole.parameters == made.estimate.target_parameters
     _, loaded = auto.from_pretrained(folder, output_loading_info=True)

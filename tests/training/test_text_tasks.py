@@ -77,6 +77,8 @@ def test_a_task_is_trained_resumed_bit_equal_and_exported(
     whole, folder = run_twice(spec, tmp_path, roots)
     assert whole.metric == metric
     assert {metric} < set(whole.metrics)
+    assert made.pairing is not None
+    assert whole.transferred_parameters == made.pairing.transferable_parameters == 5664
     assert whole.parameters == made.estimate.target_parameters
     model, loaded = auto.from_pretrained(folder, output_loading_info=True)
     assert not loaded["missing_keys"]

@@ -183,7 +183,6 @@ def run_twice(job: JobSpec, folder: Path, roots: Roots) -> tuple[TrialResult, Pa
     """The transfer's result and exported model; stopped at step 3 and resumed it has the same, bit for bit."""
     whole = run(job, "transfer-0", folder / "whole", roots)
     assert whole.last["test"] == whole.metrics[whole.metric]
-    assert whole.transferred_parameters > 0
     with pytest.raises(Interrupted):
         run(job, "transfer-0", folder / "parts", roots, Recorder({3: "stop"}))
     parts = run(job, "transfer-0", folder / "parts", roots, attempt=2)
