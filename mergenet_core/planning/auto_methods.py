@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import TRIED, Pairing, pair
-from mergenet_core.records.job import Candidate, Trial
+from mergenet_core.records.job import Candidate
 from mergenet_core.spec.job import TransferSpec
 
 
@@ -32,16 +29,6 @@ def candidates(
         if (method, _written(pairing)) not in ((known.method, _written(other)) for known, other in found.items()):
             found[Candidate(method=method, include=include)] = pairing
     return found
-
-
-def best_on_validation(trials: Iterable[Trial]) -> Trial:
-    """The trial whose last weights have the highest validation metric; the first of those that are equal."""
-    return max(trials, key=validation_metric)
-
-
-def validation_metric(trial: Trial) -> float:
-    """The validation metric of a trial's last weights; minus infinity if it has none."""
-    return -math.inf if trial.result is None else trial.result.last.get("validation", -math.inf)
 
 
 def _written(pairing: Pairing) -> frozenset[str]:

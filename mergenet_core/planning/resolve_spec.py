@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergenet_core.planning.auto_methods import best_on_validation
 from mergenet_core.records.job import Job, Trial
+from mergenet_core.records.validation import best_on_validation
 from mergenet_core.spec.job import JobSpec
 
 

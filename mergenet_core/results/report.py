@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergenet_core.planning.auto_methods import validation_metric
 from mergenet_core.records.job import Trial, TrialResult
 from mergenet_core.records.record import Record
+from mergenet_core.records.validation import validation_metric
 from mergenet_core.results.comparisons import (
     Comparison,
     Difference,

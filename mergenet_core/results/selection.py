@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
-from mergenet_core.planning.auto_methods import best_on_validation, validation_metric
 from mergenet_core.records.job import Trial
+from mergenet_core.records.validation import best_on_validation, validation_metric
 
 LEVEL = 0.05
 """The largest share of cases in which a candidate is taken though none is better than the control."""

@@ -37,7 +37,8 @@ def test_the_service_is_imported_without_torch_or_workers() -> None:
 
 @pytest.mark.parametrize("module", ["service.client", "service.cli.commands"])
 def test_the_client_and_the_command_line_import_neither_the_planner_nor_server_packages(module: str) -> None:
-    heavy = ("mergenet_core.planning.make_plan", "fastapi", "redis", "rq", "uvicorn", "torch", "numpy")
+    planner = ("mergenet_core.planning.make_plan", "mergenet_core.pairing.pair", "mergenet_core.architectures.families")
+    heavy = (*planner, "fastapi", "redis", "rq", "uvicorn", "torch", "numpy")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
