@@ -1,4 +1,4 @@
-"""`python -m workers`: the workers of a host, configured by environment variables that begin with MERGENET_.
+"""`python -P -m workers`: the workers of a host, configured by environment variables that begin with MERGENET_.
 
 A host with several GPUs has one worker for each. With `--fleet` the workers take only trials on several hosts, which
 they start through Ray.
@@ -18,6 +18,7 @@ import time
 from redis.exceptions import RedisError
 
 from mergenet_core.errors import MergeNetError
+from mergenet_core.processes.command import drop_relative_python_path
 from mergenet_core.settings import Settings
 from workers.host import capacity, pool, prewarm
 from workers.logs import configure_logging
@@ -28,9 +29,10 @@ _log = logging.getLogger("workers")
 
 def main() -> None:
     """Wait for Redis, then work until SIGTERM or SIGINT."""
+    drop_relative_python_path()
     configure_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m workers", description="Workers; MERGENET_* variables configure them."
+        prog="python -P -m workers", description="Workers; MERGENET_* variables configure them."
     )
     parser.add_argument("--fleet", action="store_true", help="take trials on several hosts, and no others")
     parser.add_argument("--one", action="store_true", help="a single worker, however many devices the host has")

@@ -21,8 +21,8 @@ def check_config(config: JsonObject, task: TaskName | None, *, where: str) -> No
     if kind is not None and not isinstance(kind, str):
         raise ModelRefused(f"{where}: model_type {kind!r} is not text; correct the config")
     if task is not None and kind not in model_types()[task]:
-        near = ", ".join(sorted(model_types()[task])[:6])
-        raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {near}, … (GET /schema/job)")
+        known = ", ".join([*sorted(model_types()[task])[:6], "…"])
+        raise ModelRefused(f"{where}: model_type {kind!r} cannot learn {task}; known are {known} (GET /schema/job)")
     check_tower_configs(config, where)
     both_directions = kind in model_types()["masked-language-modelling"] and not config.get("is_decoder")
     if task == "causal-language-modelling" and both_directions:
@@ -48,7 +48,8 @@ def model_types() -> dict[TaskName, frozenset[str]]:
     """The model types that can learn each task: those of transformers' auto classes, and the families declared here."""
     text = (Path(__file__).parent / "transformers_model_types.json").read_text(encoding="utf-8")
     listed: dict[str, list[str]] = json.loads(text)
-    return {task: frozenset(listed.get(task, ())) | _declared(task) for task in TASKS}
+    heads = {task: info.head_task for task, info in TASKS.items()}
+    return {task: frozenset(listed.get(head, ())) | _declared(head) for task, head in heads.items()}
 
 
 def _declared(task: TaskName) -> frozenset[str]:

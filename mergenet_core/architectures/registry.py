@@ -70,7 +70,7 @@ def known_families() -> str:
         for of, plural in _PLURALS.items()
     }
     towers = ", ".join(family.model_type for family in TWO_TOWER_FAMILIES)
-    return f"{', '.join(f'{plural} ({names})' for plural, names in named.items())}, and models of two ({towers})"
+    return f"{', '.join(f'{plural} ({names})' for plural, names in named.items())}, and models of two towers ({towers})"
 
 
 def is_label_head(name: str) -> bool:

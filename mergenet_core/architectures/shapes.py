@@ -6,7 +6,7 @@ from mergenet_core.architectures.registry import find_family, find_two_tower_fam
 from mergenet_core.architectures.schema import Family, TowerSpec, TwoTowerFamily, only
 from mergenet_core.architectures.two_tower_config import tower_configs
 from mergenet_core.spec.json_values import JsonObject
-from mergenet_core.spec.task_info import TaskName
+from mergenet_core.spec.task_info import TASKS, TaskName
 
 
 def shapes_from_config(config: JsonObject, task: TaskName | None = None) -> dict[str, tuple[int, ...]] | None:
@@ -16,6 +16,7 @@ def shapes_from_config(config: JsonObject, task: TaskName | None = None) -> dict
     first. A weight that is tied to another is listed once. Raises: `ValueError` naming an entry of a wrong type.
     """
     kind = str(config.get("model_type"))
+    task = task and TASKS[task].head_task
     if (two := find_two_tower_family(kind)) is not None:
         return _two_tower_shapes(two, config) if task is None or task in two.tasks else None
     family = find_family(kind)

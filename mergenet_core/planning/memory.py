@@ -18,7 +18,7 @@ from mergenet_core.planning.plan import ProcessMemory, Strategy
 from mergenet_core.spec.deepspeed import BUCKET, LIVE
 from mergenet_core.spec.job import DataSpec, ResourcesSpec, TrainSpec
 from mergenet_core.spec.json_values import JsonObject
-from mergenet_core.spec.task_info import TaskName
+from mergenet_core.spec.task_info import TASKS, TaskName
 
 RUNTIME_BYTES = 400_000_000
 """The interpreter and the libraries, in the host's memory."""
@@ -229,7 +229,7 @@ def _example(learner: LearnerSpec) -> _Example:
         if role == "attention.out.weight" or (not tower.roles and block[1] not in blocks):
             numbers += _SCORES * tower.scored_heads * tower.positions**2
         blocks[block[1]] = blocks.get(block[1], 0.0) + numbers
-    if learner.task in _LANGUAGE_MODELLING and not has_token_head:  # the head is the word embedding
+    if TASKS[learner.task].head_task in _LANGUAGE_MODELLING and not has_token_head:  # the head is the word embedding
         outside += _LOGITS * towers[0].positions * towers[0].vocabulary
     return _Example(tuple(blocks.values()), float(sum(inputs.values())), outside)
 

@@ -1,7 +1,7 @@
 """The tasks that a model can learn: one row each, with everything that code without torch needs to know of them.
 
-A task is its file or folder in `mergenet_core/tasks/` and its row in `TASKS`; the model types that can learn it
-follow from its auto class and from the families (`architectures/check_config.py`).
+A task is its file or folder in `mergenet_core/tasks/` and its row in `TASKS`. A row with `head` uses the heads and the
+model types of another task; without it, the families declare a head for the task (`architectures/families/`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class TaskInfo:
     """The class of transformers that builds its models."""
     pipeline_tag: str
     """What the model hub calls the task."""
+    head: str = ""
+    """The task whose heads and model types it uses; empty for its own."""
     one_label: bool = False
     """Each example has one label out of a fixed set, so a teacher's logits can be distilled."""
     fixed_labels: tuple[str, ...] | None = None
@@ -48,6 +50,11 @@ class TaskInfo:
     """The data set's answers are published in a file of their own."""
     reads_cifar: bool = False
     """Files of CIFAR-100's binary version are read as well."""
+
+    @property
+    def head_task(self) -> str:
+        """The task by which families and model types are looked up."""
+        return self.head or self.name
 
     @property
     def reads_text(self) -> bool:

@@ -36,7 +36,7 @@ app.add_typer(devices_app, name="devices")
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
-LINE_WIDTH = 200
+LINE_WIDTH = 2_000
 """Line width where the output is not a terminal."""
 
 Document = Annotated[Path, typer.Argument(help="Job document, YAML or JSON; - reads standard input.")]

@@ -10,6 +10,7 @@ import signal
 import sys
 
 from mergenet_core import __version__
+from mergenet_core.processes.command import drop_relative_python_path
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"mergenet {__version__}")
         return
+    drop_relative_python_path()
     from service.cli import commands
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

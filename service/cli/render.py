@@ -107,6 +107,8 @@ def pairing(console: Console, found: Pairing) -> None:
 def jobs(console: Console, page: JobPage) -> None:
     """Print a list of jobs."""
     listed = table(console, "job", "name", "state", "trials done", "created", "reason")
+    for column, width in zip(listed.columns, (26, 8, 9, 4, 10, 8), strict=True):
+        column.min_width, column.overflow = width, "fold"  # an id is needed whole, to be copied into other commands
     for one in page.items:
         done = f"{one.trials_done}/{one.trials}"
         created = one.created_at.astimezone().strftime("%Y-%m-%d %H:%M")

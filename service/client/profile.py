@@ -15,6 +15,7 @@ class Profile(BaseModel):
     """A service's address and a key for it."""
 
     url: str
+    """Empty in the file of a home whose service has stopped: the key is kept for the next start."""
     api_key: str
 
 
@@ -28,7 +29,25 @@ def find_profile(home: Path | None) -> Profile | None:
 
 
 def read_profile(home: Path) -> Profile | None:
-    """The profile in a home; None if it has none that can be read."""
+    """The profile of the service that runs in a home; None if none runs or the file cannot be read."""
+    found = _read(home)
+    return found if found and found.url else None
+
+
+def read_key(home: Path) -> str | None:
+    """The key in a home's file, also after its service has stopped; None if there is none."""
+    found = _read(home)
+    return found.api_key if found else None
+
+
+def clear_address(home: Path) -> None:
+    """Note in a home's file that its service has stopped, so that nobody sends the key to its old address."""
+    found = _read(home)
+    if found and found.url:
+        write_profile(home, found.model_copy(update={"url": ""}))
+
+
+def _read(home: Path) -> Profile | None:
     try:
         return Profile.model_validate_json((home / FILE).read_text())
     except (OSError, ValidationError):

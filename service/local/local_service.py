@@ -25,7 +25,7 @@ from mergenet_core.processes.command import python_command
 from mergenet_core.processes.kept_process import KeptProcess
 from mergenet_core.processes.linux import adopt_orphans
 from mergenet_core.processes.trees import end_descendants, reap_orphans
-from service.client.profile import Profile, read_profile, write_profile
+from service.client.profile import Profile, clear_address, read_key, write_profile
 
 READY_SECONDS = 60.0
 """How long Redis and the API may take until they answer."""
@@ -93,6 +93,7 @@ def run_service(options: LocalOptions, ready: Callable[[Profile], None]) -> None
     finally:
         listening.close()
         _stop(service)
+        clear_address(home)
         lock.close()
 
 
@@ -111,10 +112,9 @@ def _start(service: _Service, home: Path, listening: socket.socket, ready: Calla
     options = service.options
     password = secrets.token_urlsafe(24)
     port = _free_port()
-    known = read_profile(home)
     profile = Profile(
         url=f"http://{_reachable(options.host)}:{listening.getsockname()[1]}",
-        api_key=known.api_key if known else f"mn_{secrets.token_urlsafe(32)}",
+        api_key=read_key(home) or f"mn_{secrets.token_urlsafe(32)}",
     )
     environment = os.environ | {
         "MERGENET_HOME": str(home),

@@ -34,9 +34,11 @@ class Shell:
     folder: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, python_path: str = str(Path(__file__).parents[2]), **options: Any
+    ) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MERGENET_")}
-        environment |= {MARK: self.mark, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        environment |= {MARK: self.mark, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
         command = python_command("service.cli.main", *arguments)
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **(streams | options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from redis import Redis
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mergenet_core import __version__
@@ -20,9 +22,11 @@ from mergenet_core.errors import ModelRefused, PathRefused
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.store import device_leases, worker_registry
-from service.cli.commands import app
+from service.cli import render
+from service.cli.commands import LINE_WIDTH, app
 from service.cli.pack import run_pack
 from service.client.profile import Profile, find_profile, read_profile
+from service.schemas import JobPage, JobSummary
 from tests.cli.conftest import Shell
 from tests.service.conftest import job_document
 
@@ -288,3 +292,17 @@ def test_sources_are_checked_before_the_process_that_imports_torch_starts(tmp_pa
         run_pack([tmp_path / "nothing"], 4, tmp_path / "p", "float32")
     with pytest.raises(PathRefused, match="there is no folder"):
         run_pack([tmp_path / "nothing"], 4, tmp_path / "none" / "p", "float32")
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (100, True), (LINE_WIDTH, False)])
+def test_a_list_of_jobs_shows_whole_ids_beside_a_long_reason(width: int, terminal: bool) -> None:
+    job_id, reason = "01M8HB3Y4W88DT0123456789AB", "transfer-0: " + "a sentence that goes on " * 40
+    one = JobSummary(
+        id=job_id, name="a-name-" * 9, labels={}, owner="me", state="failed", code="internal", reason=reason,
+        trials_done=1, trials=3, created_at=now(), updated_at=now(), finished_at=now(), links={},
+    )  # fmt: skip
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    render.jobs(console, JobPage(items=[one], next=None))
+    assert job_id in out.getvalue()
+    assert "failed" in out.getvalue()

@@ -87,6 +87,24 @@ def test_nothing_outlives_an_up_that_is_killed(shell: Shell) -> None:
     wait(lambda: not shell.processes(), 30)
 
 
+def test_commands_do_not_look_for_a_service_that_has_stopped_and_its_key_stays_valid(shell: Shell) -> None:
+    home = shell.folder / "mergenet-home"
+    process = up(shell, "--workers", "0")
+    running = read_profile(home)
+    assert running is not None
+    process.terminate()
+    assert process.wait(60) == 0
+    assert read_profile(home) is None
+    assert shell.call("validate", shell.write()).exit_code == 0, "validated on this machine"
+    assert "no service found" in shell.call("status").stderr
+    process = up(shell, "--workers", "0")
+    again = read_profile(home)
+    assert again is not None
+    assert again.api_key == running.api_key
+    process.terminate()
+    assert process.wait(60) == 0
+
+
 def test_up_starts_as_many_workers_as_its_option_names(shell: Shell) -> None:
     process = up(shell, "--workers", "2")
     profile = read_profile(shell.folder / "mergenet-home")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import transformers
 
-from mergenet_core.architectures.check_config import model_types
+from mergenet_core.architectures.check_config import check_config, model_types
+from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.spec.data import DataSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.parse import json_schema
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.loading import task_loader
@@ -17,6 +22,18 @@ def test_every_row_has_a_loader_an_auto_class_and_model_types() -> None:
         assert hasattr(transformers, info.auto_class)
         assert model_types()[name]
     assert model_types().keys() == TASKS.keys()
+
+
+def test_a_row_may_use_the_heads_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(TASKS["text-classification"], name="sentiment", head="text-classification")
+    monkeypatch.setitem(TASKS, "sentiment", row)  # type: ignore[arg-type]
+    config: JsonObject = {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    assert shapes_from_config(config, "sentiment") == shapes_from_config(config, "text-classification")
+    model_types.cache_clear()
+    try:
+        check_config(config, "sentiment", where="target.model.config")
+    finally:
+        model_types.cache_clear()
 
 
 def test_the_schema_allows_the_tasks_of_the_table() -> None:

@@ -218,9 +218,9 @@ def _worker_shortage(context: Context, job: Job) -> str:
     fleet = job.nodes > 1
     alive = [worker for worker in workers(context.redis) if worker.fleet == fleet]
     if not alive and fleet:
-        return "needs a fleet worker, none is running: `python -m workers --fleet` starts one"
+        return "needs a fleet worker, none is running: `python -P -m workers --fleet` starts one"
     if not alive:
-        return "no worker is running, start one with `python -m workers`"
+        return "no worker is running, start one with `python -P -m workers`"
     able = alive if fleet else [worker for worker in alive if len(worker.devices) >= job.devices]
     if not able:
         return f"needs {job.devices} devices on one host; no running worker is on a host with so many"
