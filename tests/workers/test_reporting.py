@@ -30,9 +30,8 @@ CHECKPOINT = Checkpoint(step=5, path="trials/t/checkpoints/step-00000005", manif
 @pytest.fixture
 def job(redis: Redis) -> Job:
     store = Store(redis)
-    job, _ = store.create(
-        state_machine.submit(job_of((Trial(id="t", kind="arm", arm="control"),))), parse(document()), {}
-    )
+    created = state_machine.submit(job_of((Trial(id="t", kind="arm", arm="control"),)))
+    job = store.create(created, parse(document()), {}).job
     return store.update(job.id, lambda record: state_machine.claim(record, AttemptRef(record.id, "t", 1), "w"))
 
 
