@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from mergenet_core.architectures.declare import (
@@ -50,13 +51,8 @@ def bert_dimensions(
 def _electra_dimensions(config: JsonObject) -> Dimensions:
     found = bert_dimensions(config, width=256, heads=4, inner=1024)
     embedded = get_int(config, "embedding_size", default=128)
-    return Dimensions(
-        width=found.width,
-        layers=found.layers,
-        heads=found.heads,
-        key_value_heads=found.key_value_heads,
-        attention_dropout=found.attention_dropout,
-        tied=found.tied,
+    return replace(
+        found,
         options=found.options | options(projects=embedded != found.width),
         axes={**found.axes, "embedded": embedded, "transformed": embedded},
     )
