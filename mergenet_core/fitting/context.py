@@ -46,6 +46,23 @@ class FitContext:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """Where the activations of both models mean the same after the fit, and the map from the source's to the target's.
+
+    Equation: the output of the target's module ≈ (h − mean) map + offset, with h the output of the source's module. For
+    images, channels are mapped, and h is resampled to the target's height and width by adaptive average pooling.
+    Shapes: mean (D), map (D, d), offset (d).
+    """
+
+    target: str
+    """The target's module, as `named_modules` has it; of several outputs the first one counts."""
+    source: str
+    mean_D: Tensor
+    map_Dd: Tensor
+    offset_d: Tensor
+
+
+@dataclass(frozen=True)
 class Solved:
     """A part of the target that is fitted."""
 
@@ -53,3 +70,5 @@ class Solved:
     """The module that was written, such as `layer.3`."""
     error: float
     """What is left of the wanted outputs' variance, between 0 and about 1."""
+    boundary: Boundary | None = None
+    """The boundary that the part ends at, if it ends at one."""
