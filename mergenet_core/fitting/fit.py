@@ -1,0 +1,16 @@
+"""The solver of each kind of target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from mergenet_core.architectures.axes import Kind
+from mergenet_core.fitting.context import FitContext, Solved
+
+Solver = Callable[[FitContext, int], Iterator[Solved]]
+SOLVERS: Mapping[Kind, Solver] = {}
+
+
+def fit(context: FitContext, start: int = 0) -> Iterator[Solved]:
+    """Write the target's weights part after part; the first `start` parts are in the weights already."""
+    return SOLVERS[context.target.structure.kind](context, start)
