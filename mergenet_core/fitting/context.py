@@ -51,15 +51,15 @@ class Boundary:
 
     Equation: the output of the target's module ≈ (h − mean) map + offset, with h the output of the source's module. For
     images, channels are mapped, and h is resampled to the target's height and width by adaptive average pooling.
-    Shapes: mean (D), map (D, d), offset (d).
+    Shapes: mean (s), map (s, t), offset (t), for s and t channels or units of source and target.
     """
 
     target: str
     """The target's module, as `named_modules` has it; of several outputs the first one counts."""
     source: str
-    mean_D: Tensor
-    map_Dd: Tensor
-    offset_d: Tensor
+    mean_s: Tensor
+    map_st: Tensor
+    offset_t: Tensor
 
 
 @dataclass(frozen=True)
