@@ -102,6 +102,13 @@ class WorkerLost(MergeNetError):
     retryable = True
 
 
+class TrainingHung(MergeNetError):
+    """The training process no longer answers, or makes no progress."""
+
+    code = "training-hung"
+    retryable = True
+
+
 class RankLost(MergeNetError):
     """A process of a trial on several devices has ended, or no longer answers the others."""
 

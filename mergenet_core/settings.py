@@ -37,9 +37,9 @@ class Settings(BaseSettings):
     grace_seconds: Annotated[float, Field(ge=1)] = 60.0
     """How long a trial that is asked to stop may take to write its checkpoint."""
     silence_seconds: Annotated[float, Field(ge=1)] = 30.0
-    """How long a process of a trial on several devices may be silent before all of them are started again."""
+    """How long a training process may send no heartbeat, or wait idly in a step, before the trial is started again."""
     stall_seconds: Annotated[float, Field(ge=1)] = 600.0
-    """How long such a trial may go without finishing a step, and a process of it may wait in a collective."""
+    """How long a step may take, a trial do nothing between steps, and a process wait for the others in a collective."""
     ray_address: str | None = None
     """HOST:PORT of the fleet's head, for trials on several hosts; the file with Ray's token is RAY_AUTH_TOKEN_PATH."""
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -95,6 +95,9 @@ class RedisReporter:
             self._mirror("metrics.jsonl", metric.model_dump(mode="json"))
             self._metrics.append(metric)
 
+    def begin_step(self) -> None:
+        """Nothing is reported of a step before it is done."""
+
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
         """Report that a step was done; only the newest is sent."""
         self._begun = True

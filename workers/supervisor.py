@@ -19,7 +19,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import MergeNetError, NotFound, StorageFull
+from mergenet_core.errors import MergeNetError, NotFound, StorageFull, TrainingHung
 from mergenet_core.processes import trees
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
@@ -33,11 +33,13 @@ from mergenet_core.store.fleet_queue import QueueEntry
 from workers import processes
 from workers.attempt import Attempt
 from workers.device_lease import gpu_environment, release, wait_for_devices
+from workers.gang.member import ADDRESS, SILENCE
 from workers.host import capacity, memory, prewarm
 from workers.outcome import OUTCOME_FD, Outcome, receive
 from workers.processes import AttemptProcess, tagged
 from workers.retention import drop_trials
 from workers.trial import report
+from workers.watchdog import Watchdog
 
 FLEET = "workers.fleet.driver"
 """The module that runs a trial on several hosts."""
@@ -121,38 +123,49 @@ def _supervise(attempt: Attempt, program: list[str], drain: _SignalFlag, lease: 
     module, *options = program
     reader, writer = os.pipe()
     kills_before = memory.kills()
+    # the launchers of several processes watch these themselves
+    watchdog = Watchdog(attempt.settings) if module == _TRIAL else None
     try:
         child = processes.start(
             functools.partial(report, writer, attempt.ref) if prewarm.is_warm() and module == _TRIAL else None,
             python_command(module, str(attempt.ref), *options),
-            environment=_environment(attempt, lease) | {OUTCOME_FD: str(writer)},
+            environment=_environment(attempt, lease, watchdog) | {OUTCOME_FD: str(writer)},
             log=attempt.settings.job_folder(attempt.ref.job_id).log(attempt.ref.trial_id, attempt.ref.number),
             fd=writer,
         )
     finally:
         os.close(writer)
     try:
-        stopped = _watch(attempt, child, drain, lease)
+        stopped = _watch(attempt, child, drain, lease, watchdog)
     finally:
         trees.kill([*child.tree(), *tagged(attempt.tag)])
         status = child.wait(_REAP_SECONDS)
     memory_ran_out = memory.kills() > kills_before
     reported = receive(reader)
     os.close(reader)
+    if watchdog is not None:
+        watchdog.close()
+        if reported is None and watchdog.fault is not None:
+            return Outcome.of_error(TrainingHung(watchdog.fault))
     return reported or Outcome.unreported(
         "the training process", status, stopped=stopped, memory_ran_out=memory_ran_out
     )
 
 
-def _environment(attempt: Attempt, lease: Lease | None) -> dict[str, str]:
+def _environment(attempt: Attempt, lease: Lease | None, watchdog: Watchdog | None) -> dict[str, str]:
     settings, count = attempt.settings, len(lease.devices) if lease else 1
     # a launcher divides the threads among its processes
     threads = count * capacity.threads(settings, capacity.devices(settings), count)
-    return {processes.TAG: attempt.tag, "OMP_NUM_THREADS": str(threads)} | gpu_environment(lease)
+    own = {processes.TAG: attempt.tag, "OMP_NUM_THREADS": str(threads)} | gpu_environment(lease)
+    if watchdog is not None:
+        own |= {ADDRESS: watchdog.address, SILENCE: str(settings.silence_seconds)}
+    return own
 
 
-def _watch(attempt: Attempt, child: AttemptProcess, drain: _SignalFlag, lease: Lease | None) -> bool:
-    """Wait until the child has ended or the lease has; return whether the child was asked to stop."""
+def _watch(
+    attempt: Attempt, child: AttemptProcess, drain: _SignalFlag, lease: Lease | None, watchdog: Watchdog | None
+) -> bool:
+    """Wait until the child has ended or hangs, or the lease is over; return whether the child was asked to stop."""
     settings = attempt.settings
     renew_seconds = min(_RENEW_SECONDS, settings.lease_seconds / 5)
     renewed_at = time.monotonic()
@@ -177,6 +190,8 @@ def _watch(attempt: Attempt, child: AttemptProcess, drain: _SignalFlag, lease: L
             child.send(signal.SIGTERM)
             stop_at = now
         if stop_at is not None and now > stop_at + settings.grace_seconds:
+            break
+        if watchdog is not None and watchdog.check() is not None:
             break
         child.wait(_TICK_SECONDS)
     return stop_at is not None

@@ -44,23 +44,23 @@ class _Work:
         return self.settings.job_folder(self.job.id)
 
 
-def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
+def main(attempt: AttemptRef, member: Member) -> Outcome:
     """Run the attempt; every error becomes an outcome with a code and a message.
 
-    With `member`, this process is one of several that train together; the one of world rank 0 reports for all.
+    Of several processes that train together, the one of world rank 0 reports for all.
     """
     control = SignalControl()
     settings = Settings()
     reporter = None
     try:
         work = _read_work(settings, attempt)
-        if member is None or member.world_rank == 0:
+        if member.world_rank == 0:
             quick = settings.redis(timeout_seconds=settings.lease_seconds / 5, retries=0)
             reporter = RedisReporter(quick, attempt, work.folder.trial(work.trial.id))
-        if member is not None:
-            return _train(work, *member.watch(reporter, control))
-        assert reporter is not None
-        return _finalize(work, reporter) if work.trial.kind == "finalize" else _train(work, reporter, control)
+        if work.trial.kind == "finalize":
+            assert reporter is not None, "one process does it"
+            return _finalize(work, reporter)
+        return _train(work, *member.watch(reporter, control))
     except MergeNetError as error:
         logging.error("%s: %s", error.code, error.message)
         return Outcome.of_error(error)
@@ -70,7 +70,7 @@ def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
         with contextlib.suppress(OSError):  # the log may be on the very disk that is full
             traceback.print_exc()
         where = f"see the log of attempt {attempt.number}"
-        return Outcome.of_exception(error, where, None if member is None else member.world_rank)
+        return Outcome.of_exception(error, where, None if member.alone else member.world_rank)
     finally:
         if reporter is not None:
             reporter.close(settings.lease_seconds)
@@ -79,7 +79,7 @@ def main(attempt: AttemptRef, member: Member | None = None) -> Outcome:
 def report(descriptor: int, attempt: AttemptRef) -> None:
     """Run the attempt and send its outcome: all that the training process does."""
     configure_logging()
-    send(descriptor, main(attempt))
+    send(descriptor, main(attempt, Member()))
 
 
 def _read_work(settings: Settings, attempt: AttemptRef) -> _Work:

@@ -22,6 +22,9 @@ class Reporter(Protocol):
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Metrics of a split at a step."""
 
+    def begin_step(self) -> None:
+        """A step begins; until `progress` follows, nothing but the step is under way."""
+
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
         """The state after a step; called after every one."""
 

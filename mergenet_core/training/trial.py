@@ -152,6 +152,7 @@ def _train(run: _Run, distillation: Distillation | None) -> None:
             run.publish()
         if last:
             return
+        run.reporter.begin_step()
         training.advance(distillation)
         if training.step % log_every == 0 or training.step == spec.steps:
             run.reporter.metric(training.step, "train", {"loss": training.loss})

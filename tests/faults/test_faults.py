@@ -45,6 +45,18 @@ def test_a_killed_training_process_resumes(lab: Lab, final_loss: float) -> None:
     assert job.trial(SOLO).failures == 1
 
 
+@pytest.mark.slow
+def test_a_stopped_training_process_is_noticed_and_the_trial_resumes(lab: Lab, final_loss: float) -> None:
+    lab.want_workers(1, MERGENET_SILENCE_SECONDS="4")
+    job = started(lab)
+    training, _, _ = lab.chain(job)
+    training.suspend()
+    job = check(lab, job, final_loss, attempts=2)
+    assert job.trial(SOLO).failures == 1
+    (failure,) = [event for event in lab.events(job, "trial.state") if event.data["state"] == "queued"]
+    assert "the training process sent no heartbeat for 4 s" in failure.message
+
+
 def test_a_killed_work_horse_ends_its_training_and_the_trial_resumes(lab: Lab, final_loss: float) -> None:
     job = started(lab)
     _, horse, worker = lab.chain(job)

@@ -160,6 +160,8 @@ class Recorder:
     def metric(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self.metrics.append((step, split, dict(values)))
 
+    def begin_step(self) -> None: ...
+
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
         self.steps = step
         self.losses[step] = loss

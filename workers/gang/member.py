@@ -1,4 +1,4 @@
-"""One process of a gang: through a socket it sends heartbeats, how far it is, and how it ended.
+"""A training process: through a socket it sends heartbeats, how far it is, and in a gang how it ended.
 
 A socket rather than files: it works when the disk is full, its end shows at once that a process is gone, and it cannot
 hold what an older attempt wrote. It has no name in the file system, so nothing of it is left behind.
@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -23,9 +24,9 @@ from mergenet_core.training.protocols import Control, Reporter
 from workers.outcome import Outcome
 
 ADDRESS = "MERGENET_GANG"
-"""Environment variable with the name of the launcher's socket."""
+"""Environment variable with the name of the socket of the launcher, or of the supervisor of a single process."""
 SILENCE = "MERGENET_SILENCE_SECONDS"
-"""Environment variable of the setting `silence_seconds`, which the launcher passes on."""
+"""Environment variable of the setting `silence_seconds`, which is passed on to the training processes."""
 HEARTBEATS_PER_SILENCE = 6
 _RELEASE_SECONDS = 10.0
 """How long a process that is done waits for the others to be done: one of them may still need its store."""
@@ -33,24 +34,34 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Heartbeat(Record):
-    """What a process of a gang sends, every time in full."""
+    """What a training process sends, every time in full."""
 
     world_rank: int
     activity: int
     """Grows with everything that the training does; while it stays the same, the training stands still."""
     step: int | None = None
     """The last step that was finished."""
+    stepping: bool = False
+    """Whether a step is under way, and nothing else."""
+    slowest_step_seconds: float = 0.0
+    """The longest step so far."""
+    cpu_seconds: float = 0.0
+    """CPU time that the process has used."""
     outcome: Outcome | None = None
     """How the process ended; sent once."""
 
 
 class Member:
-    """This process as a member of a gang; it is killed when its launcher dies."""
+    """This process, alone or as one of a gang; it is killed when the process that listens to it dies."""
 
     def __init__(self) -> None:
-        self.world_rank = int(os.environ["RANK"])
+        self.alone = "RANK" not in os.environ
+        """Whether no other process trains with this one."""
+        self.world_rank = int(os.environ.get("RANK", "0"))
         self._activity = 0
         self._step: int | None = None
+        self._step_began_at: float | None = None
+        self._slowest_step_seconds = 0.0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect("\0" + os.environ[ADDRESS])
         die_with(peer(self._socket))
@@ -63,6 +74,14 @@ class Member:
         self._activity += 1
         if step is not None:
             self._step = step
+        if step is not None and self._step_began_at is not None:
+            self._slowest_step_seconds = max(self._slowest_step_seconds, time.monotonic() - self._step_began_at)
+            self._step_began_at = None
+
+    def begin_step(self) -> None:
+        """Note that a step begins; it is done once `active` is called with its number."""
+        self._activity += 1
+        self._step_began_at = time.monotonic()
 
     def watch(self, reporter: Reporter | None, control: Control) -> tuple[Reporter, Control]:
         """Wrap a trial's reporter and control so that their use counts as activity.
@@ -87,7 +106,15 @@ class Member:
                 self._send()
 
     def _send(self, outcome: Outcome | None = None) -> None:
-        heartbeat = Heartbeat(world_rank=self.world_rank, activity=self._activity, step=self._step, outcome=outcome)
+        heartbeat = Heartbeat(
+            world_rank=self.world_rank,
+            activity=self._activity,
+            step=self._step,
+            stepping=self._step_began_at is not None,
+            slowest_step_seconds=self._slowest_step_seconds,
+            cpu_seconds=time.process_time(),
+            outcome=outcome,
+        )
         self._socket.send(heartbeat.model_dump_json().encode())
 
 
@@ -113,6 +140,9 @@ class _WatchedReporter:
         self._member.active()
         if self._inner is not None:
             self._inner.metric(step, split, values)
+
+    def begin_step(self) -> None:
+        self._member.begin_step()
 
     def progress(self, step: int, steps: int, *, loss: float, metric: float | None, eta_seconds: float | None) -> None:
         self._member.active(step)
