@@ -37,7 +37,7 @@ def check_sizes(config: JsonObject, field: str) -> None:
 
 def check_distillation(spec: JobSpec, source: ModelInfo | None) -> None:
     """Refuse distillation for a task that has none, or from a source that has no head for it. Raises: `SpecInvalid`."""
-    distilling = [arm for arm in spec.arms if "distill" in arm]
+    distilling = spec.distilling_arms
     if distilling and not TASKS[spec.target.task].one_label:
         able = ", ".join(name for name, task in TASKS.items() if task.one_label)
         raise SpecInvalid(

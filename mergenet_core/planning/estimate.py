@@ -67,7 +67,7 @@ def _trial_memory(
     arm = process_memory(name, learner, spec.resources, added_bytes)
     found = [arm] if own is None else [arm, own]
     teacher = spec.transfer.distill and spec.transfer.distill.teacher
-    if teacher and any("distill" in arm for arm in spec.arms):
+    if teacher and spec.distilling_arms:
         learner = LearnerSpec(source, spec.target.task, data, teacher)
         found.append(process_memory(name, learner, spec.resources, _BYTES * (_count(target) or 0)))
     return max(found, key=lambda one: one.memory_bytes)

@@ -22,7 +22,7 @@ from mergenet_core.results.comparisons import (
 )
 from mergenet_core.results.selection import picked
 from mergenet_core.results.verdict import TRIED, Verdict, judge
-from mergenet_core.spec.job import SHAMS
+from mergenet_core.spec.job import DISTILL_SHAM, SHAMS
 
 
 class ArmReport(Record):
@@ -219,20 +219,22 @@ def _tried(done: Sequence[_Done]) -> dict[int, float]:
 def _comparisons(
     claims: Sequence[ArmReport], test: dict[str, dict[int, float]], tried: dict[int, float]
 ) -> tuple[Comparison, ...]:
-    """Every arm against the control, the transfer against its shams, and what it adds to distillation.
+    """Every arm against the control, transfer and distillation against their shams, and what one adds to the other.
 
     A sham against the control, and a single candidate of `auto`, are shown in the table of arms and are no claims.
     """
     found = [
         compare(report.arm, report.difference)
         for report in claims
-        if report.difference is not None and report.arm not in SHAMS
+        if report.difference is not None and report.arm not in (*SHAMS, DISTILL_SHAM)
     ]
     if "transfer" in test:
         name, transfers = (TRIED, tried) if tried else ("transfer", test["transfer"])
         found += [compare(name, difference(transfers, test[sham], sham)) for sham in SHAMS if sham in test]
-    if "transfer+distill" in test and "distill" in test:
-        found.append(compare("transfer+distill", difference(test["transfer+distill"], test["distill"], "distill")))
+    pairs = [("distill", DISTILL_SHAM), ("transfer+distill", DISTILL_SHAM), ("transfer+distill", "distill")]
+    found += [
+        compare(one, difference(test[one], test[other], other)) for one, other in pairs if {one, other} <= set(test)
+    ]
     return holm(found)
 
 

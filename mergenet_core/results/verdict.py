@@ -1,8 +1,9 @@
 """The verdict on a transfer: its word, and a sentence with the effect and the interval that it follows from.
 
 Rules: *gain* needs a transfer that is ahead of the control and of every sham, each by a paired t test over the seeds
-with Holm's correction over all comparisons of the report. A difference that is not significant is called that, with its
-interval and the number of seeds; it never counts as evidence that two arms are equal.
+with Holm's correction over all comparisons of the report. The sham of `transfer+distill` is `distill-sham`. A
+difference that is not significant is called that, with its interval and the number of seeds; it never counts as
+evidence that two arms are equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergenet_core.results.comparisons import Comparison, p_text, points
-from mergenet_core.spec.job import SHAMS
+from mergenet_core.spec.job import DISTILL_SHAM, SHAMS
 
 Verdict = Literal["gain", "no sham", "no gain over the sham shown", "no gain shown", "harm", "one seed"]
 """`gain`: ahead of the control and of every sham. `no sham`: ahead of the control, but no sham ran.
@@ -32,16 +33,14 @@ class Judgement:
 def judge(wanted: str, comparisons: Sequence[Comparison], metric: str) -> Judgement:
     """Judge the arm in question, `transfer` or `transfer+distill`, by a report's corrected comparisons."""
     control = next(one for one in comparisons if one.arm == wanted and one.difference.to == "control")
-    shams = [one for one in comparisons if one.difference.to in SHAMS and one.arm in (wanted, TRIED)]
+    own = SHAMS if wanted == "transfer" else (DISTILL_SHAM,)
+    shams = [one for one in comparisons if one.difference.to in own and one.arm in (wanted, TRIED)]
     verdict = _verdict(control, shams)
     count = sum(one.p is not None for one in comparisons)
     clauses = [_control_clause(control, verdict, metric, count), *(_sham_clause(one, count) for one in shams)]
     if not shams:
-        clauses.append(
-            "no sham ran, so it is open whether the source's knowledge matters"
-            if wanted == "transfer"
-            else "a sham has no distillation, so it is open whether the source's weights matter"
-        )
+        missing = "sham" if wanted == "transfer" else DISTILL_SHAM
+        clauses.append(f"no {missing} ran, so it is open whether the source's knowledge matters")
     end = {
         "gain": ": the source's knowledge matters",
         "no gain over the sham shown": ": it is not shown that the source's knowledge matters",

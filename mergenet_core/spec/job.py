@@ -16,6 +16,8 @@ from mergenet_core.spec.train import TrainSpec
 from mergenet_core.spec.transfer import DistillSpec, Include, MethodName, PairSpec, TransferSpec
 
 __all__ = [
+    "DISTILLS",
+    "DISTILL_SHAM",
     "SHAMS",
     "Arm",
     "DataSpec",
@@ -34,9 +36,16 @@ __all__ = [
     "TransferSpec",
 ]
 
-Arm = Literal["transfer", "control", "sham", "sham-untrained", "sham-spectrum", "distill", "transfer+distill", "copy"]
+Arm = Literal[
+    "transfer", "control", "sham", "sham-untrained", "sham-spectrum", "distill", "transfer+distill", "distill-sham",
+    "copy",
+]  # fmt: skip
 SHAMS: tuple[Arm, ...] = ("sham", "sham-untrained", "sham-spectrum")
 """Arms that repeat the transfer from a source without its knowledge."""
+DISTILL_SHAM: Arm = "distill-sham"
+"""The arm that repeats the distillation from a teacher without the source's knowledge."""
+DISTILLS: tuple[Arm, ...] = ("distill", "transfer+distill", DISTILL_SHAM)
+"""Arms that learn from a teacher's outputs."""
 
 
 class ModelSpec(Strict):
@@ -198,7 +207,7 @@ class JobSpec(Strict):
     """How knowledge moves."""
     train: TrainSpec
     """How the target learns, in every arm."""
-    arms: Annotated[list[Arm], Field(min_length=1, max_length=8)] = ["transfer", "control"]
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=9)] = ["transfer", "control"]
     """The experiment's arms; `control` is the same training without the transfer."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100)] = [0]
     """Each arm is trained once per seed; the report compares arms seed by seed."""
@@ -208,6 +217,11 @@ class JobSpec(Strict):
     """What stays on disk."""
     labels: Annotated[dict[NameText, NameText], Field(max_length=32)] = {}
     """Names and values of the user's own, by which lists can be filtered."""
+
+    @property
+    def distilling_arms(self) -> tuple[Arm, ...]:
+        """The arms that learn from a teacher's outputs."""
+        return tuple(arm for arm in self.arms if arm in DISTILLS)
 
     @property
     def pool_batch_size(self) -> int:
@@ -237,7 +251,7 @@ class JobSpec(Strict):
     def _pack_and_method_fit(self) -> Self:
         if self.target.model.pack is not None:
             raise ValueError("a pack is a source's: give target.model by path, hub or config")
-        if self.source.model.pack is not None and any("distill" in arm for arm in self.arms):
+        if self.source.model.pack is not None and self.distilling_arms:
             raise ValueError("a pack cannot be a teacher: leave the distill arms out, or give the source itself")
         spread = "zero3" if self.resources.offload == "parameters" else self.resources.strategy
         if self.transfer.method == "lpka-raw" and spread in ("fsdp2", "zero3"):
@@ -256,7 +270,7 @@ class JobSpec(Strict):
             if data is not None and data.augment != "none" and not TASKS[task].augments:
                 able = ", ".join(name for name, info in TASKS.items() if info.augments)
                 raise ValueError(f"{field} {data.augment} is for {able}, not for {task}; leave it out")
-        distilling = " and ".join(arm for arm in self.arms if "distill" in arm)
+        distilling = " and ".join(self.distilling_arms)
         if distilling and self.target.data.augment != "none":
             raise ValueError(
                 f"target.data.augment {self.target.data.augment} changes images at every step, but a teacher's "
@@ -278,10 +292,10 @@ class JobSpec(Strict):
         if not TASKS[self.target.task].one_label:
             able = ", ".join(name for name, info in TASKS.items() if info.one_label)
             raise ValueError(f"target.data.unlabelled is for {able}, not for {self.target.task}; leave it out")
-        if not any("distill" in arm for arm in self.arms):
+        if not self.distilling_arms:
             raise ValueError(
-                "target.data.unlabelled is used by the arms distill and transfer+distill alone: add one of them to "
-                "arms, or leave it out"
+                f"target.data.unlabelled is used by the arms {', '.join(DISTILLS)} alone: add one of them to arms, or "
+                "leave it out"
             )
         return self
 
@@ -322,7 +336,7 @@ class JobSpec(Strict):
                 f"a joint source takes one step per step of the target: source.train.steps {train.steps} "
                 f"must be train.steps {self.train.steps}"
             )
-        if self.source.mode != "trajectory" and any("distill" in arm or arm == "copy" for arm in self.arms):
+        if self.source.mode != "trajectory" and (self.distilling_arms or "copy" in self.arms):
             raise ValueError(
                 f"the arms distill and copy need a source that is frozen; leave them out with mode {self.source.mode}"
             )

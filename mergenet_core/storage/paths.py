@@ -73,7 +73,7 @@ class JobFolder:
 
     @property
     def teachers(self) -> Path:
-        """For each seed the source fine-tuned on its examples; all distilling arms of the seed share it."""
+        """For each seed the source fine-tuned on its examples, which the seed's arms share; and that of its sham."""
         return self.path / "teachers"
 
     def trial(self, trial_id: str) -> Path:

@@ -15,7 +15,6 @@ from mergenet_core.training.sources import Source, frozen_source, shared_process
 from mergenet_core.transfer.cycle import Transfer
 
 TRANSFERS = ("transfer", "transfer+distill", "copy", *SHAMS)
-DISTILLS = ("distill", "transfer+distill")
 
 
 def prepare_training(context: TrialContext) -> Training:

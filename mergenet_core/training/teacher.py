@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergenet_core.errors import CheckpointInvalid, DataRefused, ModelRefused
 from mergenet_core.model_files.read_model import read_config
@@ -17,7 +17,7 @@ from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import load_trained
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.records.provenance import Provenance
-from mergenet_core.spec.job import DistillSpec, JobSpec, TrainSpec
+from mergenet_core.spec.job import DISTILL_SHAM, DistillSpec, JobSpec, TrainSpec
 from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.storage.published_folder import read_manifest, verify
 from mergenet_core.tasks.loading import load_task
@@ -30,6 +30,7 @@ from mergenet_core.training.export import export_model
 from mergenet_core.training.learners import Learner, check_fits, image_channels
 from mergenet_core.training.loop import Model, Training, evaluate, forward_all
 from mergenet_core.training.sources import frozen_source_info, frozen_source_path
+from mergenet_core.transfer.sham import Sham, ShamWeights
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def prepare_teacher(
     seconds, known = 0.0, labels
     if spec.teacher is None:
         known = _known_labels(labels, frozen_source_info(job, source, context.roots).labels)
-        model = load_trained(source, job.target.task, known, seed=seed)
+        model = _source_model(context, source, known)
     else:
-        saved = context.folder.teachers / str(seed)
+        saved = context.folder.teachers / (f"{seed}-sham" if context.trial.arm == DISTILL_SHAM else str(seed))
         if not world.from_main(world.main and _verifies(saved)):
             begun = time.perf_counter()
             training = _fine_tuning(context, source, task, spec.teacher)
@@ -115,10 +116,19 @@ def _reader_of_copies(predict: Model, task: Task, job: JobSpec, world: World) ->
 def _fine_tuning(context: TrialContext, source: Path, task: Task, spec: TrainSpec) -> Training:
     """The source with a head for the target's labels, in training on the trial's examples."""
     seed = context.trial.seed
-    model = load_trained(source, context.job.target.task, task.labels, seed=seed)
+    model = _source_model(context, source, task.labels)
     info, count = model_info(model, labels=task.labels), count_parameters(model)
     engine = open_engine(model, spec, replace(context.world, precision=spec.precision))
     return Training(Learner(engine, task, info, count), seed=seed, field="transfer.distill.teacher")
+
+
+def _source_model(context: TrialContext, source: Path, labels: tuple[str, ...]) -> nn.Module:
+    """The source with a head for the labels; in the arm `distill-sham` each of its weights is shuffled."""
+    seed = context.trial.seed
+    model = load_trained(source, context.job.target.task, labels, seed=seed)
+    if context.trial.arm == DISTILL_SHAM:
+        model.load_state_dict(ShamWeights(model.state_dict(), Sham("shuffled", seed)))
+    return model
 
 
 def _known_labels(labels: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from mergenet_core.records.job import ArmCost, Checkpoint, Trial, TrialResult
 from mergenet_core.records.provenance import Provenance
-from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.job import DISTILLS, JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
-from mergenet_core.training.arms import DISTILLS, prepare_training
+from mergenet_core.training.arms import prepare_training
 from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.context import TrialContext, open_trial
 from mergenet_core.training.distill import Distillation

@@ -85,13 +85,33 @@ def test_a_gain_has_to_survive_the_correction_for_all_comparisons() -> None:
     assert "with Holm's correction for 4 comparisons" in several.sentence
 
 
-def test_a_sham_without_distillation_is_none_of_the_arm_with_it() -> None:
-    report = build_report(
-        "j", "n", trials(control=CONTROL, sham=CONTROL, distill=[0.8, 0.81, 0.8], transfer_distill=GAIN)
-    )
-    assert report.verdict == "no sham"
-    assert report.sentence.endswith("; a sham has no distillation, so it is open whether the source's weights matter.")
-    assert ("transfer+distill", "distill") in {(one.arm, one.difference.to) for one in report.comparisons}
+@pytest.mark.parametrize(
+    ("sham", "verdict", "words"),
+    [
+        (None, "no sham", "; no distill-sham ran, so it is open whether the source's knowledge matters."),
+        (CONTROL, "gain", "against distill-sham it is at +20.00 [+20.00, +20.00]: the source's knowledge matters."),
+        ([0.91, 0.90, 0.92], "no gain over the sham shown", "no difference is shown at 3 seeds: it is not shown"),
+    ],
+)
+def test_the_sham_of_an_arm_with_distillation_is_that_of_the_distillation(sham, verdict, words) -> None:
+    arms = {"control": CONTROL, "sham": CONTROL, "distill": [0.8, 0.81, 0.8], "transfer_distill": GAIN}
+    arms |= {} if sham is None else {"distill-sham": sham}
+    report = build_report("j", "n", trials(**arms))
+    assert report.verdict == verdict
+    assert words in report.sentence
+    compared = [(one.arm, one.difference.to) for one in report.comparisons]
+    held = [] if sham is None else [("distill", "distill-sham"), ("transfer+distill", "distill-sham")]
+    assert compared == [
+        ("distill", "control"), ("transfer+distill", "control"), *held, ("transfer+distill", "distill"),
+    ]  # fmt: skip
+
+
+def test_a_distillation_is_held_against_its_sham_where_the_verdict_is_on_the_transfer() -> None:
+    arms = {"transfer": GAIN, "control": CONTROL, "sham": CONTROL, "distill": GAIN, "distill-sham": [0.2, 0.25, 0.2]}
+    report = build_report("j", "n", trials(**arms))
+    assert report.verdict == "gain"
+    assert "distill-sham" not in report.sentence
+    assert "| distill against distill-sham | +69.33 " in markdown(report)
 
 
 def test_the_step_time_of_two_seeds_is_the_middle_of_both() -> None:

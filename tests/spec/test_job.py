@@ -64,7 +64,7 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/target/task", "poetry", "'text-classification', 'image-classification'"),
         ("/target/data/train", None, "target.data.train is missing"),
         ("/target/data/train_fraction", 0, "greater than 0"),
-        ("/target/data/unlabelled", "pool.jsonl", "used by the arms distill and transfer+distill alone"),
+        ("/target/data/unlabelled", "pool.jsonl", "used by the arms distill, transfer+distill, distill-sham alone"),
         ("/target/data/unlabelled", "test.jsonl", "unlabelled must not be the test split: test.jsonl"),
         ("/target/data/unlabelled_limit", 5, "unlabelled_limit limits nothing"),
         ("/transfer/distill", {"pool_batch_size": 4}, "transfer.distill.pool_batch_size counts unlabelled inputs"),

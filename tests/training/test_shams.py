@@ -1,4 +1,4 @@
-"""The arms sham, sham-untrained and sham-spectrum in whole trials."""
+"""The arms sham, sham-untrained, sham-spectrum and distill-sham in whole trials."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mergenet_core.errors import SpecInvalid
 from mergenet_core.model_files.read_model import inspect_model
@@ -13,6 +14,7 @@ from mergenet_core.models.untrained_source import untrained_weights
 from mergenet_core.models.write_pack import write_pack
 from mergenet_core.spec.job import SHAMS
 from mergenet_core.storage.paths import Roots
+from mergenet_core.transfer.sham import Sham
 from tests.training.tiny import MLP, Recorder, image_job, run, text_job, write_world
 
 ARMS = ["transfer", "control", *SHAMS]
@@ -67,6 +69,30 @@ def test_a_source_that_the_job_trains_has_shams(arm, tmp_path, roots):
     run(job, "source", tmp_path, roots)
     named = image_job(MLP, arms=ARMS, transfer={"method": "project"})
     assert losses(named, f"{arm}-0", tmp_path, roots) != losses(named, "transfer-0", tmp_path, roots)
+
+
+DISTILLING = {"arms": ["transfer", "control", "distill", "distill-sham"], "transfer": {"method": "project"}}
+
+
+def test_the_sham_of_a_distillation_has_a_teacher_with_the_source_s_shuffled_weights(tmp_path, roots):
+    job = image_job(MLP, **DISTILLING)
+    run(job, "source", tmp_path, roots)
+    curves = {arm: losses(job, f"{arm}-0", tmp_path, roots) for arm in ("distill", "distill-sham")}
+    assert curves["distill"] != curves["distill-sham"]
+    source = load_file(tmp_path / "source" / "model.safetensors")
+    shuffled = {name: Sham("shuffled", 0).weight(W, name) for name, W in source.items()}
+    save_file(shuffled, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "source" / "manifest.json").unlink()
+    given = image_job(MLP, **DISTILLING, source={"model": {"path": "source"}})
+    found = losses(given, "distill-0", tmp_path / "given", Roots((tmp_path,), roots.data))
+    assert found == curves["distill-sham"]
+
+
+def test_the_sham_of_a_distillation_fine_tunes_its_own_teacher(tmp_path, world):
+    job = text_job(arms=["transfer", "control", "distill", "distill-sham"])
+    curves = {arm: losses(job, f"{arm}-0", tmp_path, world) for arm in ("distill", "distill-sham")}
+    assert curves["distill"] != curves["distill-sham"]
+    assert sorted(path.name for path in (tmp_path / "teachers").iterdir()) == ["0", "0-sham"]
 
 
 def test_a_source_in_training_has_no_untrained_sham():
