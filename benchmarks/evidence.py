@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from auto_null import unpaired_lead
 from measuring import EVIDENCE, ROOT
 from stack import running_service
 
 from mergenet_core.records.events import Event, Progress
 from mergenet_core.records.job import TERMINAL, Candidate, Trial, TrialResult
+from mergenet_core.records.validation import best_on_validation, validation_metric
 from mergenet_core.results.comparisons import Difference, difference, points
 from mergenet_core.results.report import Report, build_report, markdown
 from mergenet_core.results.selection import picked
@@ -54,8 +56,10 @@ Written by `benchmarks/evidence.py` from jobs of the service. Test scores of the
 page says otherwise): the control's mean, then each arm's paired gain over the control of the same seed, in points, with
 its 95 % t interval. A setting's page has the values of every seed, the validation-selected values, versions and a plot;
 its JSON file has the hashes of the data. The last column is what `transfer.method: auto` delivers: at each seed, of the
-transfers tried, the best on validation, or the control's model if none is significantly ahead of it there; it follows
-from the stored validation scores by today's rule ([how often it takes a useless candidate](auto_null.md))."""
+transfers tried, the best on validation, or the control's model if it is not significantly ahead of it there; it follows
+from the stored validation outcomes by today's rule ([how often it takes a useless candidate](auto_null.md)). A star
+marks settings that were run before outcomes were stored: there the rule is the one before, an unpaired test of the
+stored validation scores, which takes fewer of the gains."""
 NOTES = """\
 `sham` is the same transfer from a source with shuffled weights: its gain comes from the scale of the weights alone.
 `copy` takes the top-norm units of each source weight, and does not carry their order to the next weight. A `distill`
@@ -198,7 +202,7 @@ def index_page() -> str:
         for name in arms:
             arm = first if name == "transfer" else report.arm(name)
             cells.append("–" if arm is None or arm.difference is None else points(arm.difference))
-        cells.append(points(by_auto(numbers["trials"])))
+        cells.append(points(by_auto(numbers["trials"])) + ("" if has_outcomes(numbers["trials"]) else "*"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", NOTES]) + "\n"
 
@@ -206,11 +210,31 @@ def index_page() -> str:
 def by_auto(results: dict[str, Any]) -> Difference:
     """The gain over the control of what `auto` would deliver from a setting's trials."""
     trials = stored_trials(results)
+    chosen = picked(trials) if has_outcomes(results) else picked_unpaired(trials)
     delivered, control = (
-        {trial.seed: trial.result.last["test"] for trial in chosen if trial.result is not None}
-        for chosen in (picked(trials).values(), [trial for trial in trials if trial.arm == "control"])
+        {trial.seed: trial.result.last["test"] for trial in ones if trial.result is not None}
+        for ones in (chosen.values(), [trial for trial in trials if trial.arm == "control"])
     )
     return difference(delivered, control, "control")
+
+
+def has_outcomes(results: dict[str, Any]) -> bool:
+    """Whether a setting's trials were stored with their outcomes on each validation example."""
+    return all(result.get("outcomes") for result in results.values())
+
+
+def picked_unpaired(trials: list[Trial]) -> dict[int, Trial]:
+    """What the rule before outcomes were stored takes at each seed."""
+    chosen = {trial.seed: trial for trial in trials if trial.arm == "control"}
+    for seed, control in chosen.items():
+        tried = [trial for trial in trials if trial.arm == "transfer" and trial.seed == seed]
+        best = best_on_validation(tried)
+        assert control.result is not None
+        reached, of_control = validation_metric(best), validation_metric(control)
+        needed = unpaired_lead(of_control, reached, int(control.result.data["validation"]["examples"]), len(tried))
+        if reached - of_control > needed:
+            chosen[seed] = best
+    return chosen
 
 
 def plot(report: Report, path: Path) -> None:

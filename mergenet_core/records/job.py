@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Literal
 
 from mergenet_core.records.attempt import AttemptRef
+from mergenet_core.records.outcomes import Outcomes
 from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.records.record import Record
 
@@ -67,6 +68,8 @@ class TrialResult(Record):
     """The metric on `test` and `validation`, with the weights after the last step."""
     best: dict[str, float] = {}
     """The metric on `test` and `validation`, with the weights that were best on validation, and their `step`."""
+    outcomes: Outcomes | None = None
+    """The metric's term for each validation example, with the weights after the last step."""
     metrics: dict[str, float] = {}
     """Every metric of the task on the test split, with the weights after the last step."""
     cost: ArmCost

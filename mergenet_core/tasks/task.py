@@ -142,6 +142,12 @@ class Task(Protocol):
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """The metrics of a split, `metric` among them, from the answers of all its examples in their order."""
 
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """What each item of a split (an example, question or image) adds to `metric`, which is the mean of all terms.
+
+        Two models are compared by it item by item.
+        """
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -171,3 +177,7 @@ class Classification:
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """The share of examples whose answer is right."""
         return {self.metric: float(answers_n.double().mean())}
+
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """1 for each example whose answer is right. Shapes: (n)."""
+        return answers_n

@@ -200,11 +200,16 @@ class Training:
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The task's metrics over a split."""
+        return self.task.measure(self.answers(examples), examples)
+
+    def answers(self, examples: Examples) -> Tensor:
+        """What the task keeps of the forward passes over a split, one row per example."""
         sync_buffers(self.engine)
         self.engine.train(False)
-        metrics = evaluate(self.engine, self.task, examples, self.engine.world, self.spec.batch_size)
+        world, batch_size = self.engine.world, self.spec.batch_size
+        answers_n = forward_all(self.engine, self.task, examples, world, batch_size, self.task.answers)
         self.engine.train(True)
-        return metrics
+        return answers_n
 
     def state_dict(self) -> TrainingState:
         """Everything but weights and the optimizer's tensors, the same on every process: tensors and numbers."""

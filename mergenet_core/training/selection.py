@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from mergenet_core.transfer.shards import FlatSlice
@@ -16,6 +16,7 @@ class SelectionState(TypedDict):
     newest: float | None
     best: float | None
     best_step: int
+    terms: list[float]
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Selection:
     best: float | None = None
     best_step: int = 0
     weights: dict[str, FlatSlice] | None = None
+    terms: list[float] = field(default_factory=list)
+    """The metric's term for each validation example after the last step; empty before it."""
 
     def update(self, step: int, metric: float, weights: Callable[[], dict[str, FlatSlice]]) -> None:
         """Note a metric; weights are taken only if it is better than all before, so that a tie goes to the earlier."""
@@ -43,9 +46,11 @@ class Selection:
             "newest": self.newest,
             "best": self.best,
             "best_step": self.best_step,
+            "terms": self.terms,
         }
 
     def load_state_dict(self, state: SelectionState, weights: dict[str, FlatSlice] | None) -> None:
         """Go on from where `state_dict` was taken."""
         self.evaluated, self.newest = state["evaluated"], state["newest"]
         self.best, self.best_step, self.weights = state["best"], state["best_step"], weights
+        self.terms = state["terms"]

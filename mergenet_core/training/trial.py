@@ -12,6 +12,7 @@ import datasets
 from transformers.utils import logging as transformers_logging
 
 from mergenet_core.records.job import ArmCost, Checkpoint, Trial, TrialResult
+from mergenet_core.records.outcomes import pack_outcomes
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import DISTILLS, JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
@@ -142,8 +143,12 @@ def _train(run: _Run, distillation: Distillation | None) -> None:
     while True:
         step, last = training.step, training.step == spec.steps
         if (step % eval_every == 0 or last) and run.selection.evaluated != step:
-            metrics = training.evaluate(training.task.validation)
-            run.selection.update(step, metrics[training.task.metric], partial(snapshot, training.engine))
+            task, examples = training.task, training.task.validation
+            answers_n = training.answers(examples)
+            metrics = task.measure(answers_n, examples)
+            run.selection.update(step, metrics[task.metric], partial(snapshot, training.engine))
+            if last:
+                run.selection.terms = task.terms(answers_n, examples).tolist()
             run.reporter.metric(step, "validation", metrics)
         run.export_source_state()  # before a checkpoint, so that a run resumed from there has it
         published = run.stop_if_requested()
@@ -193,6 +198,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         metric=task.metric,
         last=last,
         best=best,
+        outcomes=pack_outcomes(selection.terms),
         metrics=metrics,
         cost=ArmCost(
             step_seconds=statistics.median(training.step_seconds),

@@ -10,9 +10,9 @@ from mergenet_core.planning.auto_methods import candidates
 from mergenet_core.planning.resolve_spec import resolve_spec
 from mergenet_core.planning.trials import trials
 from mergenet_core.records.job import ArmCost, Candidate, Job, Trial, TrialResult
+from mergenet_core.records.outcomes import pack_outcomes
 from mergenet_core.records.record import now
 from mergenet_core.results.report import build_report, markdown
-from mergenet_core.results.selection import needed_lead, preferred
 from mergenet_core.spec.job import JobSpec, TransferSpec
 from mergenet_core.spec.parse import parse
 from tests.pairing.test_pairing import bert, cnn, mlp
@@ -53,7 +53,7 @@ def job(spec: JobSpec, validation: dict[str, float]) -> Job:
             result = TrialResult(
                 steps=10, final_loss=0.1, metric="accuracy", last={"test": metric - 0.1, "validation": metric},
                 best={"test": metric - 0.1, "validation": metric}, cost=ArmCost(step_seconds=0.1, train_seconds=1.0),
-                parameters=7, data={"validation": {"examples": 100}},
+                parameters=7, outcomes=pack_outcomes([1.0] * round(100 * metric) + [0.0] * round(100 * (1 - metric))),
             )  # fmt: skip
             trial = trial.model_copy(update={"state": "succeeded", "result": result})
         done.append(trial)
@@ -127,33 +127,6 @@ def test_the_report_takes_what_is_significantly_ahead_of_the_control(spec):
         "transfer", "transfer by project", "transfer by project-embeddings", "control", "sham",
     ]  # fmt: skip
     assert "| transfer by project | 64.50" in markdown(report)
-
-
-def test_more_validation_examples_show_a_smaller_gain(spec):
-    control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-1", "transfer-1-project"))
-    assert preferred(control, [transfer]) is control  # 0.04 ahead; of 100 examples 0.11 are needed
-
-    def over(trial, count):
-        result = trial.result.model_copy(update={"data": {"validation": {"examples": count}}})
-        return trial.model_copy(update={"result": result})
-
-    few = over(control, 500)
-    assert preferred(few, [transfer]) is few
-    assert preferred(over(control, 1000), [transfer]) is transfer
-
-
-@pytest.mark.parametrize(
-    ("tried", "quantile"), [(1, 1.644854), (2, 1.959964), (4, 2.241403)]
-)  # of the normal distribution at 1 − 0.05 / tried
-def test_the_lead_that_is_needed_grows_with_the_number_of_candidates(tried, quantile):
-    assert needed_lead(0.6, 0.8, 100, tried) == pytest.approx(quantile * (2 * 0.7 * 0.3 / 100) ** 0.5 + 0.01, abs=1e-6)
-
-
-def test_without_a_number_of_validation_examples_the_control_is_kept(spec):
-    control, transfer = (job(spec, VALIDATION).trial(name) for name in ("control-0", "transfer-0-project-embeddings"))
-    assert preferred(control, [transfer]) is transfer
-    unknown = control.model_copy(update={"result": control.result.model_copy(update={"data": {}})})
-    assert preferred(unknown, [transfer]) is unknown
 
 
 def test_a_source_that_harms_is_not_used(spec):

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from mergenet_core.records.job import ArmCost, Candidate, Trial, TrialResult
+from mergenet_core.records.outcomes import pack_outcomes
 from mergenet_core.results.report import Report, build_report, markdown
 
 
@@ -133,9 +134,10 @@ def by_auto(transfer: list[float], control: list[float], sham: list[float], take
         assert trial.result is not None
         ahead = (trial.arm == "transfer") == (trial.seed < taken)
         trial.result.last["validation"] = 0.9 if ahead else 0.5
-        trial.result.data["validation"] = {"examples": 100}
+        outcomes = pack_outcomes([1.0] * (90 if ahead else 50) + [0.0] * (10 if ahead else 50))
         candidate = Candidate(method="project", include="all") if trial.arm == "transfer" else None
-        done.append(trial.model_copy(update={"candidate": candidate}))
+        result = trial.result.model_copy(update={"outcomes": outcomes})
+        done.append(trial.model_copy(update={"candidate": candidate, "result": result}))
     return build_report("j", "n", done)
 
 

@@ -13,7 +13,7 @@ from mergenet_core.errors import DataRefused
 from mergenet_core.models.processors import load_tokenizer
 from mergenet_core.spec.job import DataSpec
 from mergenet_core.storage.paths import Roots
-from mergenet_core.tasks.image_text_retrieval.scores import recalls
+from mergenet_core.tasks.image_text_retrieval.scores import image_terms, recalls
 from tests.tasks.examples import read_examples
 from tests.tasks.pictures import RGB, SIZE, write_captions, write_image
 from tests.tasks.words import write_words
@@ -84,6 +84,7 @@ def test_what_is_measured_is_recall_over_the_whole_split_without_stand_ins(roots
     ]
     assert [rows.shape for rows in kept] == [(3, 16), (3, 16), (1, 16)]
     assert task.measure(torch.cat(kept), task.test) == recalls(images, captions, image_m)
+    assert torch.equal(task.terms(torch.cat(kept), task.test), image_terms(images, captions, image_m))
 
 
 def test_another_caption_of_the_same_image_is_neither_right_nor_wrong(roots: Roots) -> None:

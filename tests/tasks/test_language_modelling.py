@@ -131,6 +131,8 @@ def test_the_next_token_is_measured_by_hand(roots: Roots) -> None:
     assert float(task.loss(outputs, batch)) == pytest.approx(sum(nats) / 5, abs=1e-6)
     found = task.measure(task.answers(outputs, batch), task.test)
     assert found["token_accuracy"] == pytest.approx(2 / 5, abs=1e-6)
+    terms = task.terms(task.answers(outputs, batch), task.test)
+    assert float(terms.mean()) == pytest.approx(2 / 5, abs=1e-6), "the token accuracy, not the mean of the blocks'"
     assert found["perplexity"] == pytest.approx(math.exp(sum(nats) / 5), rel=1e-6)
 
 

@@ -155,7 +155,11 @@ def test_the_threshold_of_the_test_split_is_chosen_on_validation(roots: Roots) -
     task = load(roots)
     first = len(task.validation.questions)
     shy = {number: 3.0 for number, one in enumerate(task.test.questions) if number >= first and one.answers}
-    scores = task.measure(oracle(task, task.test, null=shy), task.test)
+    answers = oracle(task, task.test, null=shy)
+    scores = task.measure(answers, task.test)
+    terms = task.terms(answers, task.test)
+    assert terms.tolist() == [float(not one.answers) for one in task.test.questions[first:]]
+    assert float(terms.mean()) == pytest.approx(scores["f1"])
     assert scores["HasAns_f1"] == 0, "a threshold chosen on test would have answered them"
     also = {number: 3.0 for number, one in enumerate(task.test.questions) if one.answers}
     scores = task.measure(oracle(task, task.test, null=also), task.test)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergenet_core.tasks.image_text_retrieval import scores
-from mergenet_core.tasks.image_text_retrieval.scores import recalls
+from mergenet_core.tasks.image_text_retrieval.scores import image_terms, recalls
 
 
 def test_two_captions_an_image_by_hand() -> None:
@@ -21,6 +21,9 @@ def test_two_captions_an_image_by_hand() -> None:
     assert found["text_to_image_r1"] == pytest.approx(2 / 4, abs=1e-6)
     assert found["text_to_image_r10"] == 1.0
     assert found["mean_recall"] == pytest.approx((0.5 + 1 + 1 + 0.5 + 1 + 1) / 6, abs=1e-6)
+    # image 0: all ranks, captions 0 and 1 with 3 and 2 of 3; image 1: 2 of 3, captions 2 and 3 with 3 and 2 of 3
+    terms = image_terms(images, captions, image_m)
+    assert terms.tolist() == pytest.approx([(1 + 5 / 6) / 2, (2 / 3 + 5 / 6) / 2], abs=1e-6)
 
 
 def test_blocks_give_what_a_sorted_matrix_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +36,8 @@ def test_blocks_give_what_a_sorted_matrix_gives(monkeypatch: pytest.MonkeyPatch)
     found = recalls(images, captions, image_m)
     near = (images @ captions.T).argsort(dim=1, descending=True)
     back = (captions @ images.T).argsort(dim=1, descending=True)
+    terms = image_terms(images, captions, image_m)
+    assert float(terms.mean()) == pytest.approx(found["mean_recall"], abs=1e-6)
     for rank in (1, 5, 10):
         to_text = (image_m[near[:, :rank]] == torch.arange(40)[:, None]).any(dim=1).double().mean()
         to_image = (back[:, :rank] == image_m[:, None]).any(dim=1).double().mean()

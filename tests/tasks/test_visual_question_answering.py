@@ -81,6 +81,7 @@ def test_the_target_is_what_an_answer_scores(roots: Roots) -> None:
     batch = task.test.batch(torch.arange(3))
     answers = torch.cat([task.answers({"logits": logits}, batch)] * 3)
     assert task.measure(answers, task.test)["accuracy"] == pytest.approx((0.6 + 5 / 18 + 1.0) / 3, abs=1e-6)
+    assert task.terms(answers, task.test).tolist() == pytest.approx([0.6, 5 / 18, 1.0] * 3, abs=1e-6)
 
 
 def test_a_label_scores_in_training_what_it_scores_as_an_answer(roots: Roots) -> None:

@@ -58,7 +58,7 @@ def test_resumed_is_bit_equal_to_uninterrupted(case: str, tmp_path: Path, roots:
     parts = run(job, trial, tmp_path / "parts", roots, recorder, attempt=2)
     assert min(recorder.losses) == 4, "the steps before the checkpoint are not repeated"
     assert parts.final_loss == whole.final_loss
-    assert (parts.last, parts.best) == (whole.last, whole.best)
+    assert (parts.last, parts.best, parts.outcomes) == (whole.last, whole.best, whole.outcomes)
     assert_same(weights(tmp_path / "parts", trial), weights(tmp_path / "whole", trial))
 
 
@@ -178,6 +178,9 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, roots: Roots) -> N
 def test_the_exported_weights_are_those_of_the_last_step_and_not_the_best(tmp_path: Path, roots: Roots) -> None:
     result = run(text_job(train__eval_every=1), "control-0", tmp_path, roots)
     assert result.best["step"] < 6, "otherwise the last weights are also the best"
+    terms = result.outcomes.terms()
+    assert len(terms) == result.data["validation"]["examples"]
+    assert sum(terms) / len(terms) == pytest.approx(result.last["validation"])
     last = load_file(tmp_path / "trials" / "control-0" / "checkpoints" / "step-00000006" / "model.safetensors")
     assert_same(weights(tmp_path, "control-0"), last)
 

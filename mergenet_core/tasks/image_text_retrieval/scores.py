@@ -28,6 +28,22 @@ def recalls(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> dict[str
     return {"mean_recall": sum(found.values()) / len(found), **found}
 
 
+def image_terms(images_nd: Tensor, captions_md: Tensor, image_m: Tensor) -> Tensor:
+    """What each image and its captions add to the mean recall, which is the mean of all terms. Shapes: (n).
+
+    Equation: half the image's mean hit over the ranks, and half the sum of its captions', times n / m.
+    """
+    image_n = _hits(_wrong_before_image(images_nd, captions_md, image_m))
+    caption_m = _hits(_wrong_before_caption(images_nd, captions_md, image_m))
+    captions_n = torch.zeros_like(image_n).index_add(0, image_m, caption_m)
+    return (image_n + captions_n * len(image_n) / len(caption_m)) / 2
+
+
+def _hits(wrong: Tensor) -> Tensor:
+    """The share of ranks at which each query finds a right candidate."""
+    return torch.stack([wrong < rank for rank in RANKS]).double().mean(dim=0)
+
+
 def _recalls(name: str, wrong: Tensor) -> dict[str, float]:
     return {f"{name}_r{rank}": float((wrong < rank).double().mean()) for rank in RANKS}
 

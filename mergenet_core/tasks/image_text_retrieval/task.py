@@ -22,7 +22,7 @@ from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import Tokens, text_settings, tokenise
 from mergenet_core.tasks.image_text_retrieval.captions import CaptionSplit, read_captions
-from mergenet_core.tasks.image_text_retrieval.scores import recalls
+from mergenet_core.tasks.image_text_retrieval.scores import image_terms, recalls
 from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
 
 EVALUATION_IMAGES = 32
@@ -93,12 +93,20 @@ class Retrieval:
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """Recall at 1, 5 and 10 both ways over all images and captions of the split, and their mean."""
-        assert isinstance(examples, CaptionedImages)
-        most = examples.captions_nk.shape[1]
-        spaced = answers_n.view(len(examples), 1 + most, -1)
-        own_nk = torch.arange(most) < examples.counts_n[:, None]
-        image_m = own_nk.nonzero()[:, 0]
-        return recalls(spaced[:, 0].cpu(), spaced[:, 1:].cpu()[own_nk], image_m)
+        return recalls(*_embeddings(answers_n, examples))
+
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """What each image and its captions add to the mean recall. Shapes: (n)."""
+        return image_terms(*_embeddings(answers_n, examples))
+
+
+def _embeddings(answers_n: Tensor, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, captions and each caption's image. Shapes: (n, d), (m, d), (m)."""
+    assert isinstance(examples, CaptionedImages)
+    most = examples.captions_nk.shape[1]
+    spaced = answers_n.view(len(examples), 1 + most, -1)
+    own_nk = torch.arange(most) < examples.counts_n[:, None]
+    return spaced[:, 0].cpu(), spaced[:, 1:].cpu()[own_nk], own_nk.nonzero()[:, 0]
 
 
 def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:

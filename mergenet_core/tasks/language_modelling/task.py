@@ -79,6 +79,11 @@ class LanguageModelling:
         perplexity = math.exp(min(nats / max(predicted, 1.0), NATS_MAX))
         return {self.metric: right / max(predicted, 1.0), "perplexity": perplexity}
 
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """Per block the tokens predicted correctly, divided by the mean number of tokens to predict. Shapes: (n)."""
+        right_n, predicted_n, _ = answers_n.double().unbind(dim=1)
+        return right_n / predicted_n.mean().clamp(min=1 / len(predicted_n))
+
     def _aligned(self, logits_btv: Tensor, labels_bt: Tensor) -> tuple[Tensor, Tensor]:
         return (logits_btv, labels_bt) if self.masked else (logits_btv[:, :-1], labels_bt[:, 1:])
 

@@ -10,9 +10,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+Measure: TypeAlias = Callable[[str, str], float]
+"""How well an answer agrees with a text that counts as right."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def squad_scores(judged: Sequence[Judged], threshold: float) -> dict[str, float]
     answerable = [bool(one.golds) for one in judged]
     scores = {}
     for name, measure in (("exact", exact), ("f1", f1)):
-        found = [float(not one.golds) if one.null_score > threshold else _over_golds(one, measure) for one in judged]
+        found = question_scores(judged, threshold, measure)
         scores[name] = sum(found) / len(found)
         for part, wanted in (("HasAns", True), ("NoAns", False)):
             of_part = [score for score, has in zip(found, answerable, strict=True) if has is wanted]
@@ -75,7 +78,12 @@ def squad_scores(judged: Sequence[Judged], threshold: float) -> dict[str, float]
     return scores
 
 
-def _over_golds(one: Judged, measure: Callable[[str, str], float]) -> float:
+def question_scores(judged: Sequence[Judged], threshold: float, measure: Measure) -> list[float]:
+    """The score of each question by `exact` or `f1`; no answer is given above the threshold."""
+    return [float(not one.golds) if one.null_score > threshold else _over_golds(one, measure) for one in judged]
+
+
+def _over_golds(one: Judged, measure: Measure) -> float:
     # a gold that normalises to nothing is dropped, and a question without any is right when nothing is answered
     golds = [gold for gold in one.golds if normalise(gold)] or [""]
     return max(measure(one.answer, gold) for gold in golds)

@@ -21,7 +21,7 @@ from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import text_settings
-from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, squad_scores
+from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, f1, question_scores, squad_scores
 from mergenet_core.tasks.question_answering.squad import QuestionSplit, read_questions
 from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
 from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
@@ -66,11 +66,12 @@ class QuestionAnswering:
 
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """Exact match and F1 over all questions, those with an answer and those without, and the null threshold."""
-        assert isinstance(examples, Windows)
-        judged = _judged(answers_n, examples)
-        chosen_on = judged[: examples.calibration] or judged
-        threshold = best_threshold(chosen_on)
-        return {**squad_scores(judged[examples.calibration :], threshold), "null_threshold": threshold}
+        judged, threshold = _judged_with_threshold(answers_n, examples)
+        return {**squad_scores(judged, threshold), "null_threshold": threshold}
+
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """F1 of each question."""
+        return torch.tensor(question_scores(*_judged_with_threshold(answers_n, examples), f1))
 
 
 def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
@@ -120,6 +121,13 @@ def best_span(start_bt: Tensor, end_bt: Tensor, context_bt: Tensor) -> tuple[Ten
         best_b = torch.where(better_b, score_b, best_b)
         first_b, last_b = torch.where(better_b, token_b, first_b), torch.where(better_b, token_b + more, last_b)
     return best_b, first_b, last_b
+
+
+def _judged_with_threshold(answers_n: Tensor, examples: Examples) -> tuple[list[Judged], float]:
+    """The judged questions of a split, and the null threshold chosen on it or on the split that it carries for that."""
+    assert isinstance(examples, Windows)
+    judged = _judged(answers_n, examples)
+    return judged[examples.calibration :], best_threshold(judged[: examples.calibration] or judged)
 
 
 def _judged(answers_n: Tensor, windows: Windows) -> list[Judged]:

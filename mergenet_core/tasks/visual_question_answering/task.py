@@ -118,14 +118,19 @@ class VisualQuestionAnswering:
     def measure(self, answers_n: Tensor, examples: Examples) -> dict[str, float]:
         """VQA's accuracy over all questions, and over those of each answer type where the file gives types."""
         assert isinstance(examples, ImageQuestions)
-        chosen = [self.labels[int(label)] for label in answers_n.tolist()]
         scores: dict[str, list[float]] = {self.metric: []}
-        for question, answer in zip(examples.questions, chosen, strict=True):
-            score = question.answers.score(answer)
+        for question, score in zip(examples.questions, self.terms(answers_n, examples).tolist(), strict=True):
             scores[self.metric].append(score)
             if question.answer_type:
                 scores.setdefault(f"{question.answer_type}_{self.metric}", []).append(score)
         return {name: sum(found) / len(found) for name, found in sorted(scores.items())}
+
+    def terms(self, answers_n: Tensor, examples: Examples) -> Tensor:
+        """VQA's accuracy of each question. Shapes: (n)."""
+        assert isinstance(examples, ImageQuestions)
+        chosen = [self.labels[int(label)] for label in answers_n.tolist()]
+        scores = [question.answers.score(one) for question, one in zip(examples.questions, chosen, strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
 
 
 def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswering:
