@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mergenet_core.architectures.axes import Kind
 from mergenet_core.fitting.context import FitContext, Solved
+from mergenet_core.fitting.mlp import fit_mlp
 
 Solver = Callable[[FitContext, int], Iterator[Solved]]
-SOLVERS: Mapping[Kind, Solver] = {}
+SOLVERS: Mapping[Kind, Solver] = {"mlp": fit_mlp}
 
 
 def fit(context: FitContext, start: int = 0) -> Iterator[Solved]:

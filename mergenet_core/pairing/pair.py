@@ -23,6 +23,7 @@ from mergenet_core.architectures.registry import known_families
 from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.model_files.model_info import ModelInfo
+from mergenet_core.pairing.fit_pairing import fit_pairing
 from mergenet_core.pairing.match_weights import NO_MAP, Matching, by_name
 from mergenet_core.pairing.result import UNANCHORED, AxisPair, PairedMethod, Pairing, WeightPair
 from mergenet_core.pairing.shared_axes import SharedAxes, shared_axes
@@ -61,6 +62,8 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
                 f"are {known_families()}. Use one of these, or name the pairs: transfer.method: lpka with "
                 "transfer.pairs"
             )
+    if transfer.method == "fit":
+        return fit_pairing(source_towers, target_towers)
     method = TRIED[target_towers[0].kind][0][0] if transfer.method == "auto" else transfer.method
     matched = _match_towers((source, source_towers), (target, target_towers), method, transfer)
     pairs, left_out = _included([entry for matching in matched.towers for entry in matching.pairs], transfer)

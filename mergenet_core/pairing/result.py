@@ -9,7 +9,7 @@ from pydantic import Field
 from mergenet_core.architectures.axes import Form, Kind, StoredSlice
 from mergenet_core.records.record import Record
 
-PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw"]
+PairedMethod = Literal["project", "anchored", "lpka", "lpka-raw", "fit"]
 UNANCHORED = ("lpka", "lpka-raw")
 """Methods that need no axis to mean the same in both models, and move matrices only."""
 How = Literal["same", "names", "carried", "free"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from mergenet_core.architectures.two_tower_config import tower_configs
 from mergenet_core.errors import FieldError, SpecInvalid
 from mergenet_core.model_files.knowledge_pack import Pack
 from mergenet_core.model_files.model_info import ModelInfo
+from mergenet_core.records.job import Candidate
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.json_values import JsonObject, get_object
 from mergenet_core.spec.task_info import TASKS
@@ -20,6 +23,15 @@ def check_trajectory(spec: JobSpec, pack: Pack) -> None:
         raise SpecInvalid(
             "source.model.pack holds one checkpoint, which is no trajectory: give mergenet pack several folders, "
             "the oldest first, or take source.mode frozen"
+        )
+
+
+def check_copy(spec: JobSpec, found: Collection[Candidate]) -> None:
+    """Refuse the arm `copy` where only a fit is possible, which pairs no weights. Raises: `SpecInvalid`."""
+    if "copy" in spec.arms and all(candidate.method == "fit" for candidate in found):
+        raise SpecInvalid(
+            "arms: copy takes over paired weights, and these models share no axis by which any pair; leave copy out",
+            errors=(FieldError("/arms", "no weights pair for the arm copy; leave it out"),),
         )
 
 

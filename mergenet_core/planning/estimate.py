@@ -63,6 +63,8 @@ def _trial_memory(
         added_bytes += _BYTES * (_count(source) or 0)
     if spec.transfer.distill is not None and spec.transfer.distill.copies:  # the teacher reads them in every step
         added_bytes += _BYTES * (_count(source) or 0)
+    if spec.may_fit:  # the source reads a batch of every step
+        added_bytes += _BYTES * (_count(source) or 0)
     learner = LearnerSpec(target, spec.target.task, data, _largest_batch(spec))
     arm = process_memory(name, learner, spec.resources, added_bytes)
     found = [arm] if own is None else [arm, own]
@@ -79,9 +81,9 @@ def _largest_batch(spec: JobSpec) -> TrainSpec:
     The activations of both are kept until the backward pass; a distillation without a labelled loss reads no others.
     """
     distill = spec.transfer.distill or DistillSpec()
-    if not (spec.target.data.has_unlabelled or distill.copies):
+    if not (spec.target.data.has_unlabelled or distill.copies or spec.may_fit):
         return spec.train
-    labelled = spec.train.batch_size if distill.task_share else 0
+    labelled = spec.train.batch_size if distill.task_share or spec.may_fit else 0
     batch_size = max(spec.train.batch_size, spec.pool_batch_size + labelled)
     return spec.train.model_copy(update={"batch_size": batch_size})
 

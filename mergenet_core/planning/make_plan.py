@@ -15,7 +15,7 @@ from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.pair import Pairing, pair
 from mergenet_core.pairing.rank import limit_rank
 from mergenet_core.planning.auto_methods import candidates
-from mergenet_core.planning.checks import check_distillation, check_trajectory
+from mergenet_core.planning.checks import check_copy, check_distillation, check_trajectory
 from mergenet_core.planning.data_checks import check_data
 from mergenet_core.planning.estimate import estimate
 from mergenet_core.planning.job_models import UnknownModel, source_info, source_pack, target_info, with_data_labels
@@ -87,12 +87,15 @@ def _pairings(
     if source is None or target is None:
         return {only: None}
     source, target = with_data_labels(spec, source, target)
-    pairing = pair(source, target, transfer)
     pack, rank = source_pack(spec, roots), spec.source.rank
     if pack is not None:
         check_trajectory(spec, pack)
         rank = pack.rank
-    found = candidates(source, target, transfer, pairing) if transfer.method == "auto" else {only: pairing}
+    if transfer.method == "auto":
+        found = candidates(source, target, transfer, may_fit=spec.may_fit)
+        check_copy(spec, found)
+    else:
+        found = {only: pair(source, target, transfer)}
     return {candidate: limit_rank(one, rank, transfer.rank) for candidate, one in found.items()}
 
 

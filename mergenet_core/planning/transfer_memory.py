@@ -49,7 +49,7 @@ def transfer_memory(pairing: Pairing, spec: TransferSpec) -> TransferMemory:
     Equation: the source's factors or weights, the adapter four times (its gradient and two moments), what its graph
     keeps, and for `anchored` the maps between units.
     """
-    if pairing.method == "project":
+    if pairing.method in ("project", "fit"):  # the estimate counts the source that a fit runs
         return TransferMemory()
     found = [_of_pair(pair, pairing, spec) for pair in pairing.pairs if pair.rank is not None]
     held = sum(one.factors + _LEARNED * one.adapter + one.graph for one in found) + _maps(pairing)

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict
 from mergenet_core.spec.json_values import JsonSettings
+from mergenet_core.spec.resources import ResourcesSpec, RetentionSpec
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
-from mergenet_core.spec.transfer import DistillSpec, Include, MethodName, PairSpec, TransferSpec
+from mergenet_core.spec.transfer import DistillSpec, FitSpec, Include, MethodName, PairSpec, TransferSpec
 
 __all__ = [
     "DISTILLS",
@@ -22,6 +23,7 @@ __all__ = [
     "Arm",
     "DataSpec",
     "DistillSpec",
+    "FitSpec",
     "Include",
     "JobSpec",
     "MethodName",
@@ -150,48 +152,6 @@ class TargetSpec(Strict):
     """What it learns from, and the test split that the report is measured on."""
 
 
-class ResourcesSpec(Strict):
-    """What a trial runs on."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU where the worker has one."""
-    devices: Annotated[int, Field(ge=1, le=64)] = 1
-    """Devices of one host that a trial trains on, one process each: GPUs, or the worker's CPU slots."""
-    nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Hosts that a trial trains on, `devices` of each; more than one needs a fleet (extra `fleet`)."""
-    strategy: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
-    """How the model is spread over the devices; `auto` takes the fastest whose estimate fits a device's memory."""
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    """ZeRO: keep the optimizer's state, or parameters too, in the host's memory."""
-    activation_checkpointing: bool = False
-    """Compute a block's activations again in the backward pass instead of storing them."""
-    deepspeed: JsonSettings | None = None
-    """Settings of DeepSpeed's own to merge in; keys that the service sets are refused."""
-
-    @model_validator(mode="after")
-    def _strategy_fits(self) -> Self:
-        if self.strategy == "single" and self.devices * self.nodes > 1:
-            raise ValueError(f"strategy single is one device; devices × nodes is {self.devices} × {self.nodes}")
-        zero = self.strategy == "auto" or self.strategy.startswith("zero")
-        if not zero and (self.offload != "none" or self.deepspeed is not None):
-            raise ValueError(f"offload and deepspeed belong to zero1, zero2 and zero3, not to {self.strategy}")
-        if self.offload == "parameters" and self.strategy not in ("auto", "zero3"):
-            raise ValueError(f"offload parameters needs zero3, not {self.strategy}")
-        return self
-
-    attempts: Annotated[int, Field(ge=1, le=20)] = 4
-    """Attempts per trial when workers or machines are lost; an error in the configuration is never retried."""
-
-
-class RetentionSpec(Strict):
-    """What stays on disk."""
-
-    checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
-    """How many of each trial's newest checkpoints are kept while the job runs."""
-    keep_trials: bool = False
-    """Keep every trial's last checkpoint after the job has succeeded; default: only the artifact stays."""
-
-
 class JobSpec(Strict):
     """A transfer job: a source, a target, how knowledge moves between them, and the arms to compare."""
 
@@ -225,9 +185,17 @@ class JobSpec(Strict):
 
     @property
     def pool_batch_size(self) -> int:
-        """Unlabelled inputs per step of an arm that distils from them."""
+        """Inputs per step whose labels are not used, of an arm that distils from them or matches activations."""
         given = self.transfer.distill and self.transfer.distill.pool_batch_size
         return given or self.train.batch_size
+
+    @property
+    def may_fit(self) -> bool:
+        """Whether a trial may train with method `fit`: `auto` tries it where there are unlabelled inputs."""
+        if self.transfer.method != "auto":
+            return self.transfer.method == "fit"
+        whole = self.source.mode == "frozen" and self.source.model.pack is None and self.source.rank is None
+        return whole and self.target.data.has_unlabelled
 
     @property
     def source_task(self) -> TaskName:
@@ -292,11 +260,26 @@ class JobSpec(Strict):
         if not TASKS[self.target.task].one_label:
             able = ", ".join(name for name, info in TASKS.items() if info.one_label)
             raise ValueError(f"target.data.unlabelled is for {able}, not for {self.target.task}; leave it out")
-        if not self.distilling_arms:
+        if self.transfer.method not in ("fit", "auto") and not self.distilling_arms:
             raise ValueError(
-                f"target.data.unlabelled is used by the arms {', '.join(DISTILLS)} alone: add one of them to arms, or "
-                "leave it out"
+                f"target.data.unlabelled is used by method fit and by the arms {', '.join(DISTILLS)}: name one, "
+                "or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_fits(self) -> Self:
+        if self.transfer.method != "fit":
+            return self
+        if self.source.mode != "frozen":
+            raise ValueError(f"transfer.method fit needs a frozen source, not mode {self.source.mode}")
+        if self.source.model.pack is not None or self.source.rank is not None:
+            raise ValueError(
+                "transfer.method fit runs the source on inputs, which a pack or a rank of its weights does not allow: "
+                "give the source itself, and leave source.rank out"
+            )
+        if "copy" in self.arms:
+            raise ValueError("the arm copy takes over paired weights, and method fit pairs none; leave copy out")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mergenet_core.spec.data import NameText, Strict
 from mergenet_core.spec.train import TrainSpec
 
-MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw"]
+MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw", "fit"]
 Include = Literal["all", "embeddings", "body", "no-head"]
 
 
@@ -54,11 +54,25 @@ class DistillSpec(Strict):
         return 1.0 - self.weight if self.loss == "kd" and self.weight <= 1 else 1.0
 
 
+class FitSpec(Strict):
+    """Method `fit`: the target's weights are solved from the source's activations on the same inputs.
+
+    The inputs are `target.data`'s unlabelled ones, or the training examples without their labels where there are none.
+    """
+
+    inputs: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
+    """Inputs that the weights are solved on, drawn by the trial's seed."""
+    stage_weight: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """The weight of the stage loss in every training step: the distance between the target's activations and the
+    source's projected ones, on a batch of the same inputs as the fit's; 0 leaves it out."""
+
+
 class TransferSpec(Strict):
     """How knowledge moves from the source's weights into the target's."""
 
     method: MethodName = "auto"
-    """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps. `auto` tries the
+    """`project` transfers once, `anchored` and `lpka` (`lpka-raw`: as released) every `cycle` steps, and `fit` solves
+    the weights from activations, for models that need not share any weight's axis. `auto` tries the
     methods that the pair allows and takes at each seed the best on validation if its lead over the control is
     significant, else the control."""
     rank: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -87,6 +101,8 @@ class TransferSpec(Strict):
     """Also transfer where no axis is shared, with maps by size alone; no gain has been measured for that."""
     pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
     """Pairs by name; default: found from the models' structure."""
+    fit: FitSpec | None = None
+    """Settings of method `fit`; default settings where it is used without."""
     distill: DistillSpec | None = None
     """Output distillation for the arms that use it; default settings when an arm needs it."""
 
@@ -96,6 +112,10 @@ class TransferSpec(Strict):
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.pairs is not None and self.method not in ("lpka", "lpka-raw"):
             raise ValueError(f"pairs by name work with methods lpka and lpka-raw, not {self.method}; leave pairs out")
+        if self.fit is not None and self.method not in ("fit", "auto"):
+            raise ValueError(f"fit has settings of method fit, not of {self.method}; leave fit out")
+        if self.method == "fit" and self.include not in ("all", "no-head"):
+            raise ValueError(f"method fit solves whole models: include is all or no-head, not {self.include}")
         if self.pairs is not None and not self.pairs:
             raise ValueError("pairs is empty: name at least one pair, or leave it out")
         return self

@@ -149,6 +149,11 @@ class Task(Protocol):
         """
 
 
+def pool_of(task: Task) -> Examples:
+    """Inputs whose labels are not used: the unlabelled ones, or the training examples where there are none."""
+    return task.train if task.unlabelled is None else task.unlabelled
+
+
 @dataclass(frozen=True)
 class Classification:
     """A task whose examples have one label each: cross entropy and accuracy."""

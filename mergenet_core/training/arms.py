@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from mergenet_core.pairing.pair import pair
 from mergenet_core.pairing.rank import limit_rank
 from mergenet_core.spec.job import SHAMS, TransferSpec
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.engines.engine import named_shards
+from mergenet_core.training.fit.start import FitStart
 from mergenet_core.training.learners import Learner, open_learner, source_spec, target_spec
 from mergenet_core.training.loop import Training
+from mergenet_core.training.protocols import AttemptContext
 from mergenet_core.training.sources import Source, frozen_source, shared_processor, training_source
 from mergenet_core.transfer.cycle import Transfer
 
 TRANSFERS = ("transfer", "transfer+distill", "copy", *SHAMS)
 
 
-def prepare_training(context: TrialContext) -> Training:
+def prepare_training(context: TrialContext, attempt: AttemptContext | None = None) -> Training:
     """What a trial trains: the source, or the target with its arm's transfer.
+
+    A fit takes a while: it is reported to `attempt`, which may stop it.
 
     Raises: `ModelRefused`, `DataRefused`, `PairingRefused`, `PathRefused`, `CheckpointInvalid`.
     """
@@ -27,7 +32,12 @@ def prepare_training(context: TrialContext) -> Training:
         source = open_learner(source_spec(job), context.roots, world, seed=job.source.seed)
         return Training(source, seed=job.source.seed, field="source.train")
     processor = shared_processor(context)
-    target = open_learner(target_spec(job), context.roots, world, seed=trial.seed, shared_processor=processor)
+    open_target = partial(open_learner, target_spec(job), context.roots, world, seed=trial.seed)
+    if job.transfer.method == "fit" and trial.arm in TRANSFERS:
+        start = FitStart(context, attempt)
+        target = open_target(shared_processor=processor, start=start)
+        return Training(target, seed=trial.seed, fitted=start.fitted(target))
+    target = open_target(shared_processor=processor)
     if job.source.mode == "joint":
         return _prepare_joint(context, target)
     if trial.arm not in TRANSFERS:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mergenet_core import __version__
 from mergenet_core.models.processors import Processor
+from mergenet_core.pairing.result import Pairing
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.storage.published_folder import publishing
@@ -20,6 +23,7 @@ from mergenet_core.training.distributed.sharded_safetensors import save_together
 from mergenet_core.training.distributed.shared_folder import publishing_together
 from mergenet_core.training.engines.engine import Engine
 from mergenet_core.training.engines.tensors import held
+from mergenet_core.training.fit.stages import Fitted, boundary_tensors
 from mergenet_core.transfer.cycle import Transfer
 
 ROLES = {
@@ -69,10 +73,38 @@ def export_adapter(transfer: Transfer, spec: TransferSpec, folder: Path, *, atte
         "transferred_parameters": transfer.transferred_parameters,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
+    _publish_adapter(tensors, described, transfer.pairing, folder, attempt=attempt, about=about)
+
+
+def export_fit(fitted: Fitted, spec: TransferSpec, folder: Path, *, attempt: int, about: Provenance) -> None:
+    """Publish what a fit was made with next to the model: the maps at its boundaries, and its settings.
+
+    Raises: `StorageFull`.
+    """
+    tensors = boundary_tensors(fitted.boundaries)
+    described = {
+        "method": "fit",
+        "transfer": spec.model_dump(mode="json", exclude={"distill"}),
+        "transferred_parameters": fitted.pairing.transferable_parameters,
+        "boundaries": [{"target": one.target, "source": one.source} for one in fitted.boundaries],
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }
+    _publish_adapter(tensors, described, fitted.pairing, folder, attempt=attempt, about=about)
+
+
+def _publish_adapter(
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, object],
+    pairing: Pairing,
+    folder: Path,
+    *,
+    attempt: int,
+    about: Provenance,
+) -> None:
     with publishing(folder, kind="artifact", step=about["step"], attempt=attempt, roles=ROLES, about=about) as draft:
-        save_file(tensors, draft / "adapter.safetensors")
+        save_file(dict(tensors), draft / "adapter.safetensors")
         (draft / "adapter.json").write_text(json.dumps(described, indent=1))
-        (draft / "pairing.json").write_text(transfer.pairing.model_dump_json(indent=1))
+        (draft / "pairing.json").write_text(pairing.model_dump_json(indent=1))
 
 
 def environment() -> dict[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from torch import nn
 
 from mergenet_core.architectures.two_tower_config import image_config, text_config
 from mergenet_core.errors import DataRefused
@@ -63,12 +66,19 @@ def source_spec(job: JobSpec) -> LearnerSpec:
 
 
 def open_learner(
-    spec: LearnerSpec, roots: Roots, world: World, *, seed: int, shared_processor: Path | None = None
+    spec: LearnerSpec,
+    roots: Roots,
+    world: World,
+    *,
+    seed: int,
+    shared_processor: Path | None = None,
+    start: Callable[[nn.Module, Task], None] | None = None,
 ) -> Learner:
     """Read the examples, then the model with a head and vocabulary that fit them.
 
     `shared_processor` has the tokenizer or image processor of a model that has none. Strategies that shard the weights
-    build a saved model without its weights first; each process then reads its own entries.
+    build a saved model without its weights first; each process then reads its own entries. `start` writes the weights
+    that the training begins with; for that, every process builds the whole model.
 
     Raises: `ModelRefused`, `DataRefused`, `PathRefused`.
     """
@@ -77,7 +87,7 @@ def open_learner(
     processor = processor_folder(spec.model, name, roots, own=saved, source=shared_processor, field=f"{field}.model")
     channels = image_channels(read_config(saved, name) if saved is not None else spec.model.config or {})
     task = load_task(name, spec.data, processor, roots, seed=seed, field=f"{field}.data", channels=channels)
-    context = skeleton_context(spec.train, world)
+    context = skeleton_context(spec.train, world) if start is None else None
     if context is not None and saved is not None:
         with context:
             model = load_skeleton(saved, name, task.labels)
@@ -89,6 +99,8 @@ def open_learner(
     info = model_info(model, vocabulary=vocabulary, labels=task.labels)
     count = count_parameters(model)
     check_fits(info.config, task, spec.data, f"{field}.data")
+    if start is not None:
+        start(model, task)
     engine = open_engine(model, spec.train, world)
     if context is not None and saved is not None:
         fill(model, engine.shards, saved, task.labels, seed=seed)

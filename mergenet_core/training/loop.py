@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TypeAlias, TypedDict
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
-from mergenet_core.tasks.task import Augmented, Batch, Copied, Examples, Outputs, Task, Weighted
+from mergenet_core.tasks.task import Augmented, Batch, Copied, Examples, Outputs, Task, Weighted, pool_of
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.tensors import sync_buffers
+from mergenet_core.training.fit.stages import Fitted, Stages
 from mergenet_core.training.learners import Learner
 from mergenet_core.training.optim import learning_rate
 from mergenet_core.transfer.cycle import Transfer, TransferState
@@ -57,6 +59,7 @@ class Training:
         field: str = "train",
         transfer: Transfer | None = None,
         joint_source: Training | None = None,
+        fitted: Fitted | None = None,
     ) -> None:
         self.engine = learner.engine
         self.task = learner.task
@@ -67,13 +70,19 @@ class Training:
         self.transfer = transfer
         self.joint_source = joint_source
         """A source that learns together with this model: it takes a step after each of this one's."""
+        self.fitted = fitted
+        """Method `fit`: what the target began from."""
         self.parameters = learner.parameters
         self.step = 0
         self.started = False
         self.loss = math.nan
         self.seconds = 0.0
-        self.extra_seconds = 0.0
+        self.extra_seconds = fitted.seconds if fitted is not None else 0.0
         self.step_seconds: list[float] = []
+
+    @property
+    def _stages(self) -> Stages | None:
+        return self.fitted.stages if self.fitted is not None else None
 
     def start(self) -> None:
         """Let a transfer write what it writes before the first step; once, however often the trial is resumed."""
@@ -128,6 +137,8 @@ class Training:
         for number, (part_b, pool_b, weight) in enumerate(zip(micro_batches, pool_batches, weights, strict=True)):
             number_of_all = engine.world.world_rank * len(micro_batches) + number
             loss = weight * self._loss(part_b, pool_b, number_of_all, distillation)
+            if self._stages is not None and pool_b is not None:
+                loss = loss + self._stage_loss(pool_b, self._stages)
             engine.backward(loss, last=number == len(micro_batches) - 1)
             total += loss.detach() / len(micro_batches)
         if self.transfer is not None:
@@ -153,11 +164,15 @@ class Training:
         return [int(part_b.sum()) * micro_batches * world.size / total for part_b in own]
 
     def _pool_micro_batches(self, distillation: Distillation | None) -> Sequence[Tensor | None]:
-        """This process's unlabelled inputs of the step, by micro-batch; None for each where none are used."""
-        examples, micro_batches = self.task.unlabelled, self.spec.micro_batches
-        if distillation is None or distillation.pool_batch_size is None or examples is None:
+        """This process's inputs of the step whose labels are not used, by micro-batch; None where none are used."""
+        micro_batches, size = self.spec.micro_batches, None
+        if distillation is not None:
+            size = distillation.pool_batch_size
+        if self._stages is not None:
+            size = self._stages.batch_size
+        if size is None:
             return [None] * micro_batches
-        index_b = batch_index(len(examples), distillation.pool_batch_size, self.seed, self.step, stream=5)
+        index_b = batch_index(len(pool_of(self.task)), size, self.seed, self.step, stream=5)
         return self.engine.world.share(index_b).chunk(micro_batches)
 
     def _loss(self, index_b: Tensor, pool_b: Tensor | None, number: int, distillation: Distillation | None) -> Tensor:
@@ -184,7 +199,8 @@ class Training:
         """The loss of a micro-batch with the teacher's loss on unlabelled inputs, or on copies of its examples."""
         examples, pool = self.task.train, self.task.unlabelled
         if pool is not None and pool_b is not None:
-            outputs, _ = self._forward(pool.batch(pool_b))
+            with self._stages.watch(self.engine.module) if self._stages is not None else nullcontext():
+                outputs, _ = self._forward(pool.batch(pool_b))
             return distillation.combine(task_loss, outputs["logits"].float(), None, pool_b)
         assert isinstance(examples, Copied), "the spec allows copies for images only"
         assert distillation.read_copies is not None
@@ -192,6 +208,13 @@ class Training:
         outputs, _ = self._forward(examples.copies(index_b, draw))
         teacher_bl = distillation.read_copies(index_b, draw)
         return distillation.combine_with(task_loss, outputs["logits"].float(), None, teacher_bl)
+
+    def _stage_loss(self, pool_b: Tensor, stages: Stages) -> Tensor:
+        """The stage loss of a micro-batch, which a distillation may have read already."""
+        if not stages.watched:
+            with stages.watch(self.engine.module):
+                self._forward(pool_of(self.task).batch(pool_b))
+        return stages.loss(pool_b)
 
     def _forward(self, read: Batch) -> tuple[Outputs, Batch]:
         """The model's outputs for a batch, and the batch on the process's device."""

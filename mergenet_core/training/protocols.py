@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pydantic import JsonValue
 
 from mergenet_core.records.job import Checkpoint
 
+REQUESTS: tuple[Literal["checkpoint", "stop"] | None, ...] = (None, "checkpoint", "stop")
+"""What can be requested of a process; if processes receive different requests, the last of these counts for all."""
 COLLECTIVE_SECONDS = "MERGENET_COLLECTIVE_SECONDS"
 """Environment variable: seconds that a process waits for the others in an exchange before it fails."""
 
@@ -39,9 +42,18 @@ class Control(Protocol):
         """The pending request: `stop` publishes a checkpoint and raises `Interrupted`, `checkpoint` publishes one."""
 
 
-class Interrupted(Exception):
-    """A trial stopped on request, after it published `checkpoint`."""
+@dataclass(frozen=True)
+class AttemptContext:
+    """The number of a trial's attempt, and the process that runs it."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(f"stopped at step {checkpoint.step}")
+    number: int
+    reporter: Reporter
+    control: Control
+
+
+class Interrupted(Exception):
+    """A trial stopped on request, after it published what it has done: a checkpoint, or a part of its preparation."""
+
+    def __init__(self, message: str, checkpoint: Checkpoint | None = None) -> None:
+        super().__init__(message)
         self.checkpoint = checkpoint

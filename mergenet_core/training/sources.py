@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,17 +11,21 @@ from torch import Tensor
 
 from mergenet_core.model_files.knowledge_pack import read_pack, unpack
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.model_files.read_model import inspect_model, read_vocabulary
+from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
 from mergenet_core.models.factored_source import at_rank, open_source, open_states, source_rank
 from mergenet_core.models.loading import folder_of
+from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.untrained_source import untrained_weights
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.storage.paths import JobFolder, Roots
+from mergenet_core.tasks.loading import load_task
+from mergenet_core.tasks.task import Task
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distributed.shared_folder import verify_together
 from mergenet_core.training.engines.engine import named_shards
-from mergenet_core.training.learners import Learner
+from mergenet_core.training.learners import Learner, check_fits, image_channels
 from mergenet_core.transfer.cycle import TransferSource
 from mergenet_core.transfer.sham import Sham
 from mergenet_core.transfer.shards import LiveWeights
@@ -39,7 +44,7 @@ class Source:
 def training_source(learner: Learner, trial: Trial) -> Source:
     """A source that is in training: a model that learns together with the target, or the target itself."""
     live = named_shards(learner.engine)
-    return Source(learner.info, TransferSource(LiveWeights(live), live, sham=_sham(trial)))
+    return Source(learner.info, TransferSource(LiveWeights(live), live, sham=sham_of(trial)))
 
 
 def frozen_source(context: TrialContext) -> Source:
@@ -60,7 +65,7 @@ def frozen_source(context: TrialContext) -> Source:
     weights = states[0] if states else open_source(spec, path, device)
     return Source(
         info,
-        TransferSource(weights, states=states, sham=_sham(trial)),
+        TransferSource(weights, states=states, sham=sham_of(trial)),
         rank=source_rank(spec, path),
     )
 
@@ -76,7 +81,8 @@ def _untrained_source(context: TrialContext, path: Path, info: ModelInfo) -> Sou
     return Source(info, TransferSource(weights), rank=rank)
 
 
-def _sham(trial: Trial) -> Sham | None:
+def sham_of(trial: Trial) -> Sham | None:
+    """How an arm's source loses its knowledge; None where it keeps it, or has none."""
     if trial.arm == "sham":
         return Sham("shuffled", trial.seed)
     return Sham("spectrum", trial.seed) if trial.arm == "sham-spectrum" else None
@@ -125,3 +131,28 @@ def shared_processor(context: TrialContext) -> Path | None:
         unpack(found, context.folder.processor)
         return context.folder.processor
     return found
+
+
+def open_source_task(context: TrialContext, source: Path) -> Task:
+    """The trial's examples in the same order, read with the source's tokenizer or at its image size."""
+    job, roots = context.job, context.roots
+    name, field = job.target.task, "target.data"
+    config = read_config(source, name)
+    processor = processor_folder(job.source.model, name, roots, own=source, source=None, field="source.model")
+    size = _image_size(config, processor) or job.target.data.image_size
+    data = job.target.data.model_copy(update={"image_size": size})
+    channels = image_channels(config)
+    task = load_task(name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels)
+    check_fits(config, task, data, field)
+    return task
+
+
+def _image_size(config: JsonObject, processor: Path | None) -> int | None:
+    size = config.get("image_size")
+    if isinstance(size, int):
+        return size
+    described = processor / "preprocessor_config.json" if processor is not None else None
+    if described is None or not described.is_file():
+        return None
+    given = json.loads(described.read_text()).get("size")
+    return int(given["height"]) if isinstance(given, dict) and "height" in given else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,24 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from mergenet_core.errors import CheckpointInvalid, DataRefused, ModelRefused
-from mergenet_core.model_files.read_model import read_config
 from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import load_trained
-from mergenet_core.models.processors import processor_folder
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import DISTILL_SHAM, DistillSpec, JobSpec, TrainSpec
-from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.storage.published_folder import read_manifest, verify
-from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Copied, Outputs, Task
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distill import Distillation, Relabelled
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.export import export_model
-from mergenet_core.training.learners import Learner, check_fits, image_channels
+from mergenet_core.training.learners import Learner
 from mergenet_core.training.loop import Model, Training, evaluate, forward_all
-from mergenet_core.training.sources import frozen_source_info, frozen_source_path
+from mergenet_core.training.sources import frozen_source_info, frozen_source_path, open_source_task
 from mergenet_core.transfer.sham import Sham, ShamWeights
 
 
@@ -56,7 +51,7 @@ def prepare_teacher(
     job, seed, world = context.job, context.trial.seed, context.world
     spec = job.transfer.distill or DistillSpec()
     source = frozen_source_path(context)
-    task = _task_of_source(context, source)
+    task = open_source_task(context, source)
     seconds, known = 0.0, labels
     if spec.teacher is None:
         known = _known_labels(labels, frozen_source_info(job, source, context.roots).labels)
@@ -143,31 +138,6 @@ def _known_labels(labels: tuple[str, ...], known: tuple[str, ...] | None) -> tup
 
 def _listed(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-
-
-def _task_of_source(context: TrialContext, source: Path) -> Task:
-    """The trial's examples in the same order, read with the source's tokenizer or at its image size."""
-    job, roots = context.job, context.roots
-    name, field = job.target.task, "target.data"
-    config = read_config(source, name)
-    processor = processor_folder(job.source.model, name, roots, own=source, source=None, field="source.model")
-    size = _image_size(config, processor) or job.target.data.image_size
-    data = job.target.data.model_copy(update={"image_size": size})
-    channels = image_channels(config)
-    task = load_task(name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels)
-    check_fits(config, task, data, field)
-    return task
-
-
-def _image_size(config: JsonObject, processor: Path | None) -> int | None:
-    size = config.get("image_size")
-    if isinstance(size, int):
-        return size
-    described = processor / "preprocessor_config.json" if processor is not None else None
-    if described is None or not described.is_file():
-        return None
-    given = json.loads(described.read_text()).get("size")
-    return int(given["height"]) if isinstance(given, dict) and "height" in given else None
 
 
 def _verifies(folder: Path) -> bool:

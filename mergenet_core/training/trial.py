@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import datasets
 from transformers.utils import logging as transformers_logging
@@ -21,28 +20,17 @@ from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.context import TrialContext, open_trial
 from mergenet_core.training.distill import Distillation
 from mergenet_core.training.engines.tensors import restore, snapshot
-from mergenet_core.training.export import environment, export_adapter, export_model
+from mergenet_core.training.export import environment, export_adapter, export_fit, export_model
 from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
-from mergenet_core.training.protocols import Control, Interrupted, Reporter
+from mergenet_core.training.protocols import REQUESTS, AttemptContext, Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.teacher import Teacher, prepare_teacher
 
 __all__ = ["AttemptContext", "Control", "Interrupted", "Reporter", "run_trial"]
 
-REQUESTS: tuple[Literal["checkpoint", "stop"] | None, ...] = (None, "checkpoint", "stop")
-"""What can be requested of a process; if processes receive different requests, the last of these counts for all."""
 LOGGED_STEPS = 200
 """The most training losses that are reported; they are evenly spaced."""
-
-
-@dataclass(frozen=True)
-class AttemptContext:
-    """The number of a trial's attempt, and the process that runs it."""
-
-    number: int
-    reporter: Reporter
-    control: Control
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class _Run:
         if requested is not None:
             checkpoint = self.publish()
             if requested == "stop":
-                raise Interrupted(checkpoint)
+                raise Interrupted(f"stopped at step {checkpoint.step}", checkpoint)
         return requested is not None
 
     def export(self, training: Training, folder: Path) -> None:
@@ -111,7 +99,7 @@ def run_trial(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots, attem
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     context = open_trial(job, trial, folder, roots)
-    training = prepare_training(context)
+    training = prepare_training(context, attempt)
     run = _Run(context, attempt, training)
     for reason in resume(training, run.selection, run.trial_folder):
         attempt.reporter.event("checkpoint.refused", f"{reason}; an older one is used", level="warning")
@@ -171,12 +159,21 @@ def _export(run: _Run) -> None:
     """Publish the trained model, the adapter, and a joint source that gained from the target."""
     job, training, folder = run.context.job, run.training, run.trial_folder
     run.export(training, run.context.folder.source if run.context.trial.kind == "source" else folder / "model")
+    if training.fitted is not None and training.engine.world.main:
+        export_fit(training.fitted, job.transfer, folder / "adapter", attempt=run.attempt.number, about=run.about())
     if training.transfer is not None and training.engine.world.main:
         export_adapter(
             training.transfer, job.transfer, folder / "adapter", attempt=run.attempt.number, about=run.about()
         )
     if training.joint_source is not None and job.transfer.back_cycle is not None:
         run.export(training.joint_source, folder / "source-model")
+
+
+def _transferred_parameters(training: Training) -> int:
+    """Entries of the target's parameters that the source wrote."""
+    if training.fitted is not None:
+        return training.fitted.pairing.transferable_parameters
+    return training.transfer.transferred_parameters if training.transfer is not None else 0
 
 
 def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
@@ -209,7 +206,7 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         strategy=world.strategy,
         parameters=training.parameters,
         adapter_parameters=transfer.parameters_count if transfer is not None else 0,
-        transferred_parameters=transfer.transferred_parameters if transfer is not None else 0,
+        transferred_parameters=_transferred_parameters(training),
         versions=environment(),
         data=dict(task.data_summary),
         source=source.evaluate(source.task.test) if source is not None else {},

@@ -32,7 +32,7 @@ PROJECT, EMBEDDINGS = Candidate(method="project", include="all"), Candidate(meth
 )
 def test_the_candidates_follow_from_the_kind_of_model(build, include, names):
     spec = TransferSpec(include=include)
-    found = candidates(build(), build(), spec, pair(build(), build(), spec))
+    found = candidates(build(), build(), spec, may_fit=False)
     assert [candidate.name for candidate in found] == names
 
 
@@ -41,8 +41,17 @@ def test_a_candidate_that_is_refused_is_left_out():
     with pytest.raises(PairingRefused):
         pair(mlp(image_size=6), target, TransferSpec())
     spec = TransferSpec(rank=10)
-    found = candidates(source, target, spec, pair(source, target, spec))
+    found = candidates(source, target, spec, may_fit=False)
     assert [candidate.name for candidate in found] == ["anchored", "project"]
+
+
+def test_a_fit_is_tried_where_there_are_unlabelled_inputs_also_if_no_axis_is_shared():
+    names = [candidate.name for candidate in candidates(mlp(), mlp(), TransferSpec(), may_fit=True)]
+    assert names == ["anchored", "project", "fit"]
+    apart = candidates(mlp(image_size=6), mlp(), TransferSpec(), may_fit=True)
+    assert [candidate.name for candidate in apart] == ["fit"]
+    with pytest.raises(PairingRefused):
+        candidates(mlp(image_size=6), mlp(), TransferSpec(), may_fit=False)
 
 
 def job(spec: JobSpec, validation: dict[str, float]) -> Job:

@@ -206,7 +206,7 @@ def test_what_cannot_work_is_refused(
 
 UNLABELLED_JOB = {
     "arms": ["transfer", "control", "distill"],
-    "transfer": {"distill": {"teacher": {"steps": 4, "batch_size": 1}}},
+    "transfer": {"method": "project", "distill": {"teacher": {"steps": 4, "batch_size": 1}}},
 }
 
 

@@ -64,7 +64,6 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/target/task", "poetry", "'text-classification', 'image-classification'"),
         ("/target/data/train", None, "target.data.train is missing"),
         ("/target/data/train_fraction", 0, "greater than 0"),
-        ("/target/data/unlabelled", "pool.jsonl", "used by the arms distill, transfer+distill, distill-sham alone"),
         ("/target/data/unlabelled", "test.jsonl", "unlabelled must not be the test split: test.jsonl"),
         ("/target/data/unlabelled_limit", 5, "unlabelled_limit limits nothing"),
         ("/transfer/distill", {"pool_batch_size": 4}, "transfer.distill.pool_batch_size counts unlabelled inputs"),
@@ -74,7 +73,9 @@ def changed(pointer: str, value: object) -> dict[str, Any]:
         ("/seeds", [], "at least 1 item"),
         ("/seeds", [-1], "greater than or equal to 0"),
         ("/transfer/rank", 0, "greater than or equal to 1"),
-        ("/transfer/method", "magic", "'auto', 'project', 'anchored', 'lpka' or 'lpka-raw'"),
+        ("/transfer/method", "magic", "'auto', 'project', 'anchored', 'lpka', 'lpka-raw' or 'fit'"),
+        ("/transfer", {"method": "project", "fit": {"inputs": 64}}, "fit has settings of method fit, not of project"),
+        ("/transfer", {"method": "fit", "include": "embeddings"}, "include is all or no-head, not embeddings"),
         ("/transfer/width", 30, "width 30 must be a multiple of heads 4"),
         ("/transfer/pairs", [{"source": "a", "target": "b"}], "methods lpka and lpka-raw"),
         ("/version", 2, "1"),
@@ -103,6 +104,36 @@ def test_unlabelled_inputs_are_for_the_targets_classification_and_their_batch_di
     ):
         with pytest.raises(SpecInvalid, match=sentence):
             parse(job | changes)
+
+
+def test_a_fit_needs_a_source_that_runs_as_it_is() -> None:
+    fit = changed("/transfer", {"method": "fit"})
+    assert parse(fit).may_fit
+    pack = {"model": {"pack": "source.pack"}}
+    for source, arms, sentence in (
+        (fit["source"] | {"rank": 4}, ["transfer", "control"], "give the source itself, and leave source.rank out"),
+        (pack, ["transfer", "control"], "which a pack or a rank of its weights does not allow"),
+        (pack | {"mode": "trajectory"}, ["transfer", "control"], "needs a frozen source, not mode trajectory"),
+        (fit["source"], ["transfer", "control", "copy"], "method fit pairs none; leave copy out"),
+    ):
+        with pytest.raises(SpecInvalid) as caught:
+            parse(fit | {"source": source, "arms": arms})
+        assert any(sentence in fault.message for fault in caught.value.errors), caught.value.errors
+
+
+def test_unlabelled_inputs_that_nothing_uses_are_refused() -> None:
+    document = changed("/transfer", {"method": "project"})
+    document["target"]["data"]["unlabelled"] = "pool.jsonl"
+    with pytest.raises(SpecInvalid, match="used by method fit and by the arms distill"):
+        parse(document)
+
+
+def test_auto_may_fit_where_there_are_unlabelled_inputs() -> None:
+    auto = changed("/transfer", {"method": "auto"})
+    assert not parse(auto).may_fit
+    auto["target"]["data"]["unlabelled_from_train"] = True
+    assert parse(auto).may_fit
+    assert not parse(auto | {"source": auto["source"] | {"rank": 4}}).may_fit
 
 
 def test_copies_are_for_images_without_unlabelled_ones() -> None:
