@@ -2,10 +2,11 @@
 
     python examples/fetch.py bbc minilm [SET ...] [--to FOLDER]
 
-writes `models/all-minilm-l6/`, `models/mobilenet-v2/`, `data/bbc/{train,test}.jsonl`,
-`data/fashion-mnist/{train,test}.parquet`, `data/fashion-cifar/{train,test}.bin` (in the form of CIFAR-100's binary
-version), `data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form), `data/easy-vqa/` (in VQA v2.0's form) and
-`data/stamps/` (in that of MSCOCO's captions) below the folder (default: the working directory).
+writes `models/all-minilm-l6/`, `models/mobilenet-v2/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/` (`train`,
+its halves `train-source` and `train-target`, and `test`, each a parquet file), `data/fashion-cifar/{train,test}.bin` (
+in the form of CIFAR-100's binary version), `data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form),
+`data/easy-vqa/` (in VQA v2.0's form) and `data/stamps/` (in that of MSCOCO's captions) below the folder (default: the
+working directory).
 A set that is there and has the right hashes is not downloaded again.
 """
 

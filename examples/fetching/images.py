@@ -20,7 +20,11 @@ FASHION_LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "
 
 
 def fashion_mnist(folder: Path) -> str:
-    """Fashion-MNIST: 60,000 and 10,000 images of clothes, as PNG in parquet."""
+    """Fashion-MNIST: 60,000 and 10,000 images of clothes, as PNG in parquet.
+
+    `train-source` and `train-target` are the two halves of the training images, for jobs whose source must not have
+    seen what the target is selected or taught by.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -37,7 +41,12 @@ def fashion_mnist(folder: Path) -> str:
         pixels = files[f"{stem}-images-idx3-ubyte.gz"][16:]
         labels = list(files[f"{stem}-labels-idx1-ubyte.gz"][8:])
         images = [{"bytes": _png(pixels[at : at + 784]), "path": None} for at in range(0, len(pixels), 784)]
-        pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), folder / f"{split}.parquet")
+        table = pa.table({"image": images, "label": labels}, schema=schema)
+        pq.write_table(table, folder / f"{split}.parquet")
+        if split == "train":
+            half = len(table) // 2
+            pq.write_table(table[:half], folder / "train-source.parquet")
+            pq.write_table(table[half:], folder / "train-target.parquet")
     return f"from the Debian package {FASHION}"
 
 

@@ -29,7 +29,9 @@ _HOW: dict[How, str] = {
 
 def plan(console: Console, plan: Plan) -> None:
     """Print a plan: the pairing, the estimate and notes."""
-    if plan.pairing is not None:
+    if plan.pairing is not None and plan.pairing.method == "fit":
+        _fit_summary(console, plan.pairing, plan.estimate.target_parameters)
+    elif plan.pairing is not None:
         _pairing_summary(console, plan.pairing, plan.estimate.target_parameters)
         pairing(console, plan.pairing)
     estimate = plan.estimate
@@ -44,13 +46,28 @@ def plan(console: Console, plan: Plan) -> None:
         console.print(f"Note: {note}", markup=False)
 
 
-def _pairing_summary(console: Console, found: Pairing, target_parameters: int | None) -> None:
-    share = ""
-    if target_parameters:
-        share = f" of {target_parameters:,} ({found.transferable_parameters / target_parameters:.0%})"
+def _fit_summary(console: Console, found: Pairing, target_parameters: int | None) -> None:
     console.print(
-        f"{len(found.pairs)} pairs of weights; the method {found.method} can write "
-        f"{found.transferable_parameters:,}{share} target parameters"
+        f"Method fit solves {_share(found, target_parameters)} target parameters from the source's activations; no "
+        "weights pair, and no axis has to be shared"
+    )
+    for reason in sorted(set(found.unpaired.values())):
+        names = ", ".join(name for name, because in found.unpaired.items() if because == reason)
+        console.print(f"{names}: {reason}", markup=False)
+
+
+def _share(found: Pairing, target_parameters: int | None) -> str:
+    """How many of the target's parameters the transfer can write."""
+    count = f"{found.transferable_parameters:,}"
+    if not target_parameters:
+        return count
+    return f"{count} of {target_parameters:,} ({found.transferable_parameters / target_parameters:.0%})"
+
+
+def _pairing_summary(console: Console, found: Pairing, target_parameters: int | None) -> None:
+    console.print(
+        f"{len(found.pairs)} pairs of weights; the method {found.method} can write {_share(found, target_parameters)} "
+        "target parameters"
     )
     shared = [f"{name} ({axis.source_size})" for name, axis in found.axes.items() if axis.anchored]
     mapped = [

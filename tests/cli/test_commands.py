@@ -135,6 +135,15 @@ def test_the_message_for_a_missing_result_gives_the_job_s_state(up: Shell, tmp_p
         assert "Traceback" not in answer.stderr
 
 
+def test_validate_says_what_a_fit_solves(shell: Shell) -> None:
+    answer = shell.call("validate", shell.write(transfer={"method": "fit"}))
+    assert answer.exit_code == 0, answer.stderr
+    text = " ".join(answer.stdout.split())
+    assert "Method fit solves 2,320 of 2,354 (99%) target parameters from the source's activations" in text
+    assert "head.weight, head.bias: a head is solved only where the source has one for the same labels" in text
+    assert "pairs of weights" not in text
+
+
 def test_validate_shows_pairs_and_estimate(up: Shell, shell: Shell, tmp_path: Path) -> None:
     for one in (up, shell):  # with a service, and without one
         picture = tmp_path / "pairs.svg"
