@@ -89,6 +89,12 @@ class CheckpointInvalid(MergeNetError):
     code = "checkpoint-invalid"
 
 
+class DeadlineExceeded(MergeNetError):
+    """The job did not end within the time that its document allows."""
+
+    code = "deadline-exceeded"
+
+
 class StaleAttempt(MergeNetError):
     """A newer attempt owns the trial, so that writes of this one are refused."""
 
@@ -96,9 +102,16 @@ class StaleAttempt(MergeNetError):
 
 
 class WorkerLost(MergeNetError):
-    """The process or machine that ran the trial is lost."""
+    """The worker or machine that ran the trial is lost."""
 
     code = "worker-lost"
+    retryable = True
+
+
+class TrainingCrashed(MergeNetError):
+    """The training process ended without saying why."""
+
+    code = "training-crashed"
     retryable = True
 
 

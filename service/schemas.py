@@ -22,7 +22,8 @@ class JobView(Job):
     progress: dict[str, Progress]
     """The latest progress of each trial."""
     queue_position: int | None
-    """Position in the queue of the job's first queued trial, counted from 1; null if no trial is queued."""
+    """Position in the queue of the job's first queued trial, counted from 1; null if no trial is queued. The trials of
+    the oldest job are first, whatever they are, and in a job those that most others need."""
     waiting_reason: str | None
     """Why no trial of the job is running; null if one is, or if none waits."""
     links: dict[str, str]

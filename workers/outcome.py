@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import MergeNetError, OutOfMemory, RankLost, StorageFull, Unavailable, WorkerLost
+from mergenet_core.errors import MergeNetError, OutOfMemory, RankLost, StorageFull, TrainingCrashed, Unavailable
 from mergenet_core.records.job import TrialResult
 from mergenet_core.records.record import Record
 
@@ -88,7 +88,7 @@ class Outcome(Record):
         *,
         stopped: bool = False,
         memory_ran_out: bool = False,
-        error: type[MergeNetError] = WorkerLost,
+        error: type[MergeNetError] = TrainingCrashed,
     ) -> Outcome:
         """A process ended without reporting an outcome.
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import time
+from datetime import datetime
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -28,6 +29,7 @@ from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from mergenet_core.storage import published_folder
 from mergenet_core.store import rq_queue
+from mergenet_core.store.clock import redis_now
 from mergenet_core.store.device_leases import Lease
 from mergenet_core.store.fleet_queue import QueueEntry
 from workers import processes
@@ -79,7 +81,7 @@ def _run(attempt: Attempt, job: Job, drain: _SignalFlag) -> None:
     if attempt.over:
         _log.warning("%s lost its lease: its processes are ended and nothing is written", attempt.tag)
         return
-    after = attempt.write(lambda job: _conclude(job, attempt.ref, outcome))
+    after = attempt.write(lambda job: _conclude(job, attempt.ref, outcome, redis_now(attempt.store.redis)))
     if after is None:
         return
     # the record stands; the reconciler sends what could not be sent now, and a job may be deleted as soon as it is done
@@ -93,6 +95,7 @@ def _remove_if_deleted(attempt: Attempt) -> None:
     """Remove what was written after the job was deleted: a failed job can be, while its other trials still end."""
     with contextlib.suppress(RedisError):
         if attempt.store.deleted(attempt.ref.job_id):
+            attempt.store.forget_reports(attempt.ref.job_id)
             shutil.rmtree(attempt.settings.job_folder(attempt.ref.job_id).path, ignore_errors=True)
 
 
@@ -197,12 +200,14 @@ def _watch(
     return stop_at is not None
 
 
-def _conclude(job: Job, attempt: AttemptRef, outcome: Outcome) -> Job:
+def _conclude(job: Job, attempt: AttemptRef, outcome: Outcome, at: datetime) -> Job:
     if outcome.ended == "finished":
         return state_machine.commit(job, attempt, result=outcome.result, artifact=outcome.artifact)
     if outcome.ended == "interrupted":
         return state_machine.hand_back(job, attempt, outcome.message)
-    return state_machine.fail(job, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable)
+    return state_machine.fail(
+        job, attempt, code=outcome.code, reason=outcome.message, retryable=outcome.retryable, at=at
+    )
 
 
 def _sweep(settings: Settings, job: Job, trial: Trial) -> None:

@@ -33,6 +33,7 @@ from mergenet_core.records.record import now
 from mergenet_core.records.workers import WorkerInfo
 from mergenet_core.settings import Settings
 from mergenet_core.store import device_leases, rq_queue, worker_registry
+from mergenet_core.store.clock import redis_now
 from mergenet_core.store.jobs import Store
 from mergenet_core.store.reconciler import reconcile
 from workers import supervisor
@@ -103,11 +104,6 @@ class TrialWorker(Worker):  # type: ignore[misc]
         """Seconds of one blocking read of the queue."""
         return _LISTEN_SECONDS
 
-    def reorder_queues(self, reference_queue: Queue) -> None:
-        """After a trial of one queue the others come first, so that neither large nor small trials starve."""
-        self._ordered_queues.remove(reference_queue)
-        self._ordered_queues.append(reference_queue)
-
     def subscribe(self) -> None:
         """Take no commands: what to stop is in the record, and a thread would not survive the fork."""
 
@@ -152,6 +148,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
         """Wait for a message, however long Redis is away or refuses to work."""
         while True:
             try:
+                # the oldest job's trial comes first, however many devices it needs
+                self._ordered_queues = rq_queue.oldest_first(self.connection, self.queues)
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
             except RedisError as error:
                 _log.warning("no message can be taken: %s", error)
@@ -238,7 +236,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
         def lose(record: Job) -> Job:
             if record.trial(attempt.trial_id).worker != self.name:
                 return record
-            return state_machine.fail(record, attempt, code=WorkerLost.code, reason=reason, retryable=True)
+            at = redis_now(self._records)
+            return state_machine.fail(record, attempt, code=WorkerLost.code, reason=reason, retryable=True, at=at)
 
         with _redis_may_be_away(), contextlib.suppress(MergeNetError, KeyError):
             if ended and self._info.ledger is not None:

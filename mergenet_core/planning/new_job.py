@@ -27,6 +27,7 @@ def new_job(spec: JobSpec, plan: Plan, owner: str) -> Job:
         nodes=spec.resources.nodes,
         devices=spec.resources.devices,
         max_attempts=spec.resources.attempts,
+        deadline_seconds=spec.resources.deadline_seconds,
         created_at=created_at,
         updated_at=created_at,
     )

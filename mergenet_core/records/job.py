@@ -120,9 +120,11 @@ class Trial(Record):
     attempt: int = 0
     """The number of the newest attempt; 0 before the first."""
     failures: int = 0
-    """How many attempts failed and were tried again."""
+    """How many attempts crashed or hung and were tried again."""
+    losses: int = 0
+    """How many attempts were lost with their worker, host or Redis, and were tried again."""
     not_before: datetime | None = None
-    """After a failure: when the next attempt may begin."""
+    """After a failure or loss: when the next attempt may begin, on Redis's clock."""
     worker: str | None = None
     checkpoint: Checkpoint | None = None
     result: TrialResult | None = None
@@ -155,6 +157,8 @@ class Job(Record):
     devices: int = 1
     """Devices of each host that a trial trains on; only workers on hosts with as many take them."""
     max_attempts: int = 4
+    deadline_seconds: int | None = None
+    """Time from the first attempt at a trial to the job's end, after which the job fails."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None = None
@@ -168,6 +172,12 @@ class Job(Record):
             if trial.id == trial_id:
                 return trial
         raise KeyError(trial_id)
+
+    def queue_order(self, trial: Trial) -> str:
+        """Text by which queued trials are sorted: those of the oldest job first, and in a job what most others need."""
+        needed_by = sum(trial.id in other.needs for other in self.trials)
+        index = next(index for index, other in enumerate(self.trials) if other.id == trial.id)
+        return f"{self.id}/{99_999 - needed_by:05d}{index:05d}/{trial.id}"
 
     def attempt(self, trial: Trial) -> AttemptRef:
         """The newest attempt at one of the job's trials."""

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
-from mergenet_core.errors import StaleAttempt, StateConflict, StorageFull
+from mergenet_core.errors import (
+    DeadlineExceeded,
+    NodeLost,
+    StaleAttempt,
+    StateConflict,
+    StorageFull,
+    Unavailable,
+    WorkerLost,
+)
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import TERMINAL, Checkpoint, Job, JobState, Request, Trial, TrialResult, TrialState
 from mergenet_core.records.record import now
@@ -19,6 +27,10 @@ from mergenet_core.records.record import now
 ACTIVE: frozenset[TrialState] = frozenset({"starting", "running"})
 BACKOFF_SECONDS = 1.0
 """Pause before a trial's second attempt; it doubles with every failure, up to a minute."""
+LOSSES_MAX = 20
+"""Attempts at a trial that may be lost with their worker, host or Redis."""
+_INFRASTRUCTURE = frozenset({WorkerLost.code, NodeLost.code, Unavailable.code})
+"""Not the trial's own fault, and so counted apart from crashes."""
 _OPEN: frozenset[TrialState] = frozenset({"waiting", "queued", "starting", "running", "paused"})
 _UNDER_WAY = ACTIVE | {"queued"}
 _CURABLE = frozenset({StorageFull.code})
@@ -81,24 +93,40 @@ def commit(job: Job, attempt: AttemptRef, *, result: TrialResult | None = None, 
     return _settled(job)
 
 
-def fail(job: Job, attempt: AttemptRef, *, code: str, reason: str, retryable: bool) -> Job:
-    """The attempt ended in an error: queue the trial again where that can help, else fail the job."""
+def fail(job: Job, attempt: AttemptRef, *, code: str, reason: str, retryable: bool, at: datetime | None = None) -> Job:
+    """The attempt ended in an error: queue the trial again where that can help, else fail the job.
+
+    `at` is the time from which the pause is counted; default: this host's.
+    """
     trial = _owned(job, attempt)
     stopped = _stopped_state(job)
     if stopped is not None:
         return _settled(_with(job, trial, state=stopped, worker=None, reason=reason))
-    if retryable and trial.failures + 1 < job.max_attempts:
-        not_before = now() + timedelta(seconds=min(60.0, BACKOFF_SECONDS * 2**trial.failures))
-        failures = trial.failures + 1
+    lost = code in _INFRASTRUCTURE
+    again = trial.losses + 1 < LOSSES_MAX if lost else trial.failures + 1 < job.max_attempts
+    if retryable and again:
+        pause = min(60.0, BACKOFF_SECONDS * 2 ** (trial.failures + trial.losses))
+        counts = {"losses": trial.losses + 1} if lost else {"failures": trial.failures + 1}
+        not_before = (at or now()) + timedelta(seconds=pause)
         return _settled(
-            _with(job, trial, state="queued", failures=failures, worker=None, reason=reason, not_before=not_before),
+            _with(job, trial, state="queued", worker=None, reason=reason, not_before=not_before, **counts),
             _Why(code, f"{trial.id} continues from its newest checkpoint: {reason}"),
         )
     if retryable:
-        reason = f"{reason} ({trial.failures + 1} attempts, none succeeded)"
+        reason = f"{reason} ({trial.failures + trial.losses + 1} attempts, none succeeded)"
     job = _with(job, trial, state="failed", worker=None, reason=reason)
     resumable = retryable or code in _CURABLE
     return _settled(job.model_copy(update={"retryable": resumable}), _Why(code, f"{trial.id}: {reason}"))
+
+
+def expire(job: Job) -> Job:
+    """The job's deadline is over: it fails, and whatever runs of it ends. Of a job that has ended nothing changes."""
+    if job.state in TERMINAL:
+        return job
+    trial = next(trial for trial in job.trials if trial.state in _OPEN)
+    reason = f"{trial.id} was not done {job.deadline_seconds} s after the job first ran (resources.deadline_seconds)"
+    job = _with(job, trial, state="failed", worker=None, reason=reason)
+    return _settled(job, _Why(DeadlineExceeded.code, reason))
 
 
 def hand_back(job: Job, attempt: AttemptRef, reason: str) -> Job:
@@ -136,7 +164,7 @@ def resume(job: Job) -> Job:
     if job.state not in ("paused", "pausing") and not revivable:
         raise StateConflict(f"the job is {job.state}; only a paused job, or a failed one marked retryable, can resume")
     trials = tuple(
-        trial.model_copy(update={"state": "waiting", "failures": 0, "not_before": None})
+        trial.model_copy(update={"state": "waiting", "failures": 0, "losses": 0, "not_before": None})
         if trial.state in ("paused", "failed", "cancelled")
         else trial
         for trial in job.trials
@@ -203,7 +231,7 @@ def _derived(job: Job) -> tuple[JobState, _Why]:
         return "finalizing", _Why("finalizing", "the report and the artifact are being made")
     if "running" in states:
         return "running", training
-    if any(trial.state == "queued" and trial.failures for trial in job.trials):
+    if any(trial.state == "queued" and trial.failures + trial.losses for trial in job.trials):
         return "recovering", unchanged
     if "starting" in states and "succeeded" not in states:
         return "starting", _Why("starting", "a worker loads models and data")

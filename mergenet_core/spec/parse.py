@@ -9,30 +9,30 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-import yaml
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from mergenet_core.errors import FieldError, SpecInvalid
+from mergenet_core.spec.data import NAME_PATTERN
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.json_values import JsonObject, get_object, get_str
+from mergenet_core.spec.yaml_text import read_yaml
 
 _FAULTS_MAX = 20
 """Faults that are described. Nobody corrects thousands at once, and finding the nearest key of each takes minutes."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2, such as `5e-4`, and without aliases, which can expand to gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.\d*|\.?\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_FIELD = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
+_MESSAGES = {
+    "model_type": "must be a mapping of keys and values",
+    "model_attributes_type": "must be a mapping of keys and values",
+    "dict_type": "must be a mapping of keys and values",
+    "list_type": "must be a list",
+    "string_type": "must be text; put it in quotes",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "json_invalid": "must be JSON",
+}
+"""In place of pydantic's sentences, which name Python's types."""
 
 
 def parse(document: str | bytes | Mapping[str, object]) -> JobSpec:
@@ -42,10 +42,7 @@ def parse(document: str | bytes | Mapping[str, object]) -> JobSpec:
     """
     data: object = document
     if isinstance(document, (str, bytes)):
-        try:
-            data = yaml.load(document, Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise SpecInvalid(f"the document is neither YAML nor JSON: {error}") from None
+        data = read_yaml(document)
     if not isinstance(data, Mapping):
         raise SpecInvalid("the document must be a mapping with name, source, target and train")
     try:
@@ -82,8 +79,15 @@ def _fault(details: ErrorDetails) -> FieldError:
         return FieldError(pointer, f"{where} is not a known key; {hint}")
     if details["type"] == "missing":
         return FieldError(pointer, f"{where} is missing; it is required")
-    message = details["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(details["type"]) or details["msg"].removeprefix("Value error, ")
+    if details["type"] == "string_pattern_mismatch" and details.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        message = "must be one line of visible text, without control characters or marks that change its direction"
     if details["type"] == "value_error":
+        # a fault of the whole document, or of a part, begins with the field that it is about
+        field = _FIELD.match(message)
+        if field is not None and field[0].partition(".")[0] in _fields_at(location):
+            inner = "".join(f"/{name}" for name in field[0].split("."))
+            return FieldError(pointer + inner, f"{where}: {message}" if location else message)
         return FieldError(pointer, f"{where}: {message}")
     return FieldError(pointer, f"{where}: {message[:1].lower()}{message[1:]} (given: {given})")
 
@@ -91,7 +95,8 @@ def _fault(details: ErrorDetails) -> FieldError:
 def _given(value: object) -> str:
     try:
         return _shortened(json.dumps(value, default=repr, ensure_ascii=True), 80)
-    except (TypeError, RecursionError):  # keys that only YAML has; nesting that can be read, not written
+    # keys that only YAML has; nesting that can be read, not written; numbers too long to print
+    except (TypeError, RecursionError, ValueError):
         return type(value).__name__
 
 

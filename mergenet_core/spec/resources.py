@@ -40,7 +40,10 @@ class ResourcesSpec(Strict):
         return self
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
-    """Attempts per trial when workers or machines are lost; an error in the configuration is never retried."""
+    """Attempts per trial when its training crashes or hangs; an error in the configuration is never retried, and lost
+    workers, hosts and connections are counted apart, up to 20 per trial."""
+    deadline_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86400)] | None = None
+    """The job fails if it has not ended this long after its first trial began, pauses included; default: no limit."""
 
 
 class RetentionSpec(Strict):

@@ -18,10 +18,12 @@ from redis.exceptions import WatchError
 
 from mergenet_core.errors import IdempotencyConflict, NotFound, StateConflict
 from mergenet_core.records.job import TERMINAL, Job, JobState
+from mergenet_core.records.state_machine import ACTIVE
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.json_values import JsonObject
 from mergenet_core.spec.parse import digest
-from mergenet_core.store import attempt_leases, events, keys
+from mergenet_core.store import attempt_leases, events, keys, rq_queue
+from mergenet_core.store.clock import redis_now
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 _DELETED_SECONDS = 3600
@@ -64,6 +66,7 @@ class Store:
                     pipe.set(keys.job_plan(job.id), json.dumps(plan))
                     if idempotency_key is not None:
                         pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
+                        pipe.set(keys.job_idempotency(job.id), idempotency)
                     _write(pipe, None, job)
                     pipe.execute()
                     return Created(job, new=True)
@@ -101,10 +104,11 @@ class Store:
                     new = change(old)
                     if new == old:
                         return old
-                    deadline = attempt_leases.deadline(self.redis, lease_seconds)
+                    at = redis_now(self.redis).timestamp()
                     pipe.multi()
                     _write(pipe, old, new)
-                    attempt_leases.add_changes(pipe, old, new, deadline)
+                    _write_deadline(pipe, old, new, at)
+                    attempt_leases.add_changes(pipe, old, new, at + lease_seconds)
                     pipe.execute()
                     return new
                 except WatchError:
@@ -151,13 +155,22 @@ class Store:
             return {state: int(count) for state, count in zip(states, pipe.execute(), strict=True) if count}
 
     def queued(self) -> list[tuple[str, str]]:
-        """Job and trial of everything that waits for a worker, in the order in which it was queued."""
-        members = cast("list[str]", self.redis.zrange(keys.QUEUED, 0, -1))
-        return [cast("tuple[str, str]", tuple(member.split("/", 1))) for member in members]
+        """Job and trial of everything that waits for a worker, in the order in which workers take it."""
+        members = [
+            member
+            for fleet in (False, True)
+            for member in cast("list[str]", self.redis.zrange(keys.queued(fleet), 0, -1))
+        ]
+        return [(job_id, trial_id) for job_id, _, trial_id in (member.split("/", 2) for member in members)]
 
-    def queue_position(self, job_id: str, trial_id: str) -> int | None:
-        """How many trials were queued before this one; None when it does not wait."""
-        return cast("int | None", self.redis.zrank(keys.QUEUED, f"{job_id}/{trial_id}"))
+    def queue_position(self, job: Job) -> int | None:
+        """How many trials are ahead of the first that the job has in the queue; None if it has none there."""
+        order = min((job.queue_order(trial) for trial in job.trials if trial.state == "queued"), default=None)
+        return None if order is None else cast("int | None", self.redis.zrank(keys.queued(job.nodes > 1), order))
+
+    def past_deadline(self) -> list[str]:
+        """The ids of the jobs whose deadline is over."""
+        return cast("list[str]", self.redis.zrangebyscore(keys.DEADLINES, "-inf", redis_now(self.redis).timestamp()))
 
     def delete(self, job_id: str) -> None:
         """Forget a job whose state is terminal; its folder is the caller's.
@@ -169,6 +182,8 @@ class Store:
                 try:
                     pipe.watch(keys.job(job_id))  # type: ignore[no-untyped-call]
                     job = self._read(pipe, job_id)
+                    idempotency = cast("str | None", pipe.get(keys.job_idempotency(job_id)))
+                    of_this = json.loads(cast("str | None", pipe.get(idempotency or "")) or "{}").get("job") == job_id
                     if job.state not in TERMINAL:
                         raise StateConflict(f"the job is {job.state}; cancel it first, or wait for its end")
                     pipe.multi()
@@ -177,15 +192,23 @@ class Store:
                     for name, value in job.labels.items():
                         pipe.zrem(keys.jobs_with_label(name, value), job_id)
                     pipe.delete(*keys.all_of_job(job_id))
-                    pipe.set(keys.deleted_job(job_id), "1", ex=_DELETED_SECONDS)
+                    if idempotency is not None and of_this:
+                        pipe.delete(idempotency)
+                    rq_queue.withdraw_all(pipe, job)
+                    if any(trial.attempt and trial.state != "succeeded" for trial in job.trials):
+                        pipe.set(keys.deleted_job(job_id), "1", ex=_DELETED_SECONDS)
                     pipe.execute()
                     return
                 except WatchError:
                     continue
 
     def deleted(self, job_id: str) -> bool:
-        """Whether a user deleted the job within the last hour."""
+        """Whether a user deleted the job, some of whose attempts might still run, within the last hour."""
         return bool(self.redis.exists(keys.deleted_job(job_id)))
+
+    def forget_reports(self, job_id: str) -> None:
+        """Remove what an attempt reported after its job was deleted."""
+        self.redis.delete(*keys.all_of_job(job_id))
 
     def _read(self, pipe: Pipeline, job_id: str) -> Job:
         text = cast("str | None", pipe.get(keys.job(job_id)))
@@ -223,8 +246,19 @@ def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
     before = {trial.id: trial for trial in old.trials} if old else {}
     for trial in new.trials:
         was = before.get(trial.id)
-        if trial.state == "queued" and (was is None or was.state != "queued"):
-            pipe.zadd(keys.QUEUED, {f"{new.id}/{trial.id}": new.updated_at.timestamp()})
-        elif trial.state != "queued" and was is not None and was.state == "queued":
-            pipe.zrem(keys.QUEUED, f"{new.id}/{trial.id}")
+        queued, was_queued = trial.state == "queued", was is not None and was.state == "queued"
+        if queued and not was_queued:
+            pipe.zadd(keys.queued(new.nodes > 1), {new.queue_order(trial): 0})
+        elif was_queued and not queued:
+            pipe.zrem(keys.queued(new.nodes > 1), new.queue_order(trial))
+            if trial.state not in ACTIVE:  # else a worker has taken its message
+                rq_queue.withdraw(pipe, new, trial)
     events.add_changes(pipe, old, new)
+
+
+def _write_deadline(pipe: Pipeline, old: Job, new: Job, at: float) -> None:
+    """Set a job's deadline when it first runs, and remove it once the job has ended."""
+    if new.deadline_seconds is not None and new.started_at is not None and old.started_at is None:
+        pipe.zadd(keys.DEADLINES, {new.id: at + new.deadline_seconds})
+    if new.state in TERMINAL and new.deadline_seconds is not None:
+        pipe.zrem(keys.DEADLINES, new.id)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 JOBS = "mergenet:jobs"
 """Sorted set of all job ids; newest last, since ids begin with their time."""
-QUEUED = "mergenet:queued"
-"""Sorted set of `JOB/TRIAL`, scored by when the trial was queued."""
+DEADLINES = "mergenet:deadlines"
+"""Sorted set of the ids of jobs with a deadline, scored by when it is."""
 ATTEMPT_LEASES = "mergenet:leases"
 """Sorted set of attempts, scored by when their lease ends."""
 DEVICE_LEASE_NUMBER = "mergenet:device-number"
@@ -35,6 +35,16 @@ def job_plan(job_id: str) -> str:
     return f"mergenet:job:{job_id}:plan"
 
 
+def queued(fleet: bool) -> str:
+    """Sorted set of the queued trials of one host or of several, by `Job.queue_order`."""
+    return "mergenet:waiting:fleet" if fleet else "mergenet:waiting"
+
+
+def job_idempotency(job_id: str) -> str:
+    """The name of the key under which a job was submitted with an idempotency key."""
+    return f"mergenet:job:{job_id}:idempotency"
+
+
 def job_events(job_id: str) -> str:
     """The stream of a job's events."""
     return f"mergenet:job:{job_id}:events"
@@ -52,7 +62,9 @@ def job_progress(job_id: str) -> str:
 
 def all_of_job(job_id: str) -> tuple[str, ...]:
     """Every key that holds data of one job alone."""
-    return tuple(key(job_id) for key in (job, job_spec, job_plan, job_events, job_metrics, job_progress))
+    return tuple(
+        key(job_id) for key in (job, job_spec, job_plan, job_idempotency, job_events, job_metrics, job_progress)
+    )
 
 
 def deleted_job(job_id: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from typing import cast
 
 from redis import Redis
@@ -11,6 +11,7 @@ from mergenet_core.errors import NotFound, StaleAttempt, WorkerLost
 from mergenet_core.records import state_machine
 from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.store import attempt_leases, keys, rq_queue
+from mergenet_core.store.clock import redis_now
 from mergenet_core.store.jobs import Store
 
 _TAKEN_KEPT_SECONDS = 3600
@@ -19,7 +20,7 @@ _TAKEN_KEPT_SECONDS = 3600
 def reconcile(
     store: Store, redis: Redis, *, every_seconds: float = 5.0, patience_seconds: float = attempt_leases.SECONDS
 ) -> bool:
-    """Fail attempts whose lease has run out, and send again the messages of queued trials that were lost.
+    """Fail attempts whose lease and jobs whose deadline has run out; send the lost messages of queued trials again.
 
     `redis` is the connection for RQ, which does not decode. A message that a worker took counts as lost when the trial
     was not claimed within `patience_seconds`. It may be called from anywhere, any number of times: one caller in
@@ -29,17 +30,21 @@ def reconcile(
         return False
     for attempt in attempt_leases.expired(store.redis):
         _fail(store, redis, attempt)
-    for job_id, trial_id in rq_queue.unsent(redis, store.queued()):
+    for job_id in store.past_deadline():
+        with contextlib.suppress(NotFound):
+            store.update(job_id, state_machine.expire)
+    for job_id, trial_id in rq_queue.compare(redis, store.queued()):
         _send_again(store, redis, job_id, trial_id, patience_seconds)
     return True
 
 
 def _fail(store: Store, redis: Redis, attempt: AttemptRef) -> None:
     reason = "its worker has not been heard of within the lease"
+    at = redis_now(store.redis)
     try:
         job = store.update(
             attempt.job_id,
-            lambda job: state_machine.fail(job, attempt, code=WorkerLost.code, reason=reason, retryable=True),
+            lambda job: state_machine.fail(job, attempt, code=WorkerLost.code, reason=reason, retryable=True, at=at),
         )
     except (StaleAttempt, NotFound, KeyError):
         attempt_leases.drop(store.redis, attempt)
@@ -54,17 +59,17 @@ def _send_again(store: Store, redis: Redis, job_id: str, trial_id: str, patience
         return
     trial, queue = job.trial(trial_id), rq_queue.queue_name(job)
     attempt = job.next_attempt(trial)
-    if rq_queue.is_due(trial) and not _may_be_claimed(redis, attempt, patience_seconds):
+    if rq_queue.is_due(trial, redis_now(redis)) and not _may_be_claimed(redis, attempt, patience_seconds):
         rq_queue.forget(redis, queue, attempt)
         redis.delete(_taken(attempt))
-        rq_queue.send(redis, queue, attempt)
+        rq_queue.send(redis, job, trial)
 
 
 def _may_be_claimed(redis: Redis, attempt: AttemptRef, patience_seconds: float) -> bool:
     """Whether a worker has taken the message so recently that it may still claim the trial."""
     if not rq_queue.exists(redis, attempt):
         return False
-    now = time.time()
+    now = redis_now(redis).timestamp()
     if redis.set(_taken(attempt), now, nx=True, ex=_TAKEN_KEPT_SECONDS):
         return True
     return now - float(cast("bytes", redis.get(_taken(attempt)) or 0)) < patience_seconds

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 
-from mergenet_core.errors import BodyTooLarge, SpecInvalid
+from mergenet_core.errors import BodyTooLarge, FieldError, SpecInvalid
 from mergenet_core.spec import parse
 from mergenet_core.spec.job import JobSpec
 from service.server.dependencies import Ctx
@@ -64,12 +64,22 @@ def job_document(request: Request, body: Body) -> JobSpec:
 def json_object(body: bytes) -> dict[str, JsonValue]:
     """The body as a JSON object. Raises: `SpecInvalid`."""
     try:
-        data = json.loads(body)
+        data = json.loads(body, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise SpecInvalid(f"the body is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise SpecInvalid(f"the body must be a JSON object, not {type(data).__name__}")
     return data
+
+
+def _without_repeats(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)[:100]
+        message = f"{name} is given twice; keep one of them"
+        raise SpecInvalid(f"the document repeats a key: {message}", errors=(FieldError("", message),))
+    return found
 
 
 Document = Annotated[JobSpec, Depends(job_document)]

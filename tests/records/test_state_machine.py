@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -184,13 +186,31 @@ def test_retries_are_bounded_and_pause_longer_each_time() -> None:
     for number in (1, 2, 3):
         attempt = at(job, "control-0", number)
         job = state_machine.claim(job, attempt, "w")
-        job = state_machine.fail(job, attempt, code="worker-lost", reason="gone", retryable=True)
+        job = state_machine.fail(job, attempt, code="training-crashed", reason="gone", retryable=True)
         not_before = job.trial("control-0").not_before
         if not_before is not None:
             pauses.append((not_before - job.updated_at).total_seconds())
     assert pauses == pytest.approx([1, 2], abs=0.1)
-    assert (job.state, job.code, job.retryable) == ("failed", "worker-lost", True)
+    assert (job.state, job.code, job.retryable) == ("failed", "training-crashed", True)
     assert "3 attempts" in job.reason
+
+
+def test_lost_workers_are_counted_apart_and_bounded_too() -> None:
+    job = submitted(max_attempts=2)
+    for number in range(1, state_machine.LOSSES_MAX + 1):
+        attempt = at(job, "control-0", number)
+        job = state_machine.fail(
+            state_machine.claim(job, attempt, "w"), attempt, code="worker-lost", reason="gone", retryable=True
+        )
+        if number == 3:
+            assert (job.trial("control-0").losses, job.trial("control-0").failures, job.state) == (3, 0, "recovering")
+    assert (job.state, job.code, job.retryable) == ("failed", "worker-lost", True)
+
+
+def test_the_pause_after_a_failure_is_counted_on_the_given_clock() -> None:
+    job, clock = running(), datetime(2001, 1, 1, tzinfo=UTC)
+    job = state_machine.fail(job, at(job, "control-0"), code="training-hung", reason="gone", retryable=True, at=clock)
+    assert job.trial("control-0").not_before == clock + timedelta(seconds=1)
 
 
 def test_an_error_that_comes_again_is_not_tried_again() -> None:

@@ -42,7 +42,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
         "wrong type",
         put("train.steps", "100"),
         "spec-invalid",
-        'train.steps: input should be a valid integer (given: "100")',
+        'train.steps: must be a whole number (given: "100")',
     ),
     (
         "one device for several",
@@ -215,6 +215,8 @@ def test_every_wrong_field_of_a_document_has_its_pointer(client: TestClient, doc
         (b"[]", "application/json", 422, "the body must be a JSON object, not list"),
         (b"[" * 100_000, "application/json", 422, "the body is not JSON"),
         (b"\xff\xfe{", "application/json", 422, "the body is not JSON"),
+        (b'{"name": 1, "name": 2}', "application/json", 422, "the document repeats a key: name is given twice"),
+        (b"name: 0x" + b"f" * 5000, "application/yaml", 422, "name: must be text"),
         (b"a: [", "application/yaml", 422, "neither YAML nor JSON"),
         (b"a: &x [1]\nb: *x", "application/yaml", 422, "aliases (*name) are not read"),
         (b"!!python/object/apply:os.system [id]", "application/yaml", 422, "neither YAML nor JSON"),

@@ -14,7 +14,7 @@ from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
-from mergenet_core.store import attempt_leases, events
+from mergenet_core.store import attempt_leases, events, keys
 from mergenet_core.store.jobs import Store
 from tests.conftest import RedisServer
 from tests.harness import document, job_of
@@ -167,9 +167,35 @@ def test_only_a_finished_job_can_be_deleted_and_then_nothing_of_it_stays(redis: 
     store.delete(job.id)
     with pytest.raises(NotFound):
         store.get(job.id)
+    assert redis.keys("*") == []
+
+
+def test_a_job_that_is_deleted_while_an_attempt_still_ends_is_known_for_an_hour(redis: Redis) -> None:
+    store = Store(redis)
+    job = create(store)
+    attempt = AttemptRef(job.id, "control-0", 1)
+    store.update(job.id, lambda job: state_machine.claim(job, attempt, "w"))
+    store.update(job.id, lambda job: state_machine.fail(job, attempt, code="x", reason="x", retryable=False))
+    store.delete(job.id)
     assert store.deleted(job.id)
-    (known,) = redis.keys("*")  # that it was deleted, for workers that still end a trial of it
+    (known,) = redis.keys("*")
     assert 0 < redis.ttl(known) <= 3600
+
+
+def test_the_deadline_counts_from_the_first_attempt_and_fails_the_job_for_good(redis: Redis) -> None:
+    store = Store(redis)
+    made = job_of(TRIALS).model_copy(update={"deadline_seconds": 60})
+    job = store.create(state_machine.submit(made), SPEC, {}).job
+    assert redis.zcard(keys.DEADLINES) == 0, "waiting for the first worker does not count"
+    store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
+    assert store.past_deadline() == []
+    redis.zincrby(keys.DEADLINES, -61, job.id)
+    assert store.past_deadline() == [job.id]
+    job = store.update(job.id, state_machine.expire)
+    assert (job.state, job.code, job.retryable) == ("failed", "deadline-exceeded", False)
+    assert "control-0 was not done 60 s after the job first ran" in job.reason
+    assert store.past_deadline() == []
+    assert store.update(job.id, state_machine.expire) == job
 
 
 def test_a_full_redis_refuses_a_job_whole(redis: Redis) -> None:

@@ -76,6 +76,18 @@ def test_a_message_lost_between_taking_and_claiming_comes_back_after_a_while(red
     store.update(job.id, lambda job: state_machine.claim(job, AttemptRef(job.id, "control-0", 1), "w"))
 
 
+def test_a_message_that_was_sent_while_its_job_was_cancelled_is_removed(redis: Redis, raw: Redis) -> None:
+    store = Store(redis)
+    job, other = create(store), create(store)
+    store.update(job.id, lambda job: state_machine.request(job, "cancel"))
+    rq_queue.enqueue(raw, job)  # the record that was read before
+    rq_queue.enqueue(raw, other)
+    assert len(waiting(raw)) == 2
+    sweep(store, raw)
+    assert waiting(raw) == [f"{other.id}_control-0_1"]
+    assert raw.keys(f"rq:job:{job.id}*") == []
+
+
 def test_a_claimed_trial_is_not_sent_again(redis: Redis, raw: Redis) -> None:
     store = Store(redis)
     job = create(store)
@@ -96,7 +108,8 @@ def test_an_attempt_whose_lease_ran_out_is_ended_and_tried_again_when_its_pause_
     attempt_leases.renew(redis, AttemptRef(job.id, "control-0", 1), -1)
     sweep(store, raw)
     record = store.get(job.id)
-    assert (record.state, record.code, record.trial("control-0").failures) == ("recovering", "worker-lost", 1)
+    trial = record.trial("control-0")
+    assert (record.state, record.code, trial.losses, trial.failures) == ("recovering", "worker-lost", 1, 0)
     assert waiting(raw) == [], "it pauses after a failure"
     not_before = record.trial("control-0").not_before
     assert not_before is not None

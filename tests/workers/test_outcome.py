@@ -38,10 +38,10 @@ def test_a_supervisor_that_is_gone_is_no_error() -> None:
     ("status", "stopped", "memory_ran_out", "expected"),
     [
         (-9, False, True, ("failed", "out-of-memory", False)),
-        (-9, False, False, ("failed", "worker-lost", True)),
-        (-11, False, True, ("failed", "worker-lost", True)),
-        (1, False, False, ("failed", "worker-lost", True)),
-        (None, False, False, ("failed", "worker-lost", True)),
+        (-9, False, False, ("failed", "training-crashed", True)),
+        (-11, False, True, ("failed", "training-crashed", True)),
+        (1, False, False, ("failed", "training-crashed", True)),
+        (None, False, False, ("failed", "training-crashed", True)),
         (-9, True, False, ("interrupted", "", False)),
     ],
 )

@@ -187,7 +187,8 @@ def get_report(context: Ctx, job_id: JobId) -> Response:
 
 def view(context: Context, job: Job) -> JobView:
     """A job's record with its progress and its position in the queue."""
-    position = _queue_position(context, job)
+    ahead = context.store.queue_position(job)
+    position = None if ahead is None else ahead + 1
     return JobView(
         **job.model_dump(),
         progress=events.progress(context.redis, job.id),
@@ -195,12 +196,6 @@ def view(context: Context, job: Job) -> JobView:
         waiting_reason=_waiting_reason(context, job, position),
         links={"self": f"/jobs/{job.id}"} | {name: f"/jobs/{job.id}/{name}" for name in _LINKS},
     )
-
-
-def _queue_position(context: Context, job: Job) -> int | None:
-    ranks = [context.store.queue_position(job.id, trial.id) for trial in job.trials if trial.state == "queued"]
-    first = min((rank for rank in ranks if rank is not None), default=None)
-    return None if first is None else first + 1
 
 
 def _waiting_reason(context: Context, job: Job, position: int | None) -> str | None:
