@@ -5,7 +5,6 @@ A pair has a target's matrix m × n and a source's M × N, re-encoded at rank r;
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mergenet_core.architectures.axes import matrix_shape
@@ -19,8 +18,8 @@ _MAP = 2
 """Numbers kept for an entry of a map between units: its own, and its share of the products with the map."""
 _GRAPH = 8
 """Numbers kept for an entry of a move's factors, r(m + n), while the loss is carried through it."""
-_RAW_LAYERS, _RAW_HEADS = 2, 8
-"""Layers of the adapter of `lpka-raw`, and the most attention heads that each has."""
+_RAW_LAYERS, _RAW_HEADS, _RAW_INNER = 2, 8, 128
+"""Layers of the adapter of `lpka-raw`, an attention's heads, and its least inner width."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,20 @@ def _lpka(target: tuple[int, int], source: tuple[int, int], rank: int, spec: Tra
 def _lpka_raw(target: tuple[int, int], source: tuple[int, int]) -> _Numbers:
     """The released code's adapter, as `mergenet_core.transfer.methods.lpka_raw` builds it.
 
-    Equation: a layer has four attentions of 2d² + 2ed + 6d parameters, between d-wide tokens of the target and e-wide
-    tokens of the source, a feed-forward of 4n² + 3n and a norm of 2n. Of an attention between k and t tokens the graph
-    keeps 3kd + 2td + 2k numbers and each head's kt scores; of the feed-forward and its norm 6mn + 2m and its normalized
-    matrices, 4n²; of a layer its output, mn. The whole weight is gathered before and after the target's step, and is
-    held with the adapter's output and the difference of the two.
+    Equation: a layer has four attentions of 2i(d + e) + 3i + 3d parameters, between d-wide tokens of the target and
+    e-wide tokens of the source, i wide inside, a feed-forward of 4n² + 3n and a norm of 2n. Of an attention between k
+    and t tokens the graph keeps 2i(k + t) + 2kd + 2k numbers and 3kt for each head; of the feed-forward, its dropout
+    and its norm 7mn + 2m and its normalized matrices, 4n²; of a layer its output, mn. The whole weight is gathered
+    before and after the target's step, and is held with the adapter's output and the difference of the two.
     """
     (m, n), (M, N) = target, source
     attentions = ((m, n, M, N), (m, n, N, M), (n, m, M, N), (n, m, N, M))  # tokens and width: target's, source's
-    parameters = sum(2 * d * d + 2 * e * d + 6 * d for _, d, _, e in attentions) + 4 * n * n + 5 * n
-    kept = sum(3 * k * d + 2 * t * d + 2 * k + math.gcd(d, _RAW_HEADS) * k * t for k, d, t, _ in attentions)
-    graph = kept + 7 * m * n + 2 * m + 4 * n * n
+    parameters, kept = 4 * n * n + 5 * n, 0
+    for k, d, t, e in attentions:
+        i = max(_RAW_INNER, (d + e) // 2) // _RAW_HEADS * _RAW_HEADS
+        parameters += 2 * i * (d + e) + 3 * i + 3 * d
+        kept += 2 * i * (k + t) + 2 * k * d + 2 * k + 3 * _RAW_HEADS * k * t
+    graph = kept + 8 * m * n + 2 * m + 4 * n * n
     return _Numbers(
         factors=M * N,
         adapter=_RAW_LAYERS * parameters,

@@ -2,11 +2,10 @@
 
 It exists for comparison with `lpka`. Unlike the paper's equations it has no re-encoding; there is no gate, and the
 scale is not restored: the last LayerNorm writes rows of root mean square 1, which does no harm only where a BatchNorm
-follows. It reads and writes whole weights on every process. Departures from the released code: the attention's inner
-width is the token width (there: the mean of both sides' widths, at least 128), GELU is exact, the LayerNorm's ε is
-1e-5, and there is no dropout.
+follows. It reads and writes whole weights on every process.
 
-Shape suffixes: m × n the target's weight, M × N the source's; k tokens of width d that attend, e the attended width.
+Shape suffixes: m × n the target's weight, M × N the source's; k tokens of width d that attend, e the attended width,
+i the attention's inner width, h its heads.
 """
 
 from __future__ import annotations
@@ -24,6 +23,15 @@ from mergenet_core.transfer.methods.method import Factors, MethodContext
 from mergenet_core.transfer.shards import TensorShard, gather_whole
 
 LAYERS, HEADS = 2, 8
+INNER_LEAST = 128
+"""The narrowest inner width of an attention."""
+EPSILON = 1e-12
+SCORE_DROPOUT, OUTPUT_DROPOUT = 0.1, 0.2
+
+
+def inner_width(width: int, source_width: int) -> int:
+    """The inner width of an attention: the mean of both sides' widths, at least 128, a multiple of its heads."""
+    return max(INNER_LEAST, (width + source_width) // 2) // HEADS * HEADS
 
 
 class SpectralLinear(nn.Module):
@@ -55,23 +63,24 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, source_width: int) -> None:
         super().__init__()
-        # departs from the released code: where 8 does not divide the width, the greatest common divisor of both
-        self.heads = math.gcd(width, HEADS)
-        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.key, self.value = nn.Linear(source_width, width), nn.Linear(source_width, width)
-        self.norm = nn.LayerNorm(width)
+        inner = inner_width(width, source_width)
+        self.query, self.out = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.key, self.value = nn.Linear(source_width, inner), nn.Linear(source_width, inner)
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
+        self.score_dropout, self.output_dropout = nn.Dropout(SCORE_DROPOUT), nn.Dropout(OUTPUT_DROPOUT)
 
     def forward(self, target_kd: Tensor, source_ke: Tensor) -> Tensor:
         """The target's tokens after attention. Shapes: (k, d), (k of the source, e) → (k, d).
 
-        Equation: LN(T + softmax(T W_q (S W_k)ᵀ / √(d/heads)) S W_v W_o).
+        Equation: LN(T + softmax(T W_q (S W_k)ᵀ / √(i/h)) S W_v W_o), with dropout on the scores and on the output.
         """
         query, key, value = (
-            tokens.unflatten(1, (self.heads, -1)).transpose(0, 1)
+            tokens.unflatten(1, (HEADS, -1)).transpose(0, 1)
             for tokens in (self.query(target_kd), self.key(source_ke), self.value(source_ke))
         )
-        context = nn.functional.scaled_dot_product_attention(query, key, value)
-        attended: Tensor = self.norm(target_kd + self.out(context.transpose(0, 1).flatten(1)))
+        scores = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(query.shape[2]), dim=2)
+        context = (self.score_dropout(scores) @ value).transpose(0, 1).flatten(1)
+        attended: Tensor = self.norm(target_kd + self.output_dropout(self.out(context)))
         return attended
 
 
@@ -84,17 +93,20 @@ class RawLayer(nn.Module):
         self.rows_rows, self.rows_columns = Attention(n, N), Attention(n, M)
         self.columns_rows, self.columns_columns = Attention(m, N), Attention(m, M)
         self.up, self.down = SpectralLinear(n, 2 * n), SpectralLinear(2 * n, n)
-        self.norm = nn.LayerNorm(n)
+        self.norm = nn.LayerNorm(n, eps=EPSILON)
+        self.dropout = nn.Dropout(OUTPUT_DROPOUT)
 
     def forward(self, W_mn: Tensor, S_MN: Tensor) -> Tensor:
         """The target's weight after one layer. Shapes: (m, n), (M, N) → (m, n).
 
-        Equation: H = the mean of the four attentions; W ← LN(H + FFN(H)), the feed-forward twice as wide, with GELU.
+        Equation: H = the mean of the four attentions; W ← LN(H + FFN(H)), the feed-forward twice as wide, with GELU
+        in its tanh form, and dropout on its output.
         """
         rows_mn = self.rows_rows(W_mn, S_MN) + self.rows_columns(W_mn, S_MN.T)
         columns_nm = self.columns_rows(W_mn.T, S_MN) + self.columns_columns(W_mn.T, S_MN.T)
         attended_mn = (rows_mn + columns_nm.T) / 4
-        result: Tensor = self.norm(attended_mn + self.down(nn.functional.gelu(self.up(attended_mn))))
+        raised = nn.functional.gelu(self.up(attended_mn), approximate="tanh")
+        result: Tensor = self.norm(attended_mn + self.dropout(self.down(raised)))
         return result
 
 
