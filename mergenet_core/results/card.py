@@ -54,7 +54,7 @@ test split its {result.metric} is **{100 * test:.2f} %**.
 {markdown(report)}
 
 A seed fixes the examples, their order, the initial weights and the dropout, the same in all arms. The first column is
-the mean over the seeds after the last step; selection did not use the test split.
+the mean over the seeds after the last step; seeds were selected on validation.
 
 ## Use
 
@@ -75,7 +75,7 @@ the mean over the seeds after the last step; selection did not use the test spli
 def _transfer_sentence(job: JobSpec, report: Report) -> str:
     source = _model_name(job.source.model)
     if not report.transferred:
-        return f"without a transfer: on\nvalidation no model that learned from {source} was clearly better."
+        return f"without a transfer from\n{source}. It is the control's model: {report.reason}."
     return (
         f"with knowledge transferred into its weights from\n{source}. Its architecture and speed are the target's; the "
         "adapter is not part of it."

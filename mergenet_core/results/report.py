@@ -20,9 +20,9 @@ from mergenet_core.results.comparisons import (
     points,
     standard_deviation,
 )
-from mergenet_core.results.selection import picked
+from mergenet_core.results.selection import delivery, picked
 from mergenet_core.results.verdict import TRIED, Verdict, judge
-from mergenet_core.spec.job import DISTILL_SHAM, SHAMS
+from mergenet_core.spec.job import DISTILL_SHAM, SHAMS, Deliver
 
 
 class ArmReport(Record):
@@ -76,18 +76,26 @@ class Report(Record):
     sentence: str
     """The verdict with its numbers."""
     chosen: str
-    """The trial whose weights are in the artifact: of the arm in question, the seed that is best on validation."""
+    """The trial whose weights are in the artifact: of the delivered arm, the seed that is best on validation."""
 
     transferred: bool
-    """Whether these weights learned from the source; with method `auto` they may be the control's."""
+    """Whether these weights learned from the source; else they are the control's."""
+    reason: str = ""
+    """Why the control's model is delivered; empty where the transfer's is."""
 
     def arm(self, name: str) -> ArmReport | None:
         """The arm of that name."""
         return next((arm for arm in self.arms if arm.arm == name), None)
 
 
-def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_bytes: int | None = None) -> Report:
-    """Compare the arms of a job whose trials have all succeeded."""
+def build_report(
+    job_id: str,
+    name: str,
+    trials: Sequence[Trial],
+    estimated_bytes: int | None = None,
+    deliver: Deliver = "auto",
+) -> Report:
+    """Compare the arms of a job whose trials have all succeeded; `deliver` is `transfer.deliver` of its document."""
     done = [_Done(trial, trial.result) for trial in trials if trial.kind == "arm" and trial.result is not None]
     picks = picked([one.trial for one in done]) if any(trial.candidate for trial in trials) else {}
     arms: dict[str, dict[int, _Done]] = {}
@@ -107,7 +115,8 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
     comparisons = _comparisons(claims, {arm: _test(by_seed) for arm, by_seed in results.items()}, _tried(done))
     first = done[0].result
     judgement = judge(wanted, comparisons, first.metric)
-    chosen = max(arms[wanted].values(), key=lambda one: validation_metric(one.trial)).trial
+    taken, controls = ([one.trial for one in arms[arm].values()] for arm in (wanted, "control"))
+    delivered = delivery(taken, controls, harms=judgement.verdict == "harm", deliver=deliver)
     return Report(
         job=job_id,
         name=name,
@@ -119,8 +128,9 @@ def build_report(job_id: str, name: str, trials: Sequence[Trial], estimated_byte
         estimated_bytes=estimated_bytes,
         verdict=judgement.verdict,
         sentence=_candidates_sentence(picks) + judgement.sentence,
-        chosen=chosen.id,
-        transferred=chosen.arm == wanted,
+        chosen=delivered.trial.id,
+        transferred=delivered.trial.arm == wanted,
+        reason=delivered.reason,
     )
 
 
@@ -147,8 +157,16 @@ def markdown(report: Report) -> str:
         lines.append("| " + " | ".join([*cells, p_text(one.p), p_text(one.p_holm)]) + " |")
     if note := comparisons_note(report):
         lines += ["", note]
+    lines += ["", delivery_sentence(report)]
     held = memory_sentence(report)
     return "\n".join([*lines, "", held] if held else lines)
+
+
+def delivery_sentence(report: Report) -> str:
+    """Which model the job delivers, and why if it is the control's."""
+    if report.transferred:
+        return f"Delivered: the model of {report.chosen}."
+    return f"Delivered: the control's model, {report.chosen}; {report.reason}."
 
 
 def comparisons_note(report: Report) -> str:

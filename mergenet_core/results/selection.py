@@ -1,11 +1,13 @@
-"""Which trial the job delivers at each seed: the best transfer, or the control where no transfer is clearly better."""
+"""Which model a job delivers: the best transfer's, or the control's where no transfer is better."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from mergenet_core.records.job import Trial
-from mergenet_core.records.validation import best_on_validation
+from mergenet_core.records.validation import best_on_validation, validation_metric
+from mergenet_core.spec.job import Deliver
 
 LEVEL = 0.05
 """The largest share of cases in which a candidate is taken though none is better than the control."""
@@ -58,6 +60,37 @@ def mcnemar(ahead: int, behind: int) -> float:
     from scipy import stats
 
     return float(stats.binom.sf(ahead - 1, ahead + behind, 0.5))
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The trial whose model the job delivers, and why it is not the transfer's."""
+
+    trial: Trial
+    reason: str = ""
+    """Empty where the transfer's model is delivered."""
+
+
+def delivery(transfers: Sequence[Trial], controls: Sequence[Trial], *, harms: bool, deliver: Deliver) -> Delivery:
+    """The transfer's model at the seed that is best on validation, or the control's.
+
+    With `deliver: auto` the control's model is delivered where the transfer is shown to harm, or where at the chosen
+    seed it is behind the control on the same validation examples; then at the control's own best seed. `transfers` are
+    what is taken at each seed, which with method `auto` may be the control.
+    """
+    control, by_seed = best_on_validation(controls), {one.seed: one for one in controls}
+    chosen = best_on_validation(transfers)
+    if chosen.arm == "control":
+        return Delivery(chosen, "no transfer is significantly ahead of it on validation at this seed")
+    if deliver == "transfer":
+        return Delivery(chosen)
+    if harms:
+        return Delivery(control, "the transfer is shown to harm")
+    reached, needed = validation_metric(chosen), validation_metric(by_seed[chosen.seed])
+    if reached < needed:
+        found = f"{100 * reached:.2f} against {100 * needed:.2f}"
+        return Delivery(control, f"the transfer is behind it on validation at its best seed, {chosen.seed}: {found}")
+    return Delivery(chosen)
 
 
 def picked(trials: Sequence[Trial]) -> dict[int, Trial]:

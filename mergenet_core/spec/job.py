@@ -14,7 +14,7 @@ from mergenet_core.spec.json_values import JsonSettings
 from mergenet_core.spec.resources import ResourcesSpec, RetentionSpec
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.spec.train import TrainSpec
-from mergenet_core.spec.transfer import DistillSpec, FitSpec, Include, MethodName, PairSpec, TransferSpec
+from mergenet_core.spec.transfer import Deliver, DistillSpec, FitSpec, Include, MethodName, PairSpec, TransferSpec
 
 __all__ = [
     "DISTILLS",
@@ -22,6 +22,7 @@ __all__ = [
     "SHAMS",
     "Arm",
     "DataSpec",
+    "Deliver",
     "DistillSpec",
     "FitSpec",
     "Include",

@@ -11,6 +11,7 @@ from mergenet_core.spec.train import TrainSpec
 
 MethodName = Literal["auto", "project", "anchored", "lpka", "lpka-raw", "fit"]
 Include = Literal["all", "embeddings", "body", "no-head"]
+Deliver = Literal["auto", "transfer"]
 
 
 class PairSpec(Strict):
@@ -97,6 +98,9 @@ class TransferSpec(Strict):
     """`anchored`: tanh of the gate at the start; 0 is safe and nearly useless, at 1 nothing of the target is left."""
     include: Include = "all"
     """Which paired weights are transferred."""
+    deliver: Deliver = "auto"
+    """Which model the job delivers: `auto`, the transfer's, or the control's where the transfer is shown to harm or is
+    behind the control on validation at the chosen seed; `transfer`, always the transfer's."""
     allow_unanchored: bool = False
     """Also transfer where no axis is shared, with maps by size alone; no gain has been measured for that."""
     pairs: Annotated[list[PairSpec], Field(max_length=1000)] | None = None
@@ -116,6 +120,11 @@ class TransferSpec(Strict):
             raise ValueError(f"fit has settings of method fit, not of {self.method}; leave fit out")
         if self.method == "fit" and self.include not in ("all", "no-head"):
             raise ValueError(f"method fit solves whole models: include is all or no-head, not {self.include}")
+        if self.deliver == "transfer" and self.method == "auto":
+            raise ValueError(
+                "deliver transfer needs a method by name: method auto delivers the control's model where no transfer "
+                "is significantly ahead; name the method, or leave deliver out"
+            )
         if self.pairs is not None and not self.pairs:
             raise ValueError("pairs is empty: name at least one pair, or leave it out")
         return self

@@ -29,7 +29,7 @@ def finalize(job: JobSpec, record: Job, folder: JobFolder, roots: Roots, attempt
 
     Raises: `CheckpointInvalid`, `StorageFull`.
     """
-    report = build_report(record.id, record.name, record.trials, record.memory_bytes)
+    report = build_report(record.id, record.name, record.trials, record.memory_bytes, job.transfer.deliver)
     trial = record.trial(report.chosen)
     trial_folder = folder.trial(trial.id)
     folders = ["model"]

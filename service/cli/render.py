@@ -14,7 +14,7 @@ from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.results.comparisons import Difference, p_text, points
-from mergenet_core.results.report import Report, comparisons_note, memory_sentence
+from mergenet_core.results.report import Report, comparisons_note, delivery_sentence, memory_sentence
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -214,7 +214,7 @@ def report(console: Console, report: Report) -> None:
         console.print(note, markup=False)
     if used := memory_sentence(report):
         console.print(used, markup=False)
-    console.print(f"The result has the weights of {report.chosen}", markup=False)
+    console.print(delivery_sentence(report), markup=False)
 
 
 def duration(seconds: float | None) -> str:

@@ -157,6 +157,40 @@ def test_the_artifact_is_chosen_on_validation_not_on_test() -> None:
     assert report.chosen == "transfer-0"
 
 
+def with_validation(done: list[Trial], **values: float) -> list[Trial]:
+    """The trials with other validation metrics, by id with an underscore."""
+    changed = []
+    for trial in done:
+        assert trial.result is not None
+        value = values.get(trial.id.replace("-", "_"), trial.result.last["validation"])
+        result = trial.result.model_copy(update={"last": {**trial.result.last, "validation": value}})
+        changed.append(trial.model_copy(update={"result": result}))
+    return changed
+
+
+def test_a_transfer_that_harms_is_not_delivered_unless_the_job_asks_for_it() -> None:
+    done = with_validation(trials(transfer=[0.50, 0.50, 0.52], control=CONTROL), control_2=1.5)
+    report = build_report("j", "n", done)
+    assert (report.verdict, report.chosen, report.transferred) == ("harm", "control-2", False)
+    assert report.reason == "the transfer is shown to harm"
+    assert markdown(report).endswith("Delivered: the control's model, control-2; the transfer is shown to harm.")
+    asked = build_report("j", "n", done, deliver="transfer")
+    assert (asked.verdict, asked.chosen, asked.transferred, asked.reason) == ("harm", "transfer-0", True, "")
+    assert markdown(asked).endswith("Delivered: the model of transfer-0.")
+
+
+@pytest.mark.parametrize(("of_control", "chosen"), [(0.91, "control-1"), (0.90, "transfer-1")])
+def test_a_transfer_behind_the_control_on_validation_at_its_best_seed_is_not_delivered(of_control, chosen) -> None:
+    done = with_validation(
+        trials(transfer=LITTLE, control=CONTROL), transfer_0=0.8, control_0=0.7, transfer_1=0.9, control_1=of_control,
+        transfer_2=0.8, control_2=0.7,
+    )  # fmt: skip
+    report = build_report("j", "n", done)
+    assert report.chosen == chosen
+    if chosen == "control-1":
+        assert report.reason.endswith("behind it on validation at its best seed, 1: 90.00 against 91.00")
+
+
 def test_the_table_has_a_row_an_arm() -> None:
     report = build_report("j", "n", trials(control=[0.7, 0.71], transfer_distill=[0.9, 0.92]))
     table = markdown(report)

@@ -142,6 +142,12 @@ def test_auto_may_fit_where_there_are_unlabelled_inputs() -> None:
     assert not parse(auto | {"source": auto["source"] | {"rank": 4}}).may_fit
 
 
+def test_always_delivering_the_transfer_needs_a_method_by_name() -> None:
+    with pytest.raises(SpecInvalid, match="deliver transfer needs a method by name"):
+        parse(changed("/transfer", {"method": "auto", "deliver": "transfer"}))
+    assert parse(changed("/transfer", {"method": "project", "deliver": "transfer"})).transfer.deliver == "transfer"
+
+
 def test_copies_are_for_images_without_unlabelled_ones() -> None:
     distill = {"arms": ["transfer", "control", "distill"], "transfer": {"distill": {"copies": True}}}
     with pytest.raises(SpecInvalid, match=r"distill\.copies is for image-classification, not for text"):

@@ -82,7 +82,7 @@ def test_where_the_control_was_better_the_artifact_is_its_model_and_the_card_rep
     assert manifest.about["trial"] == "control-0"
     assert not {"adapter.safetensors", "pairing.json"} & {entry.path for entry in manifest.files}
     card = (folder.artifact / "README.md").read_text()
-    assert "without a transfer: on\nvalidation no model that learned from `source`" in card
+    assert "without a transfer from\n`source`. It is the control's model: no transfer is significantly ahead" in card
     assert "adapter.safetensors" not in card
 
 
