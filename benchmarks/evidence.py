@@ -148,6 +148,8 @@ def stored_trials(results: dict[str, Any]) -> list[Trial]:
     """Trials with their stored results; their ids name arm, seed and, with method `auto`, the candidate."""
     trials = []
     for trial_id, result in results.items():
+        if trial_id == "source":
+            trials.append(Trial(id="source", kind="source", result=TrialResult.model_validate(result)))
         named = re.fullmatch(r"(.+?)-(\d+)(?:-([a-z]+)(?:-(.+))?)?", trial_id)
         if named is None:
             continue

@@ -53,7 +53,9 @@ class ArmCost(Record):
     train_seconds: float
     """Time of all steps together."""
     extra_seconds: float = 0.0
-    """Time of what came before the steps: fine-tuning the teacher, projecting the source."""
+    """Time of what came before the steps: fine-tuning the teacher, fitting the target, projecting the source."""
+    source_seconds: float = 0.0
+    """Mode joint: time of the steps of the source that the target learns from."""
 
 
 class TrialResult(Record):

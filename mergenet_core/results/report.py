@@ -20,6 +20,7 @@ from mergenet_core.results.comparisons import (
     points,
     standard_deviation,
 )
+from mergenet_core.results.costs import equal_steps, source_seconds, training_seconds
 from mergenet_core.results.selection import delivery, picked
 from mergenet_core.results.verdict import TRIED, Verdict, judge
 from mergenet_core.spec.job import DISTILL_SHAM, SHAMS, Deliver
@@ -41,13 +42,20 @@ class ArmReport(Record):
     step_seconds: float
     """Median over the seeds of a training step's median time."""
     seconds: float
-    """Mean over the seeds of all training time, with what had to come first, such as a teacher's."""
+    """Mean over the seeds of the target's training time, with what had to come first, such as a teacher or a fit."""
+    source_seconds: float = 0.0
+    """Time of the source's training, where the job trains the source and the arm uses it; whole for each seed."""
     memory_bytes: int | None = None
     """The largest memory of a process of any of its trials."""
     difference: Difference | None
     """To the control; null for the control itself."""
     picked: tuple[str, ...] = ()
     """Method `auto`: the trial that was picked at each seed."""
+
+    @property
+    def total_seconds(self) -> float:
+        """What one model of this arm costs, with everything that was trained for it."""
+        return self.seconds + self.source_seconds
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Report(Record):
     arms: tuple[ArmReport, ...]
     comparisons: tuple[Comparison, ...] = ()
     """What the report tests: arms against the control, and the transfer against its shams."""
+    equal_steps: int | None = None
+    """Steps that the control would take in the total time of the arm in question."""
     strategy: str | None = None
     """How a trial's model was spread over its processes."""
     estimated_bytes: int | None = None
@@ -108,7 +118,8 @@ def build_report(
         arms.setdefault(row, {})[one.trial.seed] = one
     wanted = "transfer" if "transfer" in arms else "transfer+distill"
     results = {arm: {seed: one.result for seed, one in by_seed.items()} for arm, by_seed in arms.items()}
-    reports = tuple(_arm(arm, by_seed, results["control"]) for arm, by_seed in results.items())
+    source = next((trial for trial in trials if trial.kind == "source"), None)
+    reports = tuple(_arm(arm, by_seed, results["control"], source) for arm, by_seed in results.items())
     if picks:
         reports = (_of_picks(reports[0], picks, done), *reports[1:])
     claims = [report for report in reports if report.arm in {one.trial.arm for one in done}]
@@ -124,6 +135,9 @@ def build_report(
         steps=first.steps,
         arms=reports,
         comparisons=comparisons,
+        equal_steps=equal_steps(
+            next(report for report in reports if report.arm == wanted).total_seconds, list(results["control"].values())
+        ),
         strategy=first.strategy,
         estimated_bytes=estimated_bytes,
         verdict=judgement.verdict,
@@ -137,13 +151,14 @@ def build_report(
 def markdown(report: Report) -> str:
     """The arms' table and the verdict, in points (hundredths of the metric)."""
     lines = [
-        f"| arm | test {report.metric} | best on validation | Δ to control, points | step, ms | training, s |",
-        "|---|---|---|---|---|---|",
+        f"| arm | test {report.metric} | best on validation | Δ to control, points | step, ms | training, s "
+        "| total, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm in report.arms:
         best = sum(arm.best) / len(arm.best)
         cells = [arm.arm, _plus_minus(arm.mean, arm.sd), f"{100 * best:.2f}", points(arm.difference)]
-        cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}"]
+        cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}", f"{arm.total_seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"**{report.verdict}**: {report.sentence}"]
     if report.comparisons:
@@ -158,8 +173,21 @@ def markdown(report: Report) -> str:
     if note := comparisons_note(report):
         lines += ["", note]
     lines += ["", delivery_sentence(report)]
-    held = memory_sentence(report)
-    return "\n".join([*lines, "", held] if held else lines)
+    for sentence in (cost_sentence(report), memory_sentence(report)):
+        lines += ["", sentence] if sentence else []
+    return "\n".join(lines)
+
+
+def cost_sentence(report: Report) -> str:
+    """The steps that the control takes in the arm's total time; empty where it is not known."""
+    wanted, control = report.arm("transfer") or report.arm("transfer+distill"), report.arm("control")
+    if report.equal_steps is None or wanted is None or control is None:
+        return ""
+    source = " with the source's training" if wanted.source_seconds else ""
+    return (
+        f"At equal training time: in the {wanted.total_seconds:.1f} s of {wanted.arm}{source} the control takes "
+        f"{report.equal_steps:,} steps, where it took {report.steps:,}."
+    )
 
 
 def delivery_sentence(report: Report) -> str:
@@ -189,10 +217,11 @@ def memory_sentence(report: Report) -> str:
     return f"A process held at most {held / 1e9:.2f} GB ({report.strategy}){estimate}."
 
 
-def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialResult]) -> ArmReport:
+def _arm(
+    name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialResult], source: Trial | None
+) -> ArmReport:
     results = [by_seed[seed] for seed in sorted(by_seed)]
     last = tuple(result.last["test"] for result in results)
-    totals = [result.cost.train_seconds + result.cost.extra_seconds for result in results]
     return ArmReport(
         arm=name,
         seeds=tuple(sorted(by_seed)),
@@ -201,7 +230,8 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
         mean=sum(last) / len(last),
         sd=standard_deviation(last) if len(last) > 1 else None,
         step_seconds=statistics.median(result.cost.step_seconds for result in results),
-        seconds=sum(totals) / len(totals),
+        seconds=training_seconds(result.cost for result in results) / len(results),
+        source_seconds=source_seconds(name, results, source),
         memory_bytes=max((result.memory_bytes for result in results if result.memory_bytes), default=None),
         difference=None if name == "control" else difference(_test(by_seed), _test(control), "control"),
     )
@@ -210,7 +240,7 @@ def _arm(name: str, by_seed: dict[int, TrialResult], control: dict[int, TrialRes
 def _of_picks(arm: ArmReport, picks: dict[int, Trial], done: Sequence[_Done]) -> ArmReport:
     """The arm that method `auto` delivers; its cost is that of everything that was tried."""
     tried = [one.result.cost for one in done if one.trial.arm in ("control", "transfer")]
-    seconds = sum(cost.train_seconds + cost.extra_seconds for cost in tried) / len(picks)
+    seconds = training_seconds(tried) / len(picks)
     return arm.model_copy(update={"picked": tuple(trial.id for trial in picks.values()), "seconds": seconds})
 
 

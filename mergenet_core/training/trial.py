@@ -201,6 +201,9 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
             step_seconds=statistics.median(training.step_seconds),
             train_seconds=training.seconds,
             extra_seconds=training.extra_seconds + (teacher.seconds if teacher is not None else 0.0),
+            source_seconds=source.seconds + source.extra_seconds
+            if source is not None and transfer is not None
+            else 0.0,
         ),
         memory_bytes=world.largest(peak_bytes(world.device)),
         strategy=world.strategy,

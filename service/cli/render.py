@@ -14,7 +14,7 @@ from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.results.comparisons import Difference, p_text, points
-from mergenet_core.results.report import Report, comparisons_note, delivery_sentence, memory_sentence
+from mergenet_core.results.report import Report, comparisons_note, cost_sentence, delivery_sentence, memory_sentence
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -190,6 +190,7 @@ def report(console: Console, report: Report) -> None:
         "Δ to control, points [95 % interval]",
         "step, ms",
         "training, s",
+        "total, s",
     )
     for arm in report.arms:
         spread = "" if arm.sd is None else f" ± {100 * arm.sd:.2f}"
@@ -200,6 +201,7 @@ def report(console: Console, report: Report) -> None:
             _difference(arm.difference),
             f"{1000 * arm.step_seconds:.0f}",
             f"{arm.seconds:.1f}",
+            f"{arm.total_seconds:.1f}",
         )
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
@@ -212,6 +214,8 @@ def report(console: Console, report: Report) -> None:
         console.print(tested)
     if note := comparisons_note(report):
         console.print(note, markup=False)
+    if cost := cost_sentence(report):
+        console.print(cost, markup=False)
     if used := memory_sentence(report):
         console.print(used, markup=False)
     console.print(delivery_sentence(report), markup=False)

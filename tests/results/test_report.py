@@ -173,10 +173,10 @@ def test_a_transfer_that_harms_is_not_delivered_unless_the_job_asks_for_it() -> 
     report = build_report("j", "n", done)
     assert (report.verdict, report.chosen, report.transferred) == ("harm", "control-2", False)
     assert report.reason == "the transfer is shown to harm"
-    assert markdown(report).endswith("Delivered: the control's model, control-2; the transfer is shown to harm.")
+    assert "\nDelivered: the control's model, control-2; the transfer is shown to harm.\n" in markdown(report)
     asked = build_report("j", "n", done, deliver="transfer")
     assert (asked.verdict, asked.chosen, asked.transferred, asked.reason) == ("harm", "transfer-0", True, "")
-    assert markdown(asked).endswith("Delivered: the model of transfer-0.")
+    assert "\nDelivered: the model of transfer-0.\n" in markdown(asked)
 
 
 @pytest.mark.parametrize(("of_control", "chosen"), [(0.91, "control-1"), (0.90, "transfer-1")])
@@ -189,6 +189,39 @@ def test_a_transfer_behind_the_control_on_validation_at_its_best_seed_is_not_del
     assert report.chosen == chosen
     if chosen == "control-1":
         assert report.reason.endswith("behind it on validation at its best seed, 1: 90.00 against 91.00")
+
+
+def with_cost(trial: Trial, **seconds: float) -> Trial:
+    assert trial.result is not None
+    cost = ArmCost(step_seconds=0.1, **seconds)
+    return trial.model_copy(update={"result": trial.result.model_copy(update={"cost": cost})})
+
+
+def test_the_total_has_all_that_was_trained_for_an_arm_and_the_control_s_steps_in_that_time() -> None:
+    done = trials(control=[0.7, 0.7], transfer=[0.9, 0.9], distill=[0.8, 0.8], sham_untrained=[0.7, 0.7])
+    done = [one.model_copy(update={"arm": str(one.arm).replace("sham+", "sham-")}) for one in done]
+    done = [with_cost(one, train_seconds=2.0, extra_seconds=3.0 * (one.arm == "distill")) for one in done]
+    (source,) = trials(source=[0.9])
+    source = with_cost(source.model_copy(update={"kind": "source", "arm": None}), train_seconds=10.0)
+    report = build_report("j", "n", [source, *done])
+    totals = {arm.arm: (arm.seconds, arm.total_seconds) for arm in report.arms}
+    assert totals == {
+        "control": (2.0, 2.0), "transfer": (2.0, 12.0), "distill": (5.0, 15.0), "sham-untrained": (2.0, 2.0),
+    }  # fmt: skip
+    assert report.equal_steps == 60  # 12 s at 10 steps in 2 s
+    table = markdown(report)
+    assert "| 100 | 2.0 | 12.0 |" in table
+    assert "in the 12.0 s of transfer with the source's training the control takes 60 steps, where it took 10." in table
+
+
+def test_a_source_that_learns_with_the_target_costs_its_own_steps() -> None:
+    done = [
+        with_cost(one, train_seconds=2.0, source_seconds=1.5 if one.arm == "transfer" else 0.0)
+        for one in trials(control=[0.7], transfer=[0.9])
+    ]
+    report = build_report("j", "n", done)
+    assert [arm.total_seconds for arm in report.arms] == [2.0, 3.5]
+    assert report.equal_steps == 18
 
 
 def test_the_table_has_a_row_an_arm() -> None:

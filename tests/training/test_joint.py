@@ -46,6 +46,7 @@ def test_the_source_learns_together_with_the_target_and_the_target_from_it(make,
     found = {arm: run(job, f"{arm}-0", tmp_path, roots) for arm in ("transfer", "sham", "control")}
     assert found["transfer"].source.keys() == {"accuracy"}
     assert found["control"].source == {}
+    assert found["transfer"].cost.source_seconds > 0 == found["control"].cost.source_seconds
     assert len({result.final_loss for result in found.values()}) == 3
 
 
@@ -133,7 +134,7 @@ def test_a_two_way_artifact_has_both_models_and_is_refused_if_one_is_damaged(
     assert ("source" in manifest.about["inputs"]) == given, (
         "the hash of the weights that the source began from, if they were given"
     )
-    flip_last_byte(tmp_path / "trials" / "transfer-0" / "source-model" / "model.safetensors")
+    flip_last_byte(tmp_path / "trials" / manifest.about["trial"] / "source-model" / "model.safetensors")
     with pytest.raises(CheckpointInvalid, match=r"source-model: model\.safetensors does not match its hash"):
         finalize(job, record, folder, roots, attempt=2)
     verify(folder.artifact)
