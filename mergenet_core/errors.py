@@ -178,6 +178,13 @@ class BodyTooLarge(MergeNetError):
     code = "body-too-large"
 
 
+class TooManyRequests(MergeNetError):
+    """A limit of requests or streams is reached; the same request may succeed later."""
+
+    code = "too-many-requests"
+    retryable = True
+
+
 class Unavailable(MergeNetError):
     """Redis or the disk cannot be reached at present."""
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from mergenet_core.records.record import Record
 
+OPERATOR, ANONYMOUS = "operator", "anonymous"
+"""Who uses MERGENET_API_KEY, and who uses a service without keys; no other key may have these names."""
 Scope = Literal["read", "submit", "admin"]
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +81,23 @@ def verify(folder: Path) -> Manifest:
                 f"{folder.name}: {entry.path} does not match its hash; it was changed or is incomplete"
             )
     return manifest
+
+
+def verified(path: Path, entry: Artifact) -> bool:
+    """Whether a file has the content that a manifest names; it is hashed once, and again when it has changed."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    if not path.is_file() or stat.st_size != entry.bytes:
+        return False
+    return _hash_of(path, stat.st_ino, stat.st_mtime_ns, stat.st_size) == entry.sha256
+
+
+@lru_cache(maxsize=10_000)
+def _hash_of(path: Path, inode: int, changed_at: int, size: int) -> str:
+    """The SHA-256 of a file in the state that the other values name."""
+    return sha256(path)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,13 +9,25 @@ from typing import cast
 
 from redis import Redis
 
-from mergenet_core.errors import NotFound
-from mergenet_core.records.api_keys import ApiKey, Scope
+from mergenet_core.errors import FieldError, NotFound, SpecInvalid, StateConflict
+from mergenet_core.records.api_keys import ANONYMOUS, OPERATOR, ApiKey, Scope
 from mergenet_core.store import keys
 
 
-def create_key(redis: Redis, name: str, scopes: tuple[Scope, ...], key: str | None = None) -> str:
-    """Store a key's hash and return the key, a new random one unless given; a key of that name is replaced."""
+def create_key(
+    redis: Redis, name: str, scopes: tuple[Scope, ...], key: str | None = None, *, replace: bool = False
+) -> str:
+    """Store a key's hash and return the key, a new random one unless given.
+
+    Raises: `StateConflict` if there is a key of that name, unless `replace`; `SpecInvalid` for a reserved name.
+    """
+    if name.casefold() in (OPERATOR, ANONYMOUS):
+        raise SpecInvalid(
+            f"name {name!r} is how the service itself appears in records and logs; take another",
+            errors=(FieldError("/name", f"{name!r} is reserved; take another name"),),
+        )
+    if not replace and any(known.name == name for known in list_keys(redis)):
+        raise StateConflict(f"there is a key named {name}; take another name, or replace it, which revokes the old one")
     key = key or f"mn_{secrets.token_urlsafe(32)}"
     revoke_keys(redis, name)
     redis.hset(keys.API_KEYS, _hash(key), ApiKey(name=name, scopes=scopes).model_dump_json())

@@ -26,6 +26,8 @@ from mergenet_core.store import attempt_leases, events, keys, rq_queue
 from mergenet_core.store.clock import redis_now
 
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
+_UNSETTLED_SECONDS = 3600
+"""How long a folder may be without a record: longer than any request takes."""
 _DELETED_SECONDS = 3600
 """How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
 
@@ -67,11 +69,32 @@ class Store:
                     if idempotency_key is not None:
                         pipe.set(idempotency, json.dumps({"job": job.id, "sha256": sha256}), ex=IDEMPOTENCY_SECONDS)
                         pipe.set(keys.job_idempotency(job.id), idempotency)
+                    pipe.zrem(keys.UNSETTLED, job.id)
                     _write(pipe, None, job)
                     pipe.execute()
                     return Created(job, new=True)
                 except WatchError:
                     continue
+
+    def find_submission(self, spec: JobSpec, owner: str, idempotency_key: str) -> Job | None:
+        """The job that an owner made before with this idempotency key and document.
+
+        Raises: `IdempotencyConflict` when the key came with another document.
+        """
+        known = cast("str | None", self.redis.get(keys.idempotency(owner, idempotency_key)))
+        return None if known is None else self._known(json.loads(known), digest(spec))
+
+    def announce(self, job_id: str) -> None:
+        """Note that a job's folder is about to be made, so that it is removed if the record is never written."""
+        self.redis.zadd(keys.UNSETTLED, {job_id: redis_now(self.redis).timestamp() + _UNSETTLED_SECONDS})
+
+    def unsettled(self) -> list[str]:
+        """The ids of the jobs whose folder has been without a record for long, if they have no record."""
+        return cast("list[str]", self.redis.zrangebyscore(keys.UNSETTLED, "-inf", redis_now(self.redis).timestamp()))
+
+    def settled(self, job_id: str) -> None:
+        """Note that a job has both folder and record, or neither."""
+        self.redis.zrem(keys.UNSETTLED, job_id)
 
     def get(self, job_id: str) -> Job:
         """The record of a job. Raises: `NotFound`."""
@@ -173,7 +196,7 @@ class Store:
         return cast("list[str]", self.redis.zrangebyscore(keys.DEADLINES, "-inf", redis_now(self.redis).timestamp()))
 
     def delete(self, job_id: str) -> None:
-        """Forget a job whose state is terminal; its folder is the caller's.
+        """Forget a job whose state is terminal; the caller removes its folder and calls `settled`.
 
         Raises: `NotFound`; `StateConflict` when it is not terminal, or was resumed just now.
         """
@@ -186,7 +209,9 @@ class Store:
                     of_this = json.loads(cast("str | None", pipe.get(idempotency or "")) or "{}").get("job") == job_id
                     if job.state not in TERMINAL:
                         raise StateConflict(f"the job is {job.state}; cancel it first, or wait for its end")
+                    at = redis_now(self.redis).timestamp()
                     pipe.multi()
+                    pipe.zadd(keys.UNSETTLED, {job_id: at})  # a process killed now leaves the folder to `unsettled`
                     pipe.zrem(keys.JOBS, job_id)
                     pipe.zrem(keys.jobs_in_state(job.state), job_id)
                     for name, value in job.labels.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 JOBS = "mergenet:jobs"
 """Sorted set of all job ids; newest last, since ids begin with their time."""
+UNSETTLED = "mergenet:unsettled"
+"""Sorted set of the ids of jobs whose folder may have no record, scored by when it may be removed."""
 DEADLINES = "mergenet:deadlines"
 """Sorted set of the ids of jobs with a deadline, scored by when it is."""
 ATTEMPT_LEASES = "mergenet:leases"

@@ -308,11 +308,12 @@ def list_keys(home: Home = None) -> None:
 def create_key(
     name: KeyName,
     scopes: Annotated[str, typer.Option(help="Any of read, submit and admin, separated by commas.")] = "read,submit",
+    replace: Annotated[bool, typer.Option("--replace", help="Revoke the key of that name, if there is one.")] = False,
     home: Home = None,
 ) -> None:
     """Create a key and print it. It cannot be shown again. Needs an admin key."""
     with _client(home) as client:
-        print(client.create_key(name, read_scopes(scopes)).key)
+        print(client.create_key(name, read_scopes(scopes), replace=replace).key)
 
 
 @keys_app.command("revoke")

@@ -194,9 +194,12 @@ class Client:
         """Names and scopes of all keys. Needs an admin key."""
         return _KEYS.validate_json(self._send("GET", "/keys").content)
 
-    def create_key(self, name: str, scopes: Sequence[Scope]) -> NewKey:
-        """Create a key, which is shown only once. Needs an admin key."""
-        content = _Content(json={"name": name, "scopes": list(scopes)})
+    def create_key(self, name: str, scopes: Sequence[Scope], *, replace: bool = False) -> NewKey:
+        """Create a key, which is shown only once. Needs an admin key.
+
+        Raises: `StateConflict` if there is a key of that name, unless `replace`, which revokes that one.
+        """
+        content = _Content(json={"name": name, "scopes": list(scopes), "replace": replace})
         return NewKey.model_validate_json(self._send("POST", "/keys", content).content)
 
     def revoke_key(self, name: str) -> None:

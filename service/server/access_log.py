@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
-from fastapi.routing import APIRoute
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.server.prometheus import UNMATCHED, ServiceMetrics
@@ -43,7 +43,7 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - began
             route = scope.get("route")
-            template = route.path if isinstance(route, APIRoute) else UNMATCHED
+            template = route.path if isinstance(route, Route) else UNMATCHED
             self.metrics.count_request(scope["method"], template, status, seconds)
             if scope["path"] not in _NOT_LOGGED:
                 key_name = scope.get("state", {}).get("key_name", "-")

@@ -7,17 +7,19 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from mergenet_core import __version__
 from mergenet_core.store.reconciler import reconcile
-from service.server import problem_details, submission
+from service.server import docs_page, problem_details, submission
 from service.server.access_log import AccessLog
 from service.server.dependencies import Context, connect
 from service.server.problem_details import Problem
 from service.server.routes import artifacts, events, jobs, keys, system
+from service.server.security_headers import SecurityHeaders
 from service.server.settings import ServiceSettings
 
 log = logging.getLogger("mergenet.service")
@@ -40,14 +42,18 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         summary="Knowledge transfer between different models, as jobs that include their control.",
         version=__version__,
         openapi_tags=_TAGS,
+        openapi_url=None,
+        docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
     )
     app.state.context = context
     problem_details.install(app)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=context.metrics)
     for module in (jobs, events, artifacts, system, keys):
         app.include_router(module.router)
+    app.include_router(docs_page.router)
     _describe_problems(app)
     return app
 
@@ -92,6 +98,17 @@ def _describe_problems(app: FastAPI) -> None:
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= {**schema.pop("$defs", {}), "Problem": schema}
+        _drop_default_422(document)
         return document
 
     app.openapi = with_problems  # type: ignore[method-assign]
+
+
+def _drop_default_422(document: dict[str, Any]) -> None:
+    """Remove the error response that FastAPI adds to every route with parameters: ours are problems."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422", "")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

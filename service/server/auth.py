@@ -13,15 +13,15 @@ from typing import Annotated
 from fastapi import Depends, Request, Security, params
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from mergenet_core.errors import Forbidden, Unauthenticated
-from mergenet_core.records.api_keys import ApiKey, Scope
+from mergenet_core.errors import Forbidden, TooManyRequests, Unauthenticated
+from mergenet_core.records.api_keys import ANONYMOUS, OPERATOR, ApiKey, Scope
 from mergenet_core.store.api_keys import find_key
 from service.server.dependencies import Ctx
 
 _bearer = HTTPBearer(auto_error=False, description="An API key from `mergenet up` or `mergenet keys create`.")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
-_ENVIRONMENT = ApiKey(name="operator", scopes=("admin",))
-_NO_AUTH = ApiKey(name="anonymous", scopes=("admin",))
+_ENVIRONMENT = ApiKey(name=OPERATOR, scopes=("admin",))
+_NO_AUTH = ApiKey(name=ANONYMOUS, scopes=("admin",))
 
 
 def authenticate(
@@ -31,8 +31,12 @@ def authenticate(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
 ) -> ApiKey:
-    """The request's API key, if it has the needed scopes. Raises: `Unauthenticated`, `Forbidden`."""
-    found = _find(context, bearer.credentials if bearer else header)
+    """The request's API key, if it has the needed scopes.
+
+    Raises: `Unauthenticated`, `Forbidden`, `TooManyRequests` after many wrong keys.
+    """
+    address = request.client.host if request.client is not None else ""
+    found = _find(context, bearer.credentials if bearer else header, address)
     missing = [scope for scope in needed.scopes if scope not in found.scopes]
     if missing and "admin" not in found.scopes:
         raise Forbidden(
@@ -49,17 +53,24 @@ def needs(scope: Scope) -> params.Depends:
     return dependency
 
 
-def _find(context: Ctx, key: str | None) -> ApiKey:
+def _find(context: Ctx, key: str | None, address: str) -> ApiKey:
     settings = context.settings
     if settings.insecure_no_auth:
         return _NO_AUTH
     if not key:
         raise Unauthenticated("the request has no API key; send it as 'Authorization: Bearer …' or 'X-API-Key: …'")
-    own = settings.api_key
-    # compare_digest accepts text in ASCII only
-    if own is not None and hmac.compare_digest(own.get_secret_value().encode(), key.encode()):
-        return _ENVIRONMENT
-    found = find_key(context.redis, key)
+    if context.wrong_keys.refuses(address, key):
+        raise TooManyRequests("too many wrong keys came from this address; correct the key, and wait a minute")
+    found = _look_up(context, key)
+    context.wrong_keys.note(address, key, right=found is not None)
     if found is None:
         raise Unauthenticated("the API key is unknown or was revoked; `mergenet keys list` shows the valid ones")
     return found
+
+
+def _look_up(context: Ctx, key: str) -> ApiKey | None:
+    own = context.settings.api_key
+    # compare_digest accepts text in ASCII only
+    if own is not None and hmac.compare_digest(own.get_secret_value().encode(), key.encode()):
+        return _ENVIRONMENT
+    return find_key(context.redis, key)

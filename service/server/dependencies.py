@@ -13,9 +13,13 @@ from redis import Redis
 
 from mergenet_core.errors import NotFound
 from mergenet_core.store.jobs import Store
+from service.server.event_stream import StreamLimits
 from service.server.prometheus import ServiceMetrics
 from service.server.settings import ServiceSettings
+from service.server.wrong_keys import WrongKeys
 
+JOB_ID = r"^[0-9A-HJKMNP-TV-Z]{26}$"
+"""The form of a job's id, a ULID."""
 REDIS_SECONDS = 2.0
 """Timeout of a Redis command, after which the request is answered with 503."""
 
@@ -31,6 +35,10 @@ class Context:
     stream_redis: redis.asyncio.Redis
     """For event streams, which block on a read."""
     metrics: ServiceMetrics
+    streams: StreamLimits
+    """The event streams that are open."""
+    wrong_keys: WrongKeys
+    """Who sent wrong keys just now."""
     unconfirmed: set[str] = field(default_factory=set)
     """Ids of jobs whose write may not have reached Redis; resolved by `submission.settle`."""
 
@@ -54,11 +62,13 @@ def connect(settings: ServiceSettings) -> Context:
             socket_timeout=10,
         ),
         metrics=ServiceMetrics(store),
+        streams=StreamLimits(settings.max_streams, settings.max_streams_per_key),
+        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
     )
 
 
 def _check_form(job_id: str) -> str:
-    if not re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", job_id, re.ASCII):
+    if not re.fullmatch(JOB_ID, job_id, re.ASCII):
         raise NotFound(f"there is no job {job_id[:40]}; GET /jobs lists the jobs")
     return job_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from mergenet_core.errors import FieldError, MergeNetError, Unavailable
 from service.schemas import PROBLEM_TYPE
@@ -33,6 +35,7 @@ STATUS = {
     "state-conflict": 409,
     "stale-attempt": 409,
     "body-too-large": 413,
+    "too-many-requests": 429,
     "spec-invalid": 422,
     "path-refused": 422,
     "model-refused": 422,
@@ -74,12 +77,25 @@ class Problem(BaseModel):
     errors: list[ProblemError] = []
 
 
+_TITLES = {
+    401: "No valid key",
+    403: "The key lacks the scope",
+    404: "Not found",
+    409: "Not possible in this state",
+    413: "Body too long",
+    415: "Another media type",
+    416: "No such range",
+    422: "Invalid request",
+    429: "Too many requests",
+    503: "Redis does not answer",
+    507: "The disk is full",
+}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     """Descriptions of a route's error responses for the OpenAPI document."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    titles = {401: "No valid key", 403: "The key lacks the scope", 404: "Not found", 409: "Not possible in this state"}
-    titles |= {413: "Body too long", 416: "No such range", 422: "Invalid request", 503: "Redis does not answer"}
-    return {status: {"description": titles[status], "content": content} for status in statuses}
+    return {status: {"description": _TITLES[status], "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
@@ -103,7 +119,7 @@ def _mergenet(request: Request, error: Exception) -> JSONResponse:
     headers: dict[str, str] = {}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="mergenet"'
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(RETRY_SECONDS)
     return _problem(request, status, error.code, error.message, error.errors, headers)
 
@@ -128,10 +144,24 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     detail = error.detail
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}; /docs lists the endpoints"
-    elif error.status_code == 405:
-        detail = f"{request.url.path} does not support {request.method}; see the Allow header"
+    headers = {**(error.headers or {})}
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_allowed(request.app.routes, request.scope)))
+        detail = f"{request.url.path} does not support {request.method}; it supports {headers['Allow']}"
     code = _CODE_OF_STATUS.get(error.status_code, "http-error")
-    return _problem(request, error.status_code, code, detail, headers=error.headers)
+    return _problem(request, error.status_code, code, detail, headers=headers)
+
+
+def _allowed(routes: Iterable[BaseRoute], scope: Scope) -> set[str]:
+    """The methods of all routes at a path; the router itself names those of the first that it finds."""
+    found: set[str] = set()
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        if router is not None:
+            found |= _allowed(router.routes, scope)
+        elif isinstance(route, Route) and route.matches(scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return found
 
 
 def _redis(request: Request, error: Exception) -> JSONResponse:

@@ -25,6 +25,12 @@ class ServiceSettings(Settings):
     """Require no key. Only for a machine that nobody else can reach."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
     """Longest request body that is accepted."""
+    max_streams: Annotated[int, Field(ge=1)] = 100
+    """Event streams that may be open at a time."""
+    max_streams_per_key: Annotated[int, Field(ge=1)] = 20
+    """Event streams that one key may have open at a time."""
+    wrong_keys_per_minute: Annotated[int, Field(ge=1)] = 30
+    """Wrong keys from one address after which it gets 429 for further ones."""
     reconcile_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Time between two comparisons of the queue with the records."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -36,9 +37,13 @@ def accept(context: Context, spec: JobSpec, owner: str, idempotency_key: str | N
 
     Raises: what `plan` raises, `IdempotencyConflict`, `StorageFull`.
     """
+    if idempotency_key is not None and (before := context.store.find_submission(spec, owner, idempotency_key)):
+        send(context, before)  # its models or data may be gone since: it is not planned again
+        return Created(before, new=False)
     planned = plan(context, spec)
     job = state_machine.submit(new_job(spec, planned, owner))
     folder = context.settings.job_folder(job.id)
+    context.store.announce(job.id)
     _write(folder.spec, spec)
     try:
         created = context.store.create(job, spec, planned.model_dump(mode="json"), idempotency_key=idempotency_key)
@@ -65,7 +70,17 @@ def send(context: Context, job: Job) -> None:
 
 
 def settle(context: Context) -> None:
-    """Remove the folders of jobs whose write did not reach Redis. Raises: `RedisError` while it does not answer."""
+    """Remove the folders of jobs that have no record. Raises: `RedisError` while it does not answer.
+
+    Those are jobs whose write did not reach Redis, and those at which a process was killed between folder and record.
+    """
+    for job_id in context.store.unsettled():
+        with contextlib.suppress(NotFound):
+            context.store.get(job_id)
+            context.store.settled(job_id)
+            continue
+        shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
+        context.store.settled(job_id)
     for job_id in list(context.unconfirmed):
         try:
             context.store.get(job_id)

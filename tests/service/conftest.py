@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def settings_of(url: str) -> ServiceSettings:
     return SERVERS[url]
 
 
-def start_server(settings: ServiceSettings) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(
+    settings: ServiceSettings, changes: dict[str, str] | None = None, log: Path | None = None
+) -> tuple[subprocess.Popen[bytes], str]:
     """Start a real API process on a socket that already listens, so that requests need not wait for it."""
     listening = socket.create_server(("127.0.0.1", 0))
     assert settings.api_key is not None
@@ -143,9 +146,13 @@ def start_server(settings: ServiceSettings) -> tuple[subprocess.Popen[bytes], st
         "MERGENET_DATA_ROOTS": str(settings.data_roots[0]),
         "MERGENET_API_KEY": settings.api_key.get_secret_value(),
         "MERGENET_RECONCILE_SECONDS": "0.2",
+        **(changes or {}),
     }
     command = [sys.executable, "-m", "service", "--fd", str(listening.fileno())]
-    process = subprocess.Popen(command, env=environment, pass_fds=(listening.fileno(),))
+    with log.open("wb") if log is not None else nullcontext() as output:
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=(listening.fileno(),), stdout=output, stderr=output
+        )
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     listening.close()
     return process, url

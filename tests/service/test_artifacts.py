@@ -119,7 +119,13 @@ def test_a_file_that_differs_from_the_manifest_is_not_served(
     def gone(path: Path) -> None:
         path.unlink()
 
-    for harm in (torn, linked, gone):
+    def flipped(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 1
+        path.write_bytes(content)
+
+    assert client.get(f"/jobs/{job_id}/artifacts/{FILE}").status_code == 200
+    for harm in (flipped, torn, linked, gone):
         harm(settings.job_folder(job_id).artifact / FILE)
         answer = client.get(f"/jobs/{job_id}/artifacts/{FILE}")
         assert answer.status_code == 500, harm.__name__

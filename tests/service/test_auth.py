@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from service.server.app import create_app
 from service.server.settings import ServiceSettings
 from tests.service.conftest import KEY
 
-OPEN = {"/healthz", "/readyz", "/schema/job", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+OPEN = {"/healthz", "/readyz", "/schema/job", "/openapi.json", "/docs"}
 NEEDS_SUBMIT = {("POST", "/jobs"), ("DELETE", "/jobs/{job_id}")} | {
     ("POST", f"/jobs/{{job_id}}/{what}") for what in ("cancel", "pause", "resume", "checkpoint")
 }
@@ -46,7 +47,7 @@ def call(client: TestClient, method: str, path: str, headers: dict[str, str]) ->
 
 
 def test_every_route_but_health_and_description_refuses_without_a_key(settings: ServiceSettings) -> None:
-    client = TestClient(create_app(settings))
+    client = TestClient(create_app(settings.model_copy(update={"wrong_keys_per_minute": 10_000})))
     for method, path in every_route(settings):
         for headers in (
             {},
@@ -97,6 +98,46 @@ def test_keys_are_made_listed_and_revoked(client: TestClient, settings: ServiceS
     assert client.delete("/keys/ci").status_code == 404
     wrong = client.post("/keys", json={"name": "ci", "scopes": ["everything"]})
     assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/scopes/0")
+
+
+@pytest.mark.parametrize("name", ["operator", "Operator", "anonymous"])
+def test_a_key_cannot_be_named_like_the_service_itself(client: TestClient, name: str) -> None:
+    answer = client.post("/keys", json={"name": name, "scopes": ["read"]})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/name")
+    assert client.get("/keys").json() == []
+
+
+def test_a_key_of_a_name_that_is_taken_is_kept_unless_it_is_to_be_replaced(
+    client: TestClient, settings: ServiceSettings
+) -> None:
+    wanted = {"name": "ci", "scopes": ["read"]}
+    old = TestClient(create_app(settings), headers={"X-API-Key": client.post("/keys", json=wanted).json()["key"]})
+    again = client.post("/keys", json=wanted)
+    assert (again.status_code, again.json()["type"]) == (409, "urn:mergenet:problem:state-conflict")
+    assert old.get("/jobs").status_code == 200
+    assert client.post("/keys", json=wanted | {"replace": True}).status_code == 201
+    assert old.get("/jobs").status_code == 401
+    assert len(client.get("/keys").json()) == 1
+
+
+def test_after_many_wrong_keys_further_ones_are_not_looked_at_but_known_ones_work(
+    settings: ServiceSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, new = (create_key(store.redis, name, ("read",)) for name in ("known", "new"))
+    client = TestClient(create_app(settings.model_copy(update={"wrong_keys_per_minute": 5})))
+
+    def status(key: str) -> int:
+        return client.get("/jobs", headers={"X-API-Key": key}).status_code
+
+    assert status(known) == 200
+    assert [status(f"guess {number}") for number in range(5)] == [401] * 5
+    refused = client.get("/jobs", headers={"X-API-Key": "guess"})
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:mergenet:problem:too-many-requests")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (status(known), status(new)) == (200, 429)
+    later = time.monotonic() + 61
+    monkeypatch.setattr("service.server.wrong_keys.time.monotonic", lambda: later)
+    assert (status(new), status("guess")) == (200, 401)
 
 
 def test_a_key_of_any_characters_is_refused_and_not_an_error(client: TestClient) -> None:

@@ -318,9 +318,13 @@ def test_a_file_with_a_wrong_hash_is_not_kept(client: Client, server: str, store
     path = settings_of(server).job_folder(job_id).artifact / "model" / "model.safetensors"
     flipped = bytearray(finishing.WEIGHTS)
     flipped[100] ^= 1
-    path.write_bytes(flipped)  # of the right size, so that the server sends it
-    with pytest.raises(CheckpointInvalid, match="arrived 2 times, each time with another SHA-256"):
+    path.write_bytes(flipped)
+    with pytest.raises(CheckpointInvalid, match=r"on the server's disk differs from the manifest"):
         client.download(job_id, tmp_path)
+    path.write_bytes(finishing.WEIGHTS)
+    other = next(file for file in client.artifacts(job_id).items if file.path.endswith("model.safetensors"))
+    with pytest.raises(CheckpointInvalid, match="arrived 2 times, each time with another SHA-256"):
+        fetch(client._http, other.model_copy(update={"sha256": "0" * 64}), tmp_path)
     assert list((tmp_path / "model").iterdir()) == []
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,12 +17,13 @@ from fastapi.testclient import TestClient
 from mergenet_core.records.events import Metric, Progress
 from mergenet_core.records.record import now
 from mergenet_core.store import events
+from mergenet_core.store.api_keys import create_key
 from mergenet_core.store.jobs import Store
 from service.server.event_stream import PAGE
 from service.server.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.service import finishing
-from tests.service.conftest import KEY, job_document, settings_of
+from tests.service.conftest import KEY, job_document, settings_of, start_server
 
 Post = Callable[..., str]
 
@@ -139,6 +143,57 @@ def test_a_reader_that_disconnects_frees_its_redis_connection(http: httpx2.Clien
         assert time.monotonic() < deadline
         quiet = quiet + 1 if blocked() == 0 else 0
         time.sleep(0.05)
+
+
+def test_streams_are_bounded_for_each_key_and_in_all(settings: ServiceSettings, store: Store) -> None:
+    limits = {"max_streams": 3, "max_streams_per_key": 2}
+    environment = {f"MERGENET_{name.upper()}": str(value) for name, value in limits.items()}
+    key = create_key(store.redis, "reader", ("read", "submit"))
+    process, url = start_server(settings, environment)
+    try:
+        with httpx2.Client(base_url=url, headers={"X-API-Key": KEY}, timeout=10) as http, ExitStack() as streams:
+            path = f"/jobs/{http.post('/jobs', json=job_document()).json()['id']}/events/stream"
+
+            read = []  # an iterator that is dropped ends its stream
+
+            def open_stream(headers: dict[str, str]) -> None:
+                read.append(iter(streams.enter_context(http.sse(path, headers=headers))))
+                next(read[-1])
+
+            for _ in range(2):
+                open_stream({})
+            refused = http.get(path)
+            assert (refused.status_code, refused.json()["type"]) == (429, "urn:mergenet:problem:too-many-requests")
+            assert "the key 'operator' has 2 event streams open" in refused.json()["detail"]
+            open_stream({"X-API-Key": key})
+            assert "3 event streams are open" in http.get(path, headers={"X-API-Key": key}).json()["detail"]
+            streams.close()
+            wait(lambda: _opens(http, path))
+    finally:
+        process.terminate()
+        assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def _opens(http: httpx2.Client, path: str) -> bool:
+    with http.stream("GET", path) as answer:
+        return answer.status_code == 200
+
+
+def test_a_reader_that_leaves_is_no_error(settings: ServiceSettings, store: Store, tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    process, url = start_server(settings, log=log)
+    try:
+        with httpx2.Client(base_url=url, headers={"X-API-Key": KEY}, timeout=10) as http:
+            job_id = http.post("/jobs", json=job_document()).json()["id"]
+            for _ in range(5):
+                with http.sse(f"/jobs/{job_id}/events/stream") as source:
+                    next(iter(source))
+            wait(lambda: int(store.redis.info("clients")["blocked_clients"]) == 0)
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert "Traceback" not in log.read_text()
+    assert "ERROR" not in log.read_text()
 
 
 def wait(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,15 @@ from mergenet_core.records.events import Progress
 from mergenet_core.records.record import now
 from mergenet_core.records.workers import Device, WorkerInfo
 from mergenet_core.spec.parse import digest
-from mergenet_core.store import device_leases
+from mergenet_core.store import device_leases, keys
 from mergenet_core.store.events import set_progress
 from mergenet_core.store.jobs import Store
 from mergenet_core.store.reconciler import reconcile
 from mergenet_core.store.rq_queue import QUEUE
 from mergenet_core.store.worker_registry import remove_worker, report_alive
+from service.server import submission
+from service.server.dependencies import Context
+from service.server.routes import jobs
 from service.server.settings import ServiceSettings
 from tests.service import finishing
 
@@ -92,6 +96,55 @@ def test_the_same_key_and_document_give_the_same_job(
     assert other.status_code == 422
     assert other.json()["type"] == "urn:mergenet:problem:idempotency-conflict"
     assert len(list((settings.home / "jobs").iterdir())) == 1
+
+
+def test_a_repeated_submission_is_answered_although_its_model_is_gone(
+    client: TestClient, document: dict[str, Any], settings: ServiceSettings
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/jobs", json=document, headers=headers).json()
+    shutil.rmtree(settings.model_roots[0] / "mlp")
+    again = client.post("/jobs", json=document, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first["id"]), again.text
+    assert client.post("/jobs", json=document).status_code == 422
+
+
+@pytest.mark.parametrize("when", ["between folder and record", "between record and folder of a deletion"])
+def test_a_folder_that_a_killed_process_left_without_a_record_is_removed(
+    client: TestClient, post: Post, store: Store, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    kept = post()
+    monkeypatch.setattr("service.server.submission.shutil.rmtree", lambda *_, **__: None)  # the dead remove nothing
+    if when == "between folder and record":
+        monkeypatch.setattr(Store, "create", die)
+        with pytest.raises(Killed):
+            submission.accept(context_of(client), store.spec(kept), "someone", None)
+    else:
+        job_id = post()
+        client.post(f"/jobs/{job_id}/cancel")
+        monkeypatch.setattr(Store, "settled", die)
+        with pytest.raises(Killed):
+            jobs.delete_job(context_of(client), job_id)
+    monkeypatch.undo()
+    folders = {folder.name for folder in (settings.home / "jobs").iterdir()}
+    (left,) = folders - {kept}
+    if when == "between folder and record":
+        submission.settle(context_of(client))
+        assert (settings.home / "jobs" / left).exists(), "its request may still be under way"
+        store.redis.zincrby(keys.UNSETTLED, -3601, left)
+    submission.settle(context_of(client))
+    assert [folder.name for folder in (settings.home / "jobs").iterdir()] == [kept]
+    assert store.redis.zcard(keys.UNSETTLED) == 0
+
+
+def context_of(client: TestClient) -> Context:
+    return client.app.state.context  # type: ignore[attr-defined, no-any-return]
 
 
 def test_jobs_are_listed_newest_first_in_pages_by_state_and_label(client: TestClient, post: Post, store: Store) -> None:

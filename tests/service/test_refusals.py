@@ -251,6 +251,7 @@ def test_a_job_too_large_for_every_worker_is_refused(
     [
         ("/jobs?limit=0", "limit: input should be greater than or equal to 1 (given: '0')"),
         ("/jobs?limit=500", "limit: input should be less than or equal to 200"),
+        ("/jobs?after=zzz", "after: string should match pattern"),
         ("/jobs?status=done", "status 'done' is not a state; there are validating, queued"),
         ("/jobs?label=vision", "label 'vision' is not name=value"),
         ("/jobs/JOB/events?after=yesterday", "after: string should match pattern"),
@@ -268,3 +269,5 @@ def test_a_wrong_parameter_is_refused(client: TestClient, post: Callable[..., st
     answer = client.get(path.replace("JOB", post()))
     assert answer.status_code == 422
     assert sentence in answer.json()["detail"]
+    name = path.partition("?")[2].partition("=")[0]
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == [f"?{name}"]

@@ -126,7 +126,7 @@ def test_a_job_for_which_redis_has_no_memory_leaves_nothing(
     own_redis.client().config_set("maxmemory", "1")
     answer = shaky.post("/jobs", json=document)
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:mergenet:problem:unavailable"), answer.text
-    assert list((tmp_path / "home" / "jobs").iterdir()) == []
+    assert list(tmp_path.glob("home/jobs/*")) == []
     own_redis.client().config_set("maxmemory", "0")
     assert shaky.get("/jobs").json()["items"] == []
     assert shaky.post("/jobs", json=document).status_code == 202
@@ -191,7 +191,9 @@ def test_unknown_paths_and_methods_and_internal_errors_are_problems(
         assert problem["type"] == f"urn:mergenet:problem:{code}"
         assert problem["instance"] == unquote(path)
         assert "secret" not in answer.text
-    assert client.put("/jobs").headers["allow"]
+    assert client.put("/jobs").headers["allow"] == "GET, POST"
+    assert client.put(f"/jobs/{posted}").headers["allow"] == "DELETE, GET"
+    assert client.put("/docs").headers["allow"] == "GET"
 
 
 def test_the_schema_accepts_the_job_and_refuses_a_wrong_one(client: TestClient, document: dict[str, Any]) -> None:
@@ -212,8 +214,23 @@ def test_the_openapi_document_describes_every_route_and_its_problems(client: Tes
             if path not in ("/healthz", "/readyz", "/schema/job"):
                 assert operation["security"], (method, path)
                 assert {"401", "403"} <= set(operation["responses"]), (method, path)
+    assert "HTTPValidationError" not in str(document)
+    assert "415" in document["paths"]["/jobs"]["post"]["responses"]
+    report = document["paths"]["/jobs/{job_id}/report"]["get"]["responses"]["200"]
+    assert report["content"]["application/json"]["schema"]["$ref"].endswith("/Report")
     references = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_no_page_loads_anything_from_elsewhere_and_every_answer_says_so(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert "<code>POST /jobs/{job_id}/cancel</code>" in page.text
+    assert "http" not in page.text.replace("http.", "")
+    assert "<script" not in page.text
+    for path in ("/docs", "/jobs", "/nothing", "/openapi.json"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"].startswith("default-src 'none';")
 
 
 def test_metrics_show_jobs_and_workers(client: TestClient, post: Callable[..., str]) -> None:
@@ -227,7 +244,15 @@ def test_metrics_show_jobs_and_workers(client: TestClient, post: Callable[..., s
 
 def test_metrics_count_requests_by_method_route_and_status(client: TestClient, post: Callable[..., str]) -> None:
     job_id = post()
-    for path in (f"/jobs/{job_id}", f"/jobs/{job_id}", "/jobs/nothing", "/no/such/route", "/metrics"):
+    for path in (
+        f"/jobs/{job_id}",
+        f"/jobs/{job_id}",
+        "/jobs/nothing",
+        "/no/such/route",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+    ):
         client.get(path)
     client.get("/jobs", headers={"Authorization": "Bearer wrong"})
     client.request("BREW", "/jobs")
@@ -243,6 +268,8 @@ def test_metrics_count_requests_by_method_route_and_status(client: TestClient, p
         ("GET", "/jobs/{job_id}", "404"): 1.0,
         ("GET", "unmatched", "404"): 1.0,
         ("GET", "/metrics", "200"): 1.0,
+        ("GET", "/docs", "200"): 1.0,
+        ("GET", "/openapi.json", "200"): 1.0,
         ("GET", "/jobs", "401"): 1.0,
         ("other", "/jobs", "405"): 1.0,
     }

@@ -164,7 +164,6 @@ def test_copies_are_for_images_without_unlabelled_ones() -> None:
     [
         ("/seeds", [1, 1], "/seeds"),
         ("/arms", ["transfer"], "/arms"),
-        ("/target/data/unlabelled", "pool.jsonl", "/target/data/unlabelled"),
         ("/target/data/unlabelled_limit", 5, "/target/data/unlabelled_limit"),
         ("/train/warmup_steps", 10, "/train/warmup_steps"),
         ("/resources", {"strategy": "single", "devices": 2}, "/resources/strategy"),

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from mergenet_core.errors import CheckpointInvalid, NotFound
 from mergenet_core.records.artifacts import Artifact, Manifest
 from mergenet_core.records.job import Job
-from mergenet_core.storage.published_folder import MANIFEST, read_manifest, sha256
+from mergenet_core.storage.published_folder import MANIFEST, read_manifest, sha256, verified
 from service.schemas import ArtifactFile, ArtifactList
 from service.server.auth import needs
 from service.server.dependencies import Context, Ctx, JobId
@@ -55,7 +55,7 @@ def get_artifact(context: Ctx, job_id: JobId, path: str, request: Request) -> Re
     if entry is None:
         raise NotFound(f"the result has no file {path!r}; GET /jobs/{job_id}/artifacts lists its files")
     file = folder / entry.path
-    if not file.is_file() or file.stat().st_size != entry.bytes or not file.resolve().is_relative_to(folder.resolve()):
+    if not file.resolve().is_relative_to(folder.resolve()) or not verified(file, entry):
         raise CheckpointInvalid(f"{path} on the server's disk differs from the manifest, so it is not served")
     return file_response(request, file, sha256=entry.sha256, filename=file.name)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from mergenet_core.errors import NotFound, SpecInvalid
+from mergenet_core.errors import FieldError, NotFound, SpecInvalid
+from mergenet_core.records.api_keys import ApiKey
 from mergenet_core.records.job import Job, Trial
 from mergenet_core.store import events
 from service.schemas import EventPage, MetricSeries
@@ -47,21 +46,26 @@ def _exists(context: Ctx, job_id: JobId) -> None:
     "/events/stream",
     # checked before the stream begins, while the response can still be a problem
     dependencies=[needs("read"), Depends(_exists)],
-    responses={**responses(401, 403, 404, 422, 503)},
-    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **responses(401, 403, 404, 422, 429, 503),
+    },
+    response_class=Response,
     summary="Events as they happen",
 )
 async def stream_events(
     context: Ctx,
+    key: Annotated[ApiKey, needs("read")],
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(pattern=EVENT_ID, description="Start after this event.")] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> Response:
     """Server-sent events: the job's past events, then new ones as they happen; `progress` at most once a second.
 
     The stream ends when the job has ended and all its events were sent. `progress` has no id and is not repeated.
     """
-    async for item in event_stream.follow(context.stream_redis, job_id, last_event_id or "0"):
-        yield item
+    context.streams.check(key.name)
+    content = event_stream.follow(context.stream_redis, job_id, last_event_id or "0")
+    return event_stream.EventStream(content, context.streams, key.name)
 
 
 @router.get(
@@ -140,4 +144,5 @@ def _trial(job: Job, trial_id: str) -> Trial:
         return job.trial(trial_id)
     except KeyError:
         known = ", ".join(trial.id for trial in job.trials)
-        raise SpecInvalid(f"trial {trial_id!r} is not one of this job's: {known}") from None
+        message = f"trial {trial_id!r} is not one of this job's: {known}"
+        raise SpecInvalid(message, errors=(FieldError("?trial", message),)) from None

@@ -8,17 +8,18 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from mergenet_core.errors import NotFound, SpecInvalid
+from mergenet_core.errors import FieldError, NotFound, SpecInvalid
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.api_keys import ApiKey
 from mergenet_core.records.job import Job, JobState, Request
+from mergenet_core.results.report import Report
 from mergenet_core.store import events
 from mergenet_core.store.worker_registry import workers
 from service.schemas import CheckpointList, JobPage, JobSummary, JobView, TrialCheckpoint, Validation
 from service.server import submission
 from service.server.auth import needs
-from service.server.dependencies import Context, Ctx, JobId
+from service.server.dependencies import JOB_ID, Context, Ctx, JobId
 from service.server.problem_details import responses
 from service.server.request_body import JOB_BODY, Document
 
@@ -31,7 +32,7 @@ _STATES: tuple[JobState, ...] = get_args(JobState)
     "",
     status_code=202,
     response_model=JobView,
-    responses={**responses(401, 403, 413, 422, 503)},
+    responses={**responses(401, 403, 413, 415, 422, 503, 507)},
     openapi_extra=JOB_BODY,
     summary="Queue a job",
 )
@@ -60,7 +61,7 @@ def post_job(
 @router.post(
     "/validate",
     dependencies=[needs("read")],
-    responses={**responses(401, 403, 413, 422, 503)},
+    responses={**responses(401, 403, 413, 415, 422, 503)},
     openapi_extra=JOB_BODY,
     summary="Check a job without queueing it",
 )
@@ -74,7 +75,7 @@ def list_jobs(
     context: Ctx,
     status: Annotated[str | None, Query(description="Only jobs in this state.")] = None,
     label: Annotated[str | None, Query(description="Only jobs with this label, as `name=value`.")] = None,
-    after: Annotated[str | None, Query(max_length=100, description="The `next` of the previous page.")] = None,
+    after: Annotated[str | None, Query(pattern=JOB_ID, description="The `next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
     """A page of jobs, newest first."""
@@ -101,6 +102,7 @@ def delete_job(context: Ctx, job_id: JobId) -> None:
     """Delete a finished job and its folder, including the result."""
     context.store.delete(job_id)
     shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
+    context.store.settled(job_id)
 
 
 def _add_request_route(what: Request, summary: str, text: str) -> None:
@@ -172,7 +174,7 @@ def get_checkpoints(context: Ctx, job_id: JobId) -> CheckpointList:
 @router.get(
     "/{job_id}/report",
     dependencies=[needs("read")],
-    responses={**responses(401, 403, 404, 503)},
+    responses={200: {"model": Report}, **responses(401, 403, 404, 503)},
     summary="Show the report",
     response_class=JSONResponse,
 )
@@ -235,7 +237,8 @@ def _state(text: str | None) -> JobState | None:
     for state in _STATES:
         if text == state:
             return state
-    raise SpecInvalid(f"status {text!r} is not a state; there are {', '.join(_STATES)}")
+    message = f"status {text!r} is not a state; there are {', '.join(_STATES)}"
+    raise SpecInvalid(message, errors=(FieldError("?status", message),))
 
 
 def _label(text: str | None) -> tuple[str, str] | None:
@@ -243,5 +246,6 @@ def _label(text: str | None) -> tuple[str, str] | None:
         return None
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise SpecInvalid(f"label {text!r} is not name=value; write for example label=team=vision")
+        message = f"label {text!r} is not name=value; write for example label=team=vision"
+        raise SpecInvalid(message, errors=(FieldError("?label", message),))
     return name, value

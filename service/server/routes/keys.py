@@ -24,6 +24,8 @@ class KeyRequest(BaseModel):
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w.@-]+$")
     scopes: list[Scope] = Field(min_length=1)
+    replace: bool = False
+    """Revoke the key of that name, if there is one."""
 
 
 @router.get("", responses={**responses(401, 403, 503)}, summary="List keys")
@@ -35,20 +37,20 @@ def list_keys(context: Ctx) -> list[KeyView]:
 @router.post(
     "",
     status_code=201,
-    responses={**responses(401, 403, 413, 422, 503)},
+    responses={**responses(401, 403, 409, 413, 415, 422, 503)},
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": KeyRequest.model_json_schema()}}}
     },
     summary="Create a key",
 )
 def post_key(context: Ctx, body: Body) -> NewKey:
-    """Create a key, which is shown only in this response. It replaces a key of the same name."""
+    """Create a key, which is shown only in this response. A key of the same name is kept unless `replace` is true."""
     try:
         wanted = KeyRequest.model_validate(json_object(body))
     except ValidationError as error:
         details = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(details) from None
-    key = api_keys.create_key(context.redis, wanted.name, tuple(wanted.scopes))
+    key = api_keys.create_key(context.redis, wanted.name, tuple(wanted.scopes), replace=wanted.replace)
     return NewKey(name=wanted.name, scopes=list(wanted.scopes), key=key)
 
 
