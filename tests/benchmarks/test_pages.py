@@ -15,6 +15,7 @@ EVIDENCE = ROOT / "docs" / "evidence"
     [
         ("sharding_page", "sharding"),
         ("adapter_cost", "adapter_cost"),
+        ("adapter_rates", "adapter_rates"),
         ("pack_cost", "packs"),
         ("search", "LOG"),
         ("auto_null", "auto_null"),
