@@ -48,7 +48,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/load.py
 
 evidence: .venv/installed
-	$(BIN)/python examples/fetch.py minilm mobilenet bbc fashion-mnist fashion-cifar wordnet easy-vqa stamps
+	$(BIN)/python examples/fetch.py minilm mobilenet bbc fashion-mnist fashion-cifar newsgroups r8 wordnet easy-vqa stamps
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/search.py
 

