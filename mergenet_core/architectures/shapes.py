@@ -35,6 +35,17 @@ def shapes_from_config(config: JsonObject, task: TaskName | None = None) -> dict
     return shapes | {spec.name: spec.stored_shape(dimensions) for spec in heads}
 
 
+def head_names(config: JsonObject, task: TaskName) -> frozenset[str]:
+    """Names of the weights of the head for the task; none for a family that is not known here, or has no such head."""
+    names = shapes_from_config(config, task) or {}
+    family = find_family(str(config.get("model_type")))
+    if family is None:  # the towers of two encoders have no weights under other names
+        return frozenset(names)
+    head = family.heads[TASKS[task].head_task] if names else None
+    prefixes = tuple(prefix for prefix in {family.prefix, head and head.prefix} if prefix)
+    return frozenset(name for name in names if not name.startswith(prefixes))
+
+
 def _two_tower_shapes(family: TwoTowerFamily, config: JsonObject) -> dict[str, tuple[int, ...]] | None:
     shapes: dict[str, tuple[int, ...]] = {}
     for tower, own in zip(family.towers, tower_configs(config).values(), strict=True):

@@ -212,6 +212,19 @@ def names_in_files(name: str, prefix: str) -> list[str]:
     return [name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
 
 
+def names_not_in_files(model: nn.Module, folder: Path) -> list[str]:
+    """The model's weights that none of the folder's files has, under any name of theirs."""
+    saved, prefix = inspect_model(folder).shapes, body_prefix(model)
+    names: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    return [
+        tied[0]
+        for tied in names.values()
+        if not any(stored in saved for name in tied for stored in names_in_files(name, prefix))
+    ]
+
+
 def is_head(name: str, prefix: str) -> bool:
     """Whether a weight belongs to the head, which depends on the label space."""
     return is_label_head(name) or (prefix != "" and not name.startswith(f"{prefix}."))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.shapes import head_names
 from mergenet_core.architectures.two_tower_config import tower_configs
 from mergenet_core.errors import FieldError, SpecInvalid
 from mergenet_core.model_files.knowledge_pack import Pack
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.records.job import Candidate
-from mergenet_core.spec.job import JobSpec
+from mergenet_core.spec.job import DistillSpec, JobSpec
 from mergenet_core.spec.json_values import JsonObject, get_object
-from mergenet_core.spec.task_info import TASKS
+from mergenet_core.spec.task_info import TASKS, TaskInfo
 
 _LAYERS_MAX, _SIZE_MAX = 1_000, 10_000_000
 _ENTRIES_MAX = 100_000
@@ -47,22 +49,46 @@ def check_sizes(config: JsonObject, field: str) -> None:
             raise SpecInvalid(f"{field}.{name} has {len(value)} entries; {_ENTRIES_MAX} is the most")
 
 
-def check_distillation(spec: JobSpec, source: ModelInfo | None) -> None:
-    """Refuse distillation for a task that has none, or from a source that has no head for it. Raises: `SpecInvalid`."""
-    distilling = spec.distilling_arms
-    if distilling and not TASKS[spec.target.task].one_label:
-        able = ", ".join(name for name, task in TASKS.items() if task.one_label)
-        raise SpecInvalid(
-            f"arms: {distilling[0]} needs a task with one label per example ({able}), the target "
-            f"learns {spec.target.task}; leave {' and '.join(distilling)} out",
-            errors=(FieldError("/arms", f"{distilling[0]} does not go with {spec.target.task}; leave it out"),),
-        )
-    if not distilling or source is None:
+def check_distillation(spec: JobSpec, source: ModelInfo | None, target: ModelInfo | None) -> None:
+    """Refuse distillation from a source that cannot teach the target's task.
+
+    What is not known before a worker has opened the models is checked there, before the first step.
+    Raises: `SpecInvalid`, `ModelRefused`.
+    """
+    distilling, task = " and ".join(spec.distilling_arms), TASKS[spec.target.task]
+    if not distilling:
         return
-    teacher = spec.transfer.distill and spec.transfer.distill.teacher
-    headless = source.labels is None if spec.source.train is None else spec.source_task != spec.target.task
-    if teacher is None and headless:
+    distill = spec.transfer.distill or DistillSpec()
+    if distill.loss == "dkd" and task.several_right:
         raise SpecInvalid(
-            "transfer.distill.teacher is missing: the source has no head for the target's labels, so it cannot teach "
-            "them; give teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill arms out"
+            f"transfer.distill.loss dkd sets one right label apart, and in {task.name} several can be right; take kd"
         )
+    if source is None:
+        return
+    check_config(source.config, task.name, where="source.model")
+    if distill.teacher is None and _has_no_head(spec, source):
+        raise SpecInvalid(
+            f"transfer.distill.teacher is missing: the source has no head for {_what_is_taught(task)}, so it cannot "
+            "teach as it is; give teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill "
+            "arms out"
+        )
+    vocabularies = {model.vocabulary for model in (source, target) if model is not None and model.vocabulary}
+    if task.by_token and len(vocabularies) > 1:
+        raise SpecInvalid(
+            f"arms: {distilling}: the outputs of {task.name} belong to tokens, and source and target have different "
+            "tokenizers; give both the same one (target.model.tokenizer, source.model.tokenizer), or leave "
+            f"{distilling} out",
+            errors=(FieldError("/arms", f"source and target have different tokenizers; leave {distilling} out"),),
+        )
+
+
+def _has_no_head(spec: JobSpec, source: ModelInfo) -> bool:
+    if spec.source.train is not None:
+        return spec.source_task != spec.target.task
+    if TASKS[spec.target.task].fixed_labels is None and source.labels is None:
+        return True
+    return not head_names(source.config, spec.target.task) <= source.shapes.keys()
+
+
+def _what_is_taught(task: TaskInfo) -> str:
+    return "the target's labels" if task.fixed_labels is None else f"{task.name}"

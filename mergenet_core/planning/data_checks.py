@@ -43,8 +43,8 @@ def check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None
     if data.unlabelled is not None:
         where = f"{field}.unlabelled"
         path = roots.dataset(data.unlabelled, where)
-        columns = tuple(name for name in TASKS[task].columns(data) if name != data.label)
-        _check_split(path, columns, where, task)
+        if _check_split(path, TASKS[task].input_columns(data), where, task) and TASKS[task].names_image_files:
+            find_images(path, data, roots, where)
         _check_apart(path, data, roots, field)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mergenet_core.model_files.model_info import ModelInfo
 from mergenet_core.pairing.result import Pairing
-from mergenet_core.planning.memory import LearnerSpec, process_memory
+from mergenet_core.planning.memory import LearnerSpec, process_memory, taught
 from mergenet_core.planning.plan import Estimate, ProcessMemory, Strategy
 from mergenet_core.planning.transfer_memory import TransferMemory, transfer_memory
 from mergenet_core.spec.job import DistillSpec, JobSpec, ResourcesSpec, TrainSpec
@@ -61,10 +61,11 @@ def _trial_memory(
         added_bytes += own.device_bytes
     if "sham-untrained" in spec.arms:  # it is built as a whole, where a source is read one weight at a time
         added_bytes += _BYTES * (_count(source) or 0)
-    if spec.transfer.distill is not None and spec.transfer.distill.copies:  # the teacher reads them in every step
+    if spec.distilling_arms or spec.may_fit:  # the source reads a batch of every step
         added_bytes += _BYTES * (_count(source) or 0)
-    if spec.may_fit:  # the source reads a batch of every step
-        added_bytes += _BYTES * (_count(source) or 0)
+    if spec.distilling_arms:
+        read = LearnerSpec(source, spec.target.task, data, _taught_batch(spec))
+        added_bytes += taught(read, spec.resources)
     learner = LearnerSpec(target, spec.target.task, data, _largest_batch(spec))
     arm = process_memory(name, learner, spec.resources, added_bytes)
     found = [arm] if own is None else [arm, own]
@@ -84,7 +85,17 @@ def _largest_batch(spec: JobSpec) -> TrainSpec:
     if not (spec.target.data.has_unlabelled or distill.copies or spec.may_fit):
         return spec.train
     labelled = spec.train.batch_size if distill.task_share or spec.may_fit else 0
-    batch_size = max(spec.train.batch_size, spec.pool_batch_size + labelled)
+    unlabelled = spec.pool_batch_size if spec.may_fit else 0
+    if spec.distilling_arms:
+        unlabelled = max(unlabelled, _taught_batch(spec).batch_size)
+    batch_size = max(spec.train.batch_size, unlabelled + labelled)
+    return spec.train.model_copy(update={"batch_size": batch_size})
+
+
+def _taught_batch(spec: JobSpec) -> TrainSpec:
+    """The target's training with the inputs of a step that the teacher reads in its batch."""
+    copies = spec.transfer.distill is not None and spec.transfer.distill.copies
+    batch_size = spec.pool_batch_size if spec.target.data.has_unlabelled else spec.train.batch_size * (1 + copies)
     return spec.train.model_copy(update={"batch_size": batch_size})
 
 

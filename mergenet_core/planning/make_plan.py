@@ -50,7 +50,7 @@ def make_plan(spec: JobSpec, roots: Roots, home: Path, workers: Sequence[WorkerI
         models = source_info(spec, roots), target_info(spec, roots)
         notes = [model.note for model in models if isinstance(model, UnknownModel)]
         source, target = (None if isinstance(model, UnknownModel) else model for model in models)
-        check_distillation(spec, source)
+        check_distillation(spec, source, target)
         pairings = _pairings(spec, source, target, roots)
         laid_out = trials(spec, tuple(pairings))
         check_user_config(spec.resources.deepspeed)

@@ -36,6 +36,9 @@ _SCORES = 2.25
 """Numbers kept for a pair of tokens and a head, where attention drops some: softmax, mask, and both together."""
 _LOGITS = 3
 """Numbers kept for a token and an entry of the vocabulary: logits, their log-probabilities, and their gradient."""
+_TAUGHT = 6
+"""Numbers that a distillation adds for a token and an entry of the vocabulary: the teacher's logits, both models'
+log-probabilities at the temperature, and what the divergence is computed of."""
 _LANGUAGE_MODELLING = ("causal-language-modelling", "masked-language-modelling")
 _TAKEN = 3
 """Copies of a weight's shard while a transfer or the optimizer changes it."""
@@ -163,9 +166,20 @@ def activations(learner: LearnerSpec, resources: ResourcesSpec) -> int:
 def evaluated(learner: LearnerSpec, resources: ResourcesSpec) -> int:
     """Bytes that a forward pass of an evaluation holds at once: a block's outputs, or a head's."""
     examples = -(-max(EVALUATED, learner.train.batch_size) // (resources.devices * resources.nodes))
+    return _forward(learner, examples, 1)
+
+
+def taught(learner: LearnerSpec, resources: ResourcesSpec) -> int:
+    """Bytes that a distillation holds at once of a micro-batch: a teacher's forward pass, and the divergence."""
+    examples = learner.train.batch_size // (resources.devices * resources.nodes * learner.train.micro_batches)
+    return _forward(learner, examples, _TAUGHT / _LOGITS)
+
+
+def _forward(learner: LearnerSpec, examples: int, heads: float) -> int:
+    """Bytes that a forward pass without a backward pass holds: a block's outputs, or so many times a head's."""
     example = _example(learner)
     low = 2 if learner.train.precision == "bf16" else _BYTES
-    return int(low * examples * max(max(example.blocks, default=0.0) / _KEPT, example.outside))
+    return int(low * examples * max(max(example.blocks, default=0.0) / _KEPT, heads * example.outside))
 
 
 @dataclass(frozen=True)

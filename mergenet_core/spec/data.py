@@ -34,9 +34,9 @@ class DataSpec(Strict):
     validation: PathText | None = None
     """The split that weights are selected by; default: examples held out of `train`."""
     unlabelled: PathText | None = None
-    """Classification: inputs without labels, in any form of `train`; a label column is not needed and never read."""
+    """Inputs without labels or answers, in any form of `train`; a column of these is not needed and never read."""
     unlabelled_from_train: bool = False
-    """Classification: use rows of `train` as unlabelled inputs: the labelled ones and those that `train_limit` leaves
+    """Use rows of `train` as unlabelled inputs: the labelled ones and those that `train_limit` leaves
     out, but never the ones held out for validation."""
     unlabelled_limit: Annotated[int, Field(ge=1)] | None = None
     """Use this number of unlabelled inputs only, drawn by the trial's seed; the same in every arm of that seed."""

@@ -258,9 +258,6 @@ class JobSpec(Strict):
                     "unlabelled_from_train, or leave it out"
                 )
             return self
-        if not TASKS[self.target.task].one_label:
-            able = ", ".join(name for name, info in TASKS.items() if info.one_label)
-            raise ValueError(f"target.data.unlabelled is for {able}, not for {self.target.task}; leave it out")
         if self.transfer.method not in ("fit", "auto") and not self.distilling_arms:
             raise ValueError(
                 f"target.data.unlabelled is used by method fit and by the arms {', '.join(DISTILLS)}: name one, "

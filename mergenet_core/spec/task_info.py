@@ -28,6 +28,8 @@ class TaskInfo:
     """What its model reads: texts come through a tokenizer, images through an image processor."""
     columns: Callable[[DataSpec], tuple[str, ...]]
     """The columns that a table of examples must have."""
+    answer_column: Callable[[DataSpec], str] | None = None
+    """Of these the one with what is to be learned, which unlabelled inputs lack; None where the inputs are all."""
     metric: str
     """The metric that selection and report use; higher is better."""
     auto_class: str
@@ -37,7 +39,11 @@ class TaskInfo:
     head: str = ""
     """The task whose heads and model types it uses; empty for its own."""
     one_label: bool = False
-    """Each example has one label out of a fixed set, so a teacher's logits can be distilled."""
+    """Each example has one label out of a fixed set."""
+    several_right: bool = False
+    """Several labels can be right for an example, so DKD, which sets one apart, does not apply."""
+    by_token: bool = False
+    """Its outputs belong to tokens, so a teacher's can be compared only if it has the same tokenizer."""
     fixed_labels: tuple[str, ...] | None = None
     """The label space, where it is the same for every data set: empty for a head over the vocabulary."""
     contrastive: bool = False
@@ -71,6 +77,11 @@ class TaskInfo:
         """Whether the JSON files of its data set name images that lie in a folder."""
         return self.reads_images and bool(self.dataset_keys)
 
+    def input_columns(self, data: DataSpec) -> tuple[str, ...]:
+        """The columns that a table of unlabelled inputs must have."""
+        answer = None if self.answer_column is None else self.answer_column(data)
+        return tuple(name for name in self.columns(data) if name != answer)
+
     def is_dataset_json(self, head: str) -> bool:
         """Whether a JSON file that begins with `head` is in the form of the task's data set, and not a table."""
         return any(json.dumps(key) in head for key in self.dataset_keys)
@@ -90,6 +101,7 @@ TASKS: Mapping[str, TaskInfo] = {
             loader="text_classification:load_text_classification",
             inputs=("text",),
             columns=lambda data: (data.text, data.label),
+            answer_column=lambda data: data.label,
             metric="accuracy",
             auto_class="AutoModelForSequenceClassification",
             pipeline_tag="text-classification",
@@ -100,6 +112,7 @@ TASKS: Mapping[str, TaskInfo] = {
             loader="image_classification:load_image_classification",
             inputs=("images",),
             columns=lambda data: (data.image, data.label),
+            answer_column=lambda data: data.label,
             metric="accuracy",
             auto_class="AutoModelForImageClassification",
             pipeline_tag="image-classification",
@@ -112,9 +125,11 @@ TASKS: Mapping[str, TaskInfo] = {
             loader="question_answering.task:load_question_answering",
             inputs=("text",),
             columns=lambda data: (data.question, data.context, data.answers),
+            answer_column=lambda data: data.answers,
             metric="f1",
             auto_class="AutoModelForQuestionAnswering",
             pipeline_tag="question-answering",
+            by_token=True,
             fixed_labels=("start", "end"),
             dataset_keys=("paragraphs",),
         ),
@@ -126,6 +141,7 @@ TASKS: Mapping[str, TaskInfo] = {
             metric="token_accuracy",
             auto_class="AutoModelForCausalLM",
             pipeline_tag="text-generation",
+            by_token=True,
             fixed_labels=(),
         ),
         TaskInfo(
@@ -136,6 +152,7 @@ TASKS: Mapping[str, TaskInfo] = {
             metric="token_accuracy",
             auto_class="AutoModelForMaskedLM",
             pipeline_tag="fill-mask",
+            by_token=True,
             fixed_labels=(),
         ),
         TaskInfo(
@@ -143,9 +160,11 @@ TASKS: Mapping[str, TaskInfo] = {
             loader="visual_question_answering.task:load_visual_question_answering",
             inputs=("text", "images"),
             columns=lambda data: (data.image, data.question, data.answers),
+            answer_column=lambda data: data.answers,
             metric="accuracy",
             auto_class="AutoModelForVisualQuestionAnswering",
             pipeline_tag="visual-question-answering",
+            several_right=True,
             dataset_keys=("questions",),
             separate_annotations=True,
         ),

@@ -26,15 +26,19 @@ class PairSpec(Strict):
 class DistillSpec(Strict):
     """Output distillation, used by the arms `distill` and `transfer+distill`.
 
+    What is distilled: the labels' probabilities; in question answering the distributions of the answer's first and last
+    token; in language modelling the tokens' at each position to predict; in visual question answering each label's
+    probability against the rest; in retrieval each image's captions and each caption's images in the batch.
+
     Where `target.data` has unlabelled inputs, the teacher's loss is taken on a batch of these, in addition
     to the labelled loss of the labelled batch.
     """
 
     loss: Literal["kd", "dkd"] = "kd"
     """Hinton's KD (arXiv 1503.02531), or decoupled KD (arXiv 2203.08679); where an input has no label, DKD takes the
-    teacher's most probable one."""
+    teacher's most probable one. DKD is not for visual question answering, where several labels can be right."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """KD: loss = (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD."""
+    """KD: loss = (1 − w)·L + w·KD for w ≤ 1, else L + w·KD; DKD: L + w·DKD; L is the task's loss."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
     """Softens both distributions; the loss is scaled by its square."""
     target_class_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -44,8 +48,8 @@ class DistillSpec(Strict):
     pool_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Unlabelled inputs per step, over all devices and micro-batches; default: `train.batch_size`."""
     copies: bool = False
-    """Image classification without unlabelled images: take the teacher's loss on copies of the step's images, each
-    mixed with another one, shifted and mirrored anew at every step; the teacher reads them in the step."""
+    """Image classification without unlabelled images: take the teacher's loss on the step's images and on a copy of
+    each, mixed with another one, shifted and mirrored anew at every step; the teacher reads them in the step."""
     teacher: TrainSpec | None = None
     """First fine-tune a copy of the source, with a head for the target's labels, on the trial's examples."""
 

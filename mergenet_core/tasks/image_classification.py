@@ -14,7 +14,7 @@ from mergenet_core.tasks.data.augment import crop_flip, draw_partners, mix
 from mergenet_core.tasks.data.images import ImageColumn, check_channels
 from mergenet_core.tasks.data.labels import Labelled, read_labelled
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
-from mergenet_core.tasks.data.tables import Table
+from mergenet_core.tasks.data.tables import Table, read_table
 from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.task import Classification, TaskInputs
 
@@ -44,15 +44,19 @@ class PixelExamples:
             batch["pixel_values"] = crop_flip(batch["pixel_values"], index_b, len(self), seed, self.pixels.shift_c)
         return batch
 
-    def copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
-        """Each image mixed with another of the split, both shifted and mirrored, by `seed` and its index."""
+    def with_copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """The images, then each of them mixed with another, both shifted and mirrored, by `seed` and its index.
+
+        Training sees the images as they are as well, because BatchNorm's statistics are used on such ones.
+        Shapes: (2 · b, c, h, w).
+        """
         partner_n, share_n = draw_partners(len(self), seed)
         black_c = self.pixels.shift_c
         first, second = (
             crop_flip(self.pixels.batch(image_b), image_b, len(self), seed + number, black_c)
             for number, image_b in enumerate((index_b, partner_n[index_b]), start=1)
         )
-        return {"pixel_values": mix(first, second, share_n[index_b])}
+        return {"pixel_values": torch.cat([self.pixels.batch(index_b), mix(first, second, share_n[index_b])])}
 
     def evaluation_order(self) -> Tensor:
         """As they were read: all have one size."""
@@ -79,14 +83,16 @@ def load_image_classification(inputs: TaskInputs) -> Classification:
     def examples(split: Labelled, rows: Tensor, augments: bool = False) -> PixelExamples:
         return PixelExamples(pixels(split.table, rows), split.labels_n[rows], augments)
 
-    pool = read_unlabelled(inputs, data.image, splits)
+    pool = read_unlabelled(
+        inputs, splits.map(lambda split: split.table), lambda name: read_table(inputs, name, (data.image,))
+    )
     return Classification(
         labels=labels,
         train=examples(splits.train, splits.train_rows, data.augment == "crop-flip"),
         validation=examples(splits.validation, splits.validation_rows),
         test=examples(splits.test, splits.test_rows),
         processor=processor,
-        unlabelled=PixelExamples(pixels(pool.table, pool.rows), None) if pool else None,
+        unlabelled=PixelExamples(pixels(pool.split, pool.rows), None) if pool else None,
         settings={"image_size": data.image_size, "num_channels": channels},
         data_summary=splits.summary() | (pool.summary() if pool else {}),
     )

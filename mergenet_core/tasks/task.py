@@ -1,6 +1,6 @@
 """What the training loop asks of a task: examples by index, a loss, a score.
 
-Legend: b examples of a batch, n examples of a split, l labels.
+Legend: b examples of a batch, n examples of a split, l labels, r rows, a alternatives.
 """
 
 from __future__ import annotations
@@ -23,6 +23,19 @@ Batch: TypeAlias = Mapping[str, Tensor]
 """The tensors of some examples by name: the model's keyword arguments, and what is to be predicted."""
 Outputs: TypeAlias = Mapping[str, Tensor]
 """What a model returns, by name: `logits`, or for some tasks other tensors."""
+EXCLUDED = -1e30
+"""The logit of an alternative that cannot be chosen: its probability is 0, also after a division by a temperature."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Scores of a model's alternatives, one of which it chooses in each row; a distillation compares two models'."""
+
+    logits_ra: Tensor
+    right_r: Tensor | None = None
+    """The right alternative of each row; None where none is known."""
+    weight: float = 1.0
+    """The factor of the mean over the rows in the task's loss."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,11 @@ class Augmented(Protocol):
 class Copied(Protocol):
     """Examples of which a distillation can make changed copies, whose labels are not known."""
 
-    def copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
-        """The inputs of a copy of each example; what it becomes depends on the seed and its index alone."""
+    def with_copies(self, index_b: Tensor, seed: int) -> dict[str, Tensor]:
+        """The inputs of the examples, then of a copy of each, which depends on the seed and the example's index alone.
+
+        Shapes: (2 · b, …).
+        """
 
 
 @runtime_checkable
@@ -100,6 +116,13 @@ class Task(Protocol):
     @property
     def evaluation_batch(self) -> int:
         """Examples of a forward pass in evaluation, where the training batch is smaller."""
+
+    @property
+    def row_outputs(self) -> tuple[str, ...]:
+        """The outputs that `choices` reads, where each has one row per example, with a number per label.
+
+        A frozen teacher's are then stored for all examples. Empty where they are larger, or depend on the batch.
+        """
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -136,6 +159,12 @@ class Task(Protocol):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of a batch: each example counts the same, or by its weight where examples are `Weighted`."""
 
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """What a model chooses of in a batch, for the comparison with a teacher that read the same examples.
+
+        The distillation's loss is the mean over the entries. The batch may be without targets.
+        """
+
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """What is kept of a forward pass for `measure`: one row per example, of the same shape in every batch."""
 
@@ -168,11 +197,16 @@ class Classification:
     data_summary: Mapping[str, SplitSummary] = field(default_factory=dict)
     metric: str = TASKS["text-classification"].metric
     targets: frozenset[str] = frozenset({"labels"})
+    row_outputs: tuple[str, ...] = ("logits",)
     evaluation_batch: int = EVALUATION_BATCH
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Cross entropy. Shapes: logits (b, l), labels (b)."""
         return torch.nn.functional.cross_entropy(outputs["logits"].float(), batch["labels"])
+
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """One of the labels for each example. Shapes: (b, l)."""
+        return (Choices(outputs["logits"].float(), batch.get("labels")),)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """1 where the largest logit is the label's. Shapes: (b)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergenet_core.models.processors import Tokenizer
 from mergenet_core.tasks.data.labels import Labelled, read_labelled
-from mergenet_core.tasks.data.tables import texts
+from mergenet_core.tasks.data.tables import read_table, texts
 from mergenet_core.tasks.data.tokens import text_settings
 from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.task import Classification, TaskInputs
@@ -52,10 +52,12 @@ def load_text_classification(inputs: TaskInputs) -> Classification:
         return _tokenise(texts(split.table, data.text, rows), split.labels_n[rows], tokenizer, data.max_length)
 
     train, validation, test = splits.each(examples)
-    pool = read_unlabelled(inputs, data.text, splits)
+    pool = read_unlabelled(
+        inputs, splits.map(lambda split: split.table), lambda name: read_table(inputs, name, (data.text,))
+    )
     unlabelled = None
     if pool is not None:
-        unlabelled = _tokenise(texts(pool.table, data.text, pool.rows), None, tokenizer, data.max_length)
+        unlabelled = _tokenise(texts(pool.split, data.text, pool.rows), None, tokenizer, data.max_length)
     return Classification(
         labels=labels,
         train=train,

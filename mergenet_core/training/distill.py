@@ -1,28 +1,33 @@
-"""Output distillation: the target learns from a frozen teacher's logits as well as from the labels.
+"""Output distillation: the target learns from a frozen teacher's outputs as well as from the labels.
 
-Legend: n inputs that the teacher has read, b inputs of a batch, l labels, o labels other than the input's own (l − 1).
+Legend: b rows of a batch, l alternatives of a row such as labels, o alternatives other than the row's own (l − 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from mergenet_core.spec.job import DistillSpec
+from mergenet_core.tasks.task import Batch, Choices, Outputs, Task
+
+ReadTeacher: TypeAlias = Callable[[Tensor, int], Outputs]
+"""Indices of examples, and the seed of their copies → the teacher's outputs for them, on the process's device."""
 
 
 def kd(student_bl: Tensor, teacher_bl: Tensor, temperature: float) -> Tensor:
     """Hinton's distillation (arXiv 1503.02531).
 
-    Equation: T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over the batch.
+    Equation: T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over the rows; 0 without any.
     """
     student_log_bl = torch.log_softmax(student_bl / temperature, dim=1)
     teacher_log_bl = torch.log_softmax(teacher_bl / temperature, dim=1)
-    return _divergence(teacher_log_bl, student_log_bl).mean() * temperature**2
+    return _mean(_divergence(teacher_log_bl, student_log_bl)) * temperature**2
 
 
 def dkd(
@@ -36,14 +41,14 @@ def dkd(
     """Decoupled distillation (arXiv 2203.08679, equation 7): the label's probability, and the shape of the others.
 
     Equation: T² · (α · KL(b_teacher ‖ b_student) + β · KL(p̂_teacher ‖ p̂_student)), b = (p_t, 1 − p_t) and p̂ the
-    softmax over the labels other than the example's own; the mean over the batch.
+    softmax over the labels other than the row's own; the mean over the rows.
     """
     student_log_bl = torch.log_softmax(student_bl / temperature, dim=1)
     teacher_log_bl = torch.log_softmax(teacher_bl / temperature, dim=1)
-    own_bl = torch.nn.functional.one_hot(labels_b, student_bl.shape[1]).bool()
+    own_bl = torch.zeros_like(student_bl, dtype=torch.bool).scatter_(1, labels_b[:, None], True)
     target = _divergence(_binary(teacher_log_bl, own_bl), _binary(student_log_bl, own_bl))
     non_target = _divergence(_others(teacher_log_bl, own_bl), _others(student_log_bl, own_bl))
-    return (target_class_weight * target + non_target_class_weight * non_target).mean() * temperature**2
+    return _mean(target_class_weight * target + non_target_class_weight * non_target) * temperature**2
 
 
 class Relabelled(nn.Module):
@@ -63,47 +68,45 @@ class Relabelled(nn.Module):
 
 @dataclass(frozen=True)
 class Distillation:
-    """A frozen teacher's logits for every unlabelled input, or for every training example where there are none.
+    """A frozen teacher's outputs for the inputs of a step, and how the target learns from them.
 
-    The teacher reads an input in the same form every time, so its forward passes are made once, before the first step.
-    Only copies are new at every step, and are read then.
+    The inputs are unlabelled ones, or the training examples with their copies, or else the training examples.
     """
 
-    logits_nl: Tensor | None
-    """None where the target learns from copies."""
     spec: DistillSpec
+    read: ReadTeacher
     pool_batch_size: int | None = None
     """Unlabelled inputs per step; None if the target learns from the teacher on its training examples."""
-    read_copies: Callable[[Tensor, int], Tensor] | None = None
-    """The teacher's logits for copies of the training examples with these indices, made by a seed; None without any."""
 
     @property
     def labelled(self) -> bool:
-        """Whether the teacher's loss is taken on the labelled batch."""
-        return self.pool_batch_size is None and self.read_copies is None
+        """Whether the teacher's loss is taken on the labelled batch itself."""
+        return self.pool_batch_size is None and not self.spec.copies
 
-    def combine(self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor | None, index_b: Tensor) -> Tensor:
-        """The mean loss of a batch of inputs that the teacher read before the first step; see `combine_with`."""
-        assert self.logits_nl is not None
-        return self.combine_with(task_loss, student_bl, labels_b, self.logits_nl[index_b])
+    def loss(self, task: Task, outputs: Outputs, batch: Batch, index_b: Tensor, draw: int) -> Tensor:
+        """The teacher's loss on a batch that the target has read, with its weight.
 
-    def combine_with(
-        self, task_loss: Tensor, student_bl: Tensor, labels_b: Tensor | None, teacher_bl: Tensor
-    ) -> Tensor:
-        """The mean loss of a batch that the target is trained on.
+        DKD takes the teacher's most probable alternative as the right one where none is known.
 
-        The task's loss is that of the labelled batch; the other arguments belong to the same batch, or to a batch of
-        inputs without labels: DKD takes the teacher's most probable label as theirs.
-
-        Equation: KD: (1 − w)·CE + w·KD for w ≤ 1, else CE + w·KD; DKD: CE + w·DKD.
+        Equation: w · the mean over the task's `choices` of KD or DKD, each with its own weight; the step's loss is
+        (1 − w) · the task's + this for KD with w ≤ 1, else the task's + this.
         """
-        teacher_bl = teacher_bl.to(student_bl.device)
-        weight, temperature = self.spec.weight, self.spec.temperature
-        if self.spec.loss == "kd":
-            return self.spec.task_share * task_loss + weight * kd(student_bl, teacher_bl, temperature)
-        alpha, beta = self.spec.target_class_weight, self.spec.non_target_class_weight
-        classes_b = teacher_bl.argmax(dim=1) if labels_b is None else labels_b
-        return task_loss + weight * dkd(student_bl, teacher_bl, classes_b, temperature, alpha, beta)
+        taught = self.read(index_b, draw)
+        pairs = zip(task.choices(outputs, batch), task.choices(taught, batch), strict=True)
+        losses = [student.weight * self._divergence(student, teacher) for student, teacher in pairs]
+        return self.spec.weight * torch.stack(losses).mean()
+
+    def _divergence(self, student: Choices, teacher: Choices) -> Tensor:
+        spec, teacher_ra = self.spec, teacher.logits_ra
+        if spec.loss == "kd":
+            return kd(student.logits_ra, teacher_ra, spec.temperature)
+        right_r = teacher_ra.argmax(dim=1) if student.right_r is None else student.right_r
+        alpha, beta = spec.target_class_weight, spec.non_target_class_weight
+        return dkd(student.logits_ra, teacher_ra, right_r, spec.temperature, alpha, beta)
+
+
+def _mean(values_b: Tensor) -> Tensor:
+    return values_b.sum() / max(1, len(values_b))
 
 
 def _divergence(first_log: Tensor, second_log: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 import torch
@@ -46,6 +47,19 @@ class TrainingState(TypedDict):
     seconds: float
     step_seconds: list[float]
     transfer: TransferState
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a process reads in one micro-batch of a step."""
+
+    index_b: Tensor
+    """Training examples."""
+    weight: float
+    """The weight of their loss in the step's, relative to the mean micro-batch."""
+    pool_b: Tensor | None = None
+    """Inputs whose labels are not used; None where the step reads none."""
+    pool_weight: float = 1.0
 
 
 class Training:
@@ -124,23 +138,20 @@ class Training:
 
     def _advance(self, distillation: Distillation | None) -> float:
         step, engine = self.step, self.engine
-        index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, step)
-        micro_batches = engine.world.share(index_b).chunk(self.spec.micro_batches)
-        weights = self._micro_batch_weights(index_b)
-        pool_batches = self._pool_micro_batches(distillation)
+        parts = self._parts(distillation)
         engine.train(True)
         if self.transfer is not None:
             torch.manual_seed(draw_seed(self.seed, step, stream=2))
             self.transfer.before(step)
         engine.begin()
         total = torch.zeros((), device=engine.world.device)
-        for number, (part_b, pool_b, weight) in enumerate(zip(micro_batches, pool_batches, weights, strict=True)):
-            number_of_all = engine.world.world_rank * len(micro_batches) + number
-            loss = weight * self._loss(part_b, pool_b, number_of_all, distillation)
-            if self._stages is not None and pool_b is not None:
-                loss = loss + self._stage_loss(pool_b, self._stages)
-            engine.backward(loss, last=number == len(micro_batches) - 1)
-            total += loss.detach() / len(micro_batches)
+        for number, part in enumerate(parts):
+            number_of_all = engine.world.world_rank * len(parts) + number
+            loss = self._loss(part, number_of_all, distillation)
+            if self._stages is not None and part.pool_b is not None:
+                loss = loss + self._stage_loss(part.pool_b, self._stages)
+            engine.backward(loss, last=number == len(parts) - 1)
+            total += loss.detach() / len(parts)
         if self.transfer is not None:
             self.transfer.after_backward(step)
         engine.clip()
@@ -149,65 +160,68 @@ class Training:
             self.transfer.after_step(step)
         return float(engine.world.mean(total))
 
-    def _micro_batch_weights(self, index_b: Tensor) -> list[float]:
+    def _parts(self, distillation: Distillation | None) -> list[_Part]:
+        """What this process reads in the step, by micro-batch."""
+        micro_batches, pool = self.spec.micro_batches, pool_of(self.task)
+        index_b = batch_index(len(self.task.train), self.spec.batch_size, self.seed, self.step)
+        own = self.engine.world.share(index_b).chunk(micro_batches)
+        weights = self._weights(self.task.train, index_b)
+        size = distillation.pool_batch_size if distillation is not None else None
+        if self._stages is not None:
+            size = self._stages.batch_size
+        if size is None:
+            return [_Part(part_b, weight) for part_b, weight in zip(own, weights, strict=True)]
+        pool_index_b = batch_index(len(pool), size, self.seed, self.step, stream=5)
+        pooled = self.engine.world.share(pool_index_b).chunk(micro_batches)
+        pool_weights = self._weights(pool, pool_index_b)
+        return [_Part(*part) for part in zip(own, weights, pooled, pool_weights, strict=True)]
+
+    def _weights(self, examples: Examples, index_b: Tensor) -> list[float]:
         """The weight of each micro-batch of this process in the step's loss, relative to the mean micro-batch.
 
         An engine averages over micro-batches and processes. Losses that are multiplied by these weights average to the
         mean over all tokens of the step. Where examples weigh equally, the weights are exactly 1.
         """
         micro_batches, world = self.spec.micro_batches, self.engine.world
-        if not isinstance(self.task.train, Weighted):
+        if not isinstance(examples, Weighted):
             return [1.0] * micro_batches
-        weights_b = self.task.train.weights(index_b)
+        weights_b = examples.weights(index_b)
         total = max(1, int(weights_b.sum()))
         own = world.share(weights_b).chunk(micro_batches)
         return [int(part_b.sum()) * micro_batches * world.size / total for part_b in own]
 
-    def _pool_micro_batches(self, distillation: Distillation | None) -> Sequence[Tensor | None]:
-        """This process's inputs of the step whose labels are not used, by micro-batch; None where none are used."""
-        micro_batches, size = self.spec.micro_batches, None
-        if distillation is not None:
-            size = distillation.pool_batch_size
-        if self._stages is not None:
-            size = self._stages.batch_size
-        if size is None:
-            return [None] * micro_batches
-        index_b = batch_index(len(pool_of(self.task)), size, self.seed, self.step, stream=5)
-        return self.engine.world.share(index_b).chunk(micro_batches)
-
-    def _loss(self, index_b: Tensor, pool_b: Tensor | None, number: int, distillation: Distillation | None) -> Tensor:
+    def _loss(self, part: _Part, number: int, distillation: Distillation | None) -> Tensor:
         """The mean loss of one micro-batch; `number` counts the micro-batches of all processes.
 
-        Where the labelled loss has no share in it, the labelled micro-batch is not computed.
+        Where the labelled batch has no share in it, it is not computed.
         """
-        dropout = draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number)
-        if distillation is not None and not distillation.labelled and distillation.spec.task_share == 0:
-            torch.manual_seed(dropout)
-            return self._distil(torch.zeros((), device=self.engine.world.device), index_b, pool_b, distillation)
-        examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
-        read = examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
-        torch.manual_seed(dropout)
-        outputs, batch = self._forward(read)
-        loss = self.task.loss(outputs, batch)
+        torch.manual_seed(draw_seed(self.seed, self.step, stream=0 if number == 0 else _STREAMS + number))
         if distillation is None:
-            return loss
-        if not distillation.labelled:
-            return self._distil(loss, index_b, pool_b, distillation)
-        return distillation.combine(loss, outputs["logits"].float(), batch["labels"], index_b)
+            outputs, batch = self._forward(self._labelled(part.index_b))
+            return part.weight * self.task.loss(outputs, batch)
+        loss, share = torch.zeros((), device=self.engine.world.device), distillation.spec.task_share
+        if share > 0 or distillation.labelled:
+            outputs, batch = self._forward(self._labelled(part.index_b))
+            loss = part.weight * share * self.task.loss(outputs, batch)
+            if distillation.labelled:
+                return loss + part.weight * distillation.loss(self.task, outputs, batch, part.index_b, draw=0)
+        return loss + self._distil(part, distillation)
 
-    def _distil(self, task_loss: Tensor, index_b: Tensor, pool_b: Tensor | None, distillation: Distillation) -> Tensor:
-        """The loss of a micro-batch with the teacher's loss on unlabelled inputs, or on copies of its examples."""
-        examples, pool = self.task.train, self.task.unlabelled
-        if pool is not None and pool_b is not None:
-            with self._stages.watch(self.engine.module) if self._stages is not None else nullcontext():
-                outputs, _ = self._forward(pool.batch(pool_b))
-            return distillation.combine(task_loss, outputs["logits"].float(), None, pool_b)
-        assert isinstance(examples, Copied), "the spec allows copies for images only"
-        assert distillation.read_copies is not None
+    def _labelled(self, index_b: Tensor) -> Batch:
+        examples, draw = self.task.train, draw_seed(self.seed, self.step, stream=4)
+        return examples.augmented_batch(index_b, draw) if isinstance(examples, Augmented) else examples.batch(index_b)
+
+    def _distil(self, part: _Part, distillation: Distillation) -> Tensor:
+        """The teacher's loss of a micro-batch on unlabelled inputs, or on its examples with copies of them."""
         draw = draw_seed(self.seed, self.step, stream=6)
-        outputs, _ = self._forward(examples.copies(index_b, draw))
-        teacher_bl = distillation.read_copies(index_b, draw)
-        return distillation.combine_with(task_loss, outputs["logits"].float(), None, teacher_bl)
+        if distillation.pool_batch_size is None:
+            assert isinstance(self.task.train, Copied), "the spec allows copies for images only"
+            outputs, batch = self._forward(self.task.train.with_copies(part.index_b, draw))
+            return part.weight * distillation.loss(self.task, outputs, batch, part.index_b, draw)
+        assert part.pool_b is not None
+        with self._stages.watch(self.engine.module) if self._stages is not None else nullcontext():
+            outputs, batch = self._forward(pool_of(self.task).batch(part.pool_b))
+        return part.pool_weight * distillation.loss(self.task, outputs, batch, part.pool_b, draw)
 
     def _stage_loss(self, pool_b: Tensor, stages: Stages) -> Tensor:
         """The stage loss of a micro-batch, which a distillation may have read already."""

@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from mergenet_core.errors import CheckpointInvalid, DataRefused, ModelRefused
+from mergenet_core.errors import CheckpointInvalid, ModelRefused
 from mergenet_core.models.describe import count_parameters, model_info
-from mergenet_core.models.loading import load_trained
+from mergenet_core.models.loading import load_trained, names_not_in_files
 from mergenet_core.records.provenance import Provenance
-from mergenet_core.spec.job import DISTILL_SHAM, DistillSpec, JobSpec, TrainSpec
+from mergenet_core.spec.job import DISTILL_SHAM, DistillSpec, TaskName, TrainSpec
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.published_folder import read_manifest, verify
-from mergenet_core.tasks.task import Copied, Outputs, Task
+from mergenet_core.tasks.task import Outputs, Task
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distill import Distillation, Relabelled
-from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.export import export_model
 from mergenet_core.training.learners import Learner
-from mergenet_core.training.loop import Model, Training, evaluate, forward_all
+from mergenet_core.training.loop import Training, evaluate
 from mergenet_core.training.sources import frozen_source_info, frozen_source_path, open_source_task
+from mergenet_core.training.teacher_outputs import check_same_tokens, open_outputs
 from mergenet_core.transfer.sham import Sham, ShamWeights
 
 
@@ -40,22 +40,27 @@ class Teacher:
 
 
 def prepare_teacher(
-    context: TrialContext, labels: tuple[str, ...], *, attempt: int, stop_if_requested: Callable[[], bool]
+    context: TrialContext, target: Task, *, attempt: int, stop_if_requested: Callable[[], bool]
 ) -> Teacher:
-    """The teacher of an arm that distils. One that was fine-tuned at this seed is reused.
+    """The teacher of an arm that distils, for a target with this task. One fine-tuned at this seed is reused.
 
     Fine-tuning that was interrupted starts again from its first step.
 
-    Raises: `ModelRefused` if the source has no head for the target's labels and is not to be fine-tuned.
+    Raises: `ModelRefused` if the source has no head for the target's task and is not to be fine-tuned; `DataRefused` if
+    it reads other tokens than the target where outputs belong to tokens.
     """
     job, seed, world = context.job, context.trial.seed, context.world
     spec = job.transfer.distill or DistillSpec()
     source = frozen_source_path(context)
     task = open_source_task(context, source)
+    check_same_tokens(job, task, target)
+    labels = target.labels
     seconds, known = 0.0, labels
     if spec.teacher is None:
-        known = _known_labels(labels, frozen_source_info(job, source, context.roots).labels)
+        if TASKS[job.target.task].fixed_labels is None:
+            known = _known_labels(labels, frozen_source_info(job, source, context.roots).labels)
         model = _source_model(context, source, known)
+        _refuse_new_weights(model, source, job.target.task)
     else:
         saved = context.folder.teachers / (f"{seed}-sham" if context.trial.arm == DISTILL_SHAM else str(seed))
         if not world.from_main(world.main and _verifies(saved)):
@@ -68,7 +73,9 @@ def prepare_teacher(
             export_model(training.engine, task.processor, saved, attempt=attempt, about=about)
         seconds = read_manifest(saved).about["seconds"]  # verified above, or written just now
         model = load_trained(saved, job.target.task, labels, seed=seed)
-    frozen = Relabelled(model, [known.index(label) for label in labels]).to(world.device).eval()
+    if known != labels:
+        model = Relabelled(model, [known.index(label) for label in labels])
+    frozen = model.to(world.device).eval().requires_grad_(False)
 
     def predict(**inputs: Tensor) -> Outputs:
         with world.accelerator.autocast():
@@ -76,36 +83,11 @@ def prepare_teacher(
         return outputs
 
     test = evaluate(predict, task, task.test, world, job.train.batch_size)[task.metric]
-    if spec.copies:
-        distillation = Distillation(None, spec, read_copies=_reader_of_copies(predict, task, job, world))
-        return Teacher(distillation, seconds, test)
     begun = time.perf_counter()
-    read = task.train if task.unlabelled is None else task.unlabelled
-    logits_nl = forward_all(predict, task, read, world, job.train.batch_size, lambda outputs, _: outputs["logits"])
+    read = open_outputs(predict, task, job, world)
     seconds += time.perf_counter() - begun
     pool_batch_size = None if task.unlabelled is None else job.pool_batch_size
-    return Teacher(Distillation(logits_nl, spec, pool_batch_size), seconds, test)
-
-
-def _reader_of_copies(predict: Model, task: Task, job: JobSpec, world: World) -> Callable[[Tensor, int], Tensor]:
-    """The teacher's forward pass on copies of the training images, the same ones that the target reads.
-
-    Raises: `DataRefused` if the teacher reads images of another size, which are shifted by other shares of it.
-    """
-    size, own = task.settings.get("image_size"), job.target.data.image_size
-    if size != own:
-        raise DataRefused(
-            f"transfer.distill.copies: the source reads images of {size} pixels, the target of {own}; set "
-            "target.data.image_size to the source's, or leave copies out"
-        )
-
-    def read(index_b: Tensor, seed: int) -> Tensor:
-        assert isinstance(task.train, Copied), "the spec allows copies for images only"
-        inputs = {name: X.to(world.device) for name, X in task.train.copies(index_b, seed).items()}
-        with torch.no_grad():
-            return predict(**inputs)["logits"].float()
-
-    return read
+    return Teacher(Distillation(spec, read, pool_batch_size), seconds, test)
 
 
 def _fine_tuning(context: TrialContext, source: Path, task: Task, spec: TrainSpec) -> Training:
@@ -134,6 +116,16 @@ def _known_labels(labels: tuple[str, ...], known: tuple[str, ...] | None) -> tup
         f"the source has {given}, the target's labels are {_listed(labels)}: it cannot teach them as it is. Give "
         "transfer.distill.teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the distill arms out"
     )
+
+
+def _refuse_new_weights(model: nn.Module, folder: Path, task: TaskName) -> None:
+    new = names_not_in_files(model, folder)
+    if new:
+        raise ModelRefused(
+            f"the source has no trained head for {task}: {new[0]} is in none of its files, so it cannot teach as it "
+            "is. Give transfer.distill.teacher (steps, learning_rate, …) to fine-tune a copy first, or leave the "
+            "distill arms out"
+        )
 
 
 def _listed(labels: tuple[str, ...]) -> str:

@@ -115,9 +115,7 @@ def run_trial(job: JobSpec, trial: Trial, folder: JobFolder, roots: Roots, attem
 def _prepare_teacher(run: _Run) -> Teacher:
     task = run.training.task
     run.reporter.event("teacher.preparing", "preparing the teacher; steps are counted after that")
-    teacher = prepare_teacher(
-        run.context, task.labels, attempt=run.attempt.number, stop_if_requested=run.stop_if_requested
-    )
+    teacher = prepare_teacher(run.context, task, attempt=run.attempt.number, stop_if_requested=run.stop_if_requested)
     run.reporter.event("teacher.ready", f"the teacher's test {task.metric} is {teacher.test:.4f}", test=teacher.test)
     return teacher
 

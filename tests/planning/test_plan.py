@@ -281,12 +281,7 @@ def test_questions_are_planned_with_the_head_that_they_need(plan: Callable[..., 
     [
         ("target/data/train", "other.json", DataRefused, "other.json has no column 'context'; it has question"),
         ("target/data/train", "train.jsonl", DataRefused, "train.jsonl has no column 'question'; it has text, label"),
-        (
-            "arms",
-            ["transfer", "control", "distill"],
-            SpecInvalid,
-            "arms: distill needs a task with one label per example",
-        ),
+        ("arms", ["transfer", "control", "distill"], SpecInvalid, "the source has no head for question-answering"),
         ("target/task", "causal-language-modelling", ModelRefused, "a bert reads the tokens that it is to predict"),
         ("target/model/config/model_type", "resnet", ModelRefused, "'resnet' cannot learn question-answering"),
         ("source/task", "question-answering", SpecInvalid, "source.task is what the source is trained on"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergenet_core.spec.job import DistillSpec
-from mergenet_core.training.distill import Distillation, dkd, kd
+from mergenet_core.tasks.task import EXCLUDED
+from mergenet_core.training.distill import dkd, kd
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -77,15 +79,19 @@ def test_confident_logits_stay_finite_and_have_gradients() -> None:
     assert torch.isfinite(student_bl.grad).all()
 
 
-@pytest.mark.parametrize(("weight", "share"), [(0.25, 0.75), (1.0, 0.0), (2.0, 1.0)])
-def test_the_task_loss_keeps_its_share(weight: float, share: float) -> None:
-    teacher_nl, student_bl = torch.randn(9, 3), torch.randn(2, 3)
-    index_b, labels_b, task_loss = torch.tensor([7, 2]), torch.tensor([0, 2]), torch.tensor(1.5)
-    combined = Distillation(teacher_nl, DistillSpec(weight=weight)).combine(task_loss, student_bl, labels_b, index_b)
-    torch.testing.assert_close(combined, share * task_loss + weight * kd(student_bl, teacher_nl[index_b], 4.0))
-    combined = Distillation(teacher_nl, DistillSpec(loss="dkd", weight=weight)).combine(
-        task_loss, student_bl, labels_b, index_b
-    )
+def test_excluded_alternatives_and_missing_rows_add_nothing() -> None:
+    student_bl, teacher_bl = (torch.randn(4, 5, dtype=torch.float64) for _ in range(2))
+    padded = [torch.cat([rows, torch.full((4, 2), EXCLUDED, dtype=torch.float64)], dim=1).float()
+              for rows in (student_bl, teacher_bl)]  # fmt: skip
+    for temperature in (0.1, 4.0):
+        torch.testing.assert_close(kd(*padded, temperature), kd(student_bl, teacher_bl, temperature).float())
+    labels_b = torch.tensor([0, 4, 2, 1])
     torch.testing.assert_close(
-        combined, task_loss + weight * dkd(student_bl, teacher_nl[index_b], labels_b, 4.0, 1.0, 8.0)
+        dkd(*padded, labels_b, 0.5, 1.0, 8.0), dkd(student_bl, teacher_bl, labels_b, 0.5, 1.0, 8.0).float()
     )
+    assert float(kd(student_bl[:0], teacher_bl[:0], 4.0)) == 0.0
+
+
+@pytest.mark.parametrize(("loss", "weight", "share"), [("kd", 0.25, 0.75), ("kd", 1, 0), ("kd", 2, 1), ("dkd", 0.5, 1)])
+def test_the_task_loss_keeps_its_share(loss: Literal["kd", "dkd"], weight: float, share: float) -> None:
+    assert DistillSpec(loss=loss, weight=float(weight)).task_share == share

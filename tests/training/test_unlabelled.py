@@ -69,7 +69,7 @@ def test_a_step_on_a_pool_has_the_loss_of_the_equations(loss: str, roots: Roots,
     else:
         classes = [max(range(3), key=row.__getitem__) for row in taught]
         expected = task_loss + spec.weight * plain_dkd(student_bl, taught, classes, spec.temperature, 1.0, 8.0)
-    training.advance(Distillation(teacher_nl, spec, pool_batch_size=4))
+    training.advance(Distillation(spec, lambda index_b, _: {"logits": teacher_nl[index_b]}, pool_batch_size=4))
     assert training.loss == pytest.approx(expected, abs=1e-6)
 
 
@@ -148,18 +148,20 @@ def test_copies_are_taught_by_the_equation_and_do_not_depend_on_their_batch(root
     training = prepared(image_job(CNN, **COPIES), "distill-0", job_folder, roots)
     train = training.task.train
     index_b = batch_index(len(train), 8, seed=0, step=0)
-    whole, alone = train.copies(index_b, 5)["pixel_values"], train.copies(index_b[3:4], 5)["pixel_values"]
-    assert torch.equal(whole[3:4], alone)
-    assert not torch.equal(whole, train.copies(index_b, 6)["pixel_values"])
+    images = train.batch(index_b)["pixel_values"]
+    whole, alone = train.with_copies(index_b, 5)["pixel_values"], train.with_copies(index_b[3:4], 5)["pixel_values"]
+    assert torch.equal(whole[:8], images), "the images as they are come first"
+    assert torch.equal(whole[[3, 11]], alone)
+    assert not torch.equal(whole[8:], train.with_copies(index_b, 6)["pixel_values"][8:])
     weights_pl = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
     drawn: list[int] = []
 
-    def teach(index_b: torch.Tensor, draw: int) -> torch.Tensor:
+    def teach(index_b: torch.Tensor, draw: int) -> dict[str, torch.Tensor]:
         drawn.append(draw)
-        return train.copies(index_b, draw)["pixel_values"].flatten(1) @ weights_pl
+        return {"logits": train.with_copies(index_b, draw)["pixel_values"].flatten(1) @ weights_pl}
 
     draw = draw_seed(0, 0, stream=6)
-    labelled, copied = train.batch(index_b), train.copies(index_b, draw)["pixel_values"]
+    labelled, copied = train.batch(index_b), train.with_copies(index_b, draw)["pixel_values"]
     with torch.no_grad():
         module = training.engine.module.train()
         task_loss = float(
@@ -167,7 +169,7 @@ def test_copies_are_taught_by_the_equation_and_do_not_depend_on_their_batch(root
         )
         student_bl = module(copied).logits.double().tolist()
     expected = 0.4 * task_loss + 0.6 * plain_kd(student_bl, (copied.flatten(1) @ weights_pl).double().tolist(), 4.0)
-    training.advance(Distillation(None, spec, read_copies=teach))
+    training.advance(Distillation(spec, teach))
     assert drawn == [draw]
     assert training.loss == pytest.approx(expected, abs=1e-5)
 

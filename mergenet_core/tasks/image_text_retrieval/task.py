@@ -21,9 +21,10 @@ from mergenet_core.tasks.data.images import check_channels
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import Tokens, text_settings, tokenise
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.image_text_retrieval.captions import CaptionSplit, read_captions
 from mergenet_core.tasks.image_text_retrieval.scores import image_terms, recalls
-from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
+from mergenet_core.tasks.task import EXCLUDED, Batch, Choices, Examples, Outputs, TaskInputs
 
 EVALUATION_IMAGES = 32
 """Images of a forward pass in evaluation; each comes with all of its captions."""
@@ -67,10 +68,11 @@ class Retrieval:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    unlabelled: None = None
+    unlabelled: CaptionedImages | None = None
     labels: tuple[str, ...] = ()
     metric: str = TASKS["image-text-retrieval"].metric
     targets: frozenset[str] = field(default=frozenset({"image"}))
+    row_outputs: tuple[str, ...] = ()
     evaluation_batch: int = EVALUATION_IMAGES
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -79,12 +81,14 @@ class Retrieval:
         The model's learned temperature is in its logits. Another caption of the same image is neither right nor wrong:
         it is left out. Shapes: logits_per_image (b, b).
         """
-        logits_bb, image_b = outputs["logits_per_image"].float(), batch["image"]
-        own_b = torch.arange(len(image_b), device=image_b.device)
-        same_image_bb = (image_b[:, None] == image_b) & (own_b[:, None] != own_b)
-        logits_bb = logits_bb.masked_fill(same_image_bb, -torch.inf)
+        logits_bb, own_b = _similarities(outputs, batch)
         entropy = torch.nn.functional.cross_entropy
         return (entropy(logits_bb, own_b) + entropy(logits_bb.T, own_b)) / 2
+
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """One of the batch's captions for each image, and one of its images for each caption. Shapes: (b, b)."""
+        logits_bb, own_b = _similarities(outputs, batch)
+        return Choices(logits_bb, own_b), Choices(logits_bb.T, own_b)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The image and its captions in the joint space. Shapes: (b, (1 + k) · d)."""
@@ -116,7 +120,12 @@ def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
     """
     data, tokenizer, channels = inputs.data, inputs.text_tokenizer, inputs.channels
     check_channels(channels, inputs.field)
-    splits = read_splits(inputs, lambda split: read_captions(inputs, split))
+
+    def read(split: str) -> CaptionSplit:
+        return read_captions(inputs, split)
+
+    splits = read_splits(inputs, read)
+    pool = read_unlabelled(inputs, splits, read)
     processor = fit_processor(inputs.images, splits.train.images, data.image_size, channels)
 
     def tokens_and_pixels(split: CaptionSplit, rows: Tensor) -> tuple[Tokens, Pixels, Tensor]:
@@ -128,11 +137,16 @@ def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
     train = _one_caption_each(*tokens_and_pixels(splits.train, splits.train_rows))
     validation = _all_captions(*tokens_and_pixels(splits.validation, splits.validation_rows))
     test = _all_captions(*tokens_and_pixels(splits.test, splits.test_rows))
+    unlabelled = None if pool is None else _one_caption_each(*tokens_and_pixels(pool.split, pool.rows))
+    summary = splits.summary(captions=(len(train.tokens), len(validation.tokens), len(test.tokens)))
+    if pool is not None and unlabelled is not None:
+        summary |= pool.summary(captions=len(unlabelled))
     return Retrieval(
         train=train,
         validation=validation,
         test=test,
         processor=TextAndImages(tokenizer, processor),
+        unlabelled=unlabelled,
         settings=text_settings(tokenizer)
         | {
             # CLIP's text embedding is that of the token at its end
@@ -140,8 +154,16 @@ def load_image_text_retrieval(inputs: TaskInputs) -> Retrieval:
             "image_size": data.image_size,
             "num_channels": channels,
         },
-        data_summary=splits.summary(captions=(len(train.tokens), len(validation.tokens), len(test.tokens))),
+        data_summary=summary,
     )
+
+
+def _similarities(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rows of images, columns of captions, other captions of an image excluded; and the column of each image's own."""
+    image_b = batch["image"]
+    own_b = torch.arange(len(image_b), device=image_b.device)
+    same_image_bb = (image_b[:, None] == image_b) & (own_b[:, None] != own_b)
+    return outputs["logits_per_image"].float().masked_fill(same_image_bb, EXCLUDED), own_b
 
 
 def _one_caption_each(tokens: Tokens, pixels: Pixels, counts_n: Tensor) -> CaptionedImages:

@@ -20,8 +20,9 @@ from mergenet_core.tasks.data.ragged_tensor import Ragged
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tables import Table, read_table, texts
 from mergenet_core.tasks.data.tokens import text_settings
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.language_modelling.blocks import IGNORED, Blocks, MaskedBlocks, packed, truncated
-from mergenet_core.tasks.task import Batch, Examples, Outputs, TaskInputs
+from mergenet_core.tasks.task import Batch, Choices, Examples, Outputs, TaskInputs
 
 DUPLICATES = 10
 """Copies of a training block, each with its own mask, as in BERT's data."""
@@ -43,20 +44,21 @@ class LanguageModelling:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    unlabelled: None = None
+    unlabelled: Examples | None = None
     labels: tuple[str, ...] = ()
     metric: str = TASKS["causal-language-modelling"].metric
     targets: frozenset[str] = frozenset({"labels"})
+    row_outputs: tuple[str, ...] = ()
     evaluation_batch: int = 1  # logits are large: a number for every token of the vocabulary at every position
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy over the tokens to predict. Shapes: logits (b, t, v), labels (b, t)."""
-        logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
-        predicted_bt = labels_bt != IGNORED
-        total = torch.nn.functional.cross_entropy(
-            logits_btv[predicted_bt].float(), labels_bt[predicted_bt], reduction="sum"
-        )
-        return total / predicted_bt.sum().clamp(min=1)
+        logits_pv, labels_p = self._predicted(outputs, batch)
+        return torch.nn.functional.cross_entropy(logits_pv, labels_p, reduction="sum") / max(1, len(labels_p))
+
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """A token of the vocabulary for each token to predict. Shapes: (p, v)."""
+        return (Choices(*self._predicted(outputs, batch)),)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """For each block: tokens predicted correctly, tokens to predict, and the sum of their entropies in nats.
@@ -83,6 +85,11 @@ class LanguageModelling:
         """Per block the tokens predicted correctly, divided by the mean number of tokens to predict. Shapes: (n)."""
         right_n, predicted_n, _ = answers_n.double().unbind(dim=1)
         return right_n / predicted_n.mean().clamp(min=1 / len(predicted_n))
+
+    def _predicted(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits_btv, labels_bt = self._aligned(outputs["logits"], batch["labels"])
+        predicted_bt = labels_bt != IGNORED
+        return logits_btv[predicted_bt].float(), labels_bt[predicted_bt]
 
     def _aligned(self, logits_btv: Tensor, labels_bt: Tensor) -> tuple[Tensor, Tensor]:
         return (logits_btv, labels_bt) if self.masked else (logits_btv[:, :-1], labels_bt[:, 1:])
@@ -112,7 +119,12 @@ def _load(inputs: TaskInputs, *, masked: bool) -> LanguageModelling:
             f"{field}: the tokenizer has no mask token, so nothing can be hidden; set mask_token in its config, "
             "or take causal-language-modelling"
         )
-    splits = read_splits(inputs, lambda split: read_table(inputs, split, (data.text,)))
+
+    def read(split: str) -> Table:
+        return read_table(inputs, split, (data.text,))
+
+    splits = read_splits(inputs, read)
+    pool = read_unlabelled(inputs, splits, read)
 
     def blocks(table: Table, rows: Tensor) -> Ragged:
         cut = packed if data.blocks == "packed" else truncated
@@ -137,12 +149,17 @@ def _load(inputs: TaskInputs, *, masked: bool) -> LanguageModelling:
         )
 
     train, validation, test = splits.each(blocks)
+    unlabelled = None if pool is None else blocks(pool.split, pool.rows)
+    summary = splits.summary(blocks=(len(train), len(validation), len(test)))
+    if pool is not None and unlabelled is not None:
+        summary |= pool.summary(blocks=len(unlabelled))
     return LanguageModelling(
         masked=masked,
         train=examples(train, seed=inputs.seed, duplicates=DUPLICATES),
         validation=examples(validation, seed=EVALUATION_SEED, duplicates=1),
         test=examples(test, seed=EVALUATION_SEED, duplicates=1),
         processor=tokenizer,
+        unlabelled=None if unlabelled is None else examples(unlabelled, seed=inputs.seed, duplicates=DUPLICATES),
         settings=text_settings(tokenizer),
-        data_summary=splits.summary(blocks=(len(train), len(validation), len(test))),
+        data_summary=summary,
     )

@@ -52,11 +52,14 @@ class Row(NamedTuple):
 
     question: object
     context: object
-    answers: object
+    answers: object = None
 
 
 def read_questions(inputs: TaskInputs, split: str) -> QuestionSplit:
-    """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
+    """Read one split and check every row; a table of unlabelled questions needs no answers.
+
+    Raises: `DataRefused`, `PathRefused`.
+    """
     data, where = inputs.data, f"{inputs.field}.{split}"
     published = read_dataset_json(inputs, split, "data")
     if published is not None:
@@ -67,9 +70,10 @@ def read_questions(inputs: TaskInputs, split: str) -> QuestionSplit:
         with published_form(f"{where}: {path.name}", form):
             rows, checksum = list(_squad_rows(content)), sha256(path)
     else:
-        table = read_table(inputs, split, TASKS["question-answering"].columns(data))
-        columns = [data.question, data.context, data.answers]
-        rows = [Row(*(row[name] for name in columns)) for row in table.rows.select_columns(columns)]
+        info = TASKS["question-answering"]
+        columns = info.input_columns(data) if split == "unlabelled" else info.columns(data)
+        table = read_table(inputs, split, columns)
+        rows = [Row(*(row[name] for name in columns)) for row in table.rows.select_columns(list(columns))]
         checksum = table.sha256
     questions = tuple(_checked(row, number, where) for number, row in enumerate(rows))
     if not questions:

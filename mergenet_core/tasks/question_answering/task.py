@@ -10,7 +10,7 @@ Legend: b windows of a batch, n windows of a split, t tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from mergenet_core.records.provenance import SplitSummary
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import text_settings
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
 from mergenet_core.tasks.question_answering.scores import Judged, best_threshold, f1, question_scores, squad_scores
 from mergenet_core.tasks.question_answering.squad import QuestionSplit, read_questions
 from mergenet_core.tasks.question_answering.windows import TARGETS, Windows, read_windows
-from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
+from mergenet_core.tasks.task import EVALUATION_BATCH, EXCLUDED, Batch, Choices, Examples, Outputs, TaskInputs
 
 ANSWER_TOKENS = 30
 """The longest answer in tokens, as in BERT."""
@@ -42,10 +43,11 @@ class QuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    unlabelled: None = None
+    unlabelled: Windows | None = None
     labels: tuple[str, ...] = TASKS["question-answering"].fixed_labels or ()
     metric: str = TASKS["question-answering"].metric
     targets: frozenset[str] = field(default=TARGETS)
+    row_outputs: tuple[str, ...] = ()
     evaluation_batch: int = EVALUATION_BATCH
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -53,6 +55,11 @@ class QuestionAnswering:
         start_bt, end_bt = _logits(outputs, batch["attention_mask"])
         entropy = torch.nn.functional.cross_entropy
         return (entropy(start_bt, batch["start_positions"]) + entropy(end_bt, batch["end_positions"])) / 2
+
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """The span's first and its last token, of the tokens of the window. Shapes: (b, t)."""
+        start_bt, end_bt = _logits(outputs, batch["attention_mask"])
+        return Choices(start_bt, batch.get("start_positions")), Choices(end_bt, batch.get("end_positions"))
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The null token's score, the best span's score, its first and its last token. Shapes: (b, 4)."""
@@ -85,27 +92,37 @@ def load_question_answering(inputs: TaskInputs) -> QuestionAnswering:
             f"{field}: {type(tokenizer).__name__} does not give the position of a token in the text, which an answer's "
             "span needs; give a folder with tokenizer.json"
         )
-    splits = read_splits(inputs, lambda split: read_questions(inputs, split), groups_n=QuestionSplit.texts_n)
+
+    def read(split: str) -> QuestionSplit:
+        return read_questions(inputs, split)
+
+    splits = read_splits(inputs, read, groups_n=QuestionSplit.texts_n)
+    pool = read_unlabelled(inputs, splits, read, groups_n=QuestionSplit.texts_n)
 
     def windows(split: QuestionSplit, rows: Tensor) -> Windows:
         return read_windows([split.questions[row] for row in rows.tolist()], tokenizer, data, field)
 
     train, validation, test = splits.each(windows)
+    unlabelled = None if pool is None else replace(windows(pool.split, pool.rows), answered=False)
+    summary = splits.summary(windows=(len(train), len(validation), len(test)))
+    if pool is not None and unlabelled is not None:
+        summary |= pool.summary(windows=len(unlabelled))
     return QuestionAnswering(
         train=train,
         validation=validation,
         test=test.after(validation),
         processor=tokenizer,
+        unlabelled=unlabelled,
         settings=text_settings(tokenizer),
-        data_summary=splits.summary(windows=(len(train), len(validation), len(test))),
+        data_summary=summary,
     )
 
 
 def _logits(outputs: Outputs, mask_bt: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of first and last token, the lowest number for padding: a window's loss is independent of its batch."""
-    lowest = torch.finfo(torch.float32).min
+    """Scores of first and last token, without padding: a window's loss is independent of its batch."""
     start_bt, end_bt = (
-        logits.float().masked_fill(mask_bt == 0, lowest) for logits in (outputs["start_logits"], outputs["end_logits"])
+        logits.float().masked_fill(mask_bt == 0, EXCLUDED)
+        for logits in (outputs["start_logits"], outputs["end_logits"])
     )
     return start_bt, end_bt
 

@@ -44,6 +44,8 @@ class Windows:
     padding: dict[str, int]
     calibration: int = 0
     """The threshold is chosen on this many questions at the front and used on the others; 0: chosen and used on all."""
+    answered: bool = True
+    """Whether batches have the answers' positions."""
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -52,8 +54,8 @@ class Windows:
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids, mask and answers. Shapes: (b, longest), positions (b)."""
         start_b, end_b, null_b = self.positions_n3[index_b].unbind(1)
-        batch = self.tokens.padded(index_b, self.padding)
-        return {**batch, "start_positions": start_b, "end_positions": end_b, "null_position": null_b}
+        batch = {**self.tokens.padded(index_b, self.padding), "null_position": null_b}
+        return {**batch, "start_positions": start_b, "end_positions": end_b} if self.answered else batch
 
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""

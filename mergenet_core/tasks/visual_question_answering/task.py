@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from mergenet_core.tasks.data.images import check_channels
 from mergenet_core.tasks.data.pixels import Pixels, fit_processor, read_pixels
 from mergenet_core.tasks.data.splits import read_splits
 from mergenet_core.tasks.data.tokens import Tokens, text_settings, tokenise
-from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Examples, Outputs, TaskInputs
+from mergenet_core.tasks.data.unlabelled import read_unlabelled
+from mergenet_core.tasks.task import EVALUATION_BATCH, Batch, Choices, Examples, Outputs, TaskInputs
 from mergenet_core.tasks.visual_question_answering.scores import PeoplesAnswers, normalise
 from mergenet_core.tasks.visual_question_answering.vqa import Question, QuestionSplit, read_questions
 
@@ -65,6 +66,8 @@ class ImageQuestions:
     """The index in `pixels` of each question's image."""
     questions: tuple[Question, ...]
     labels: AnswerLabels
+    answered: bool = True
+    """Whether batches have the labels' scores."""
 
     def __len__(self) -> int:
         """How many questions there are."""
@@ -77,12 +80,14 @@ class ImageQuestions:
 
     def batch(self, index_b: Tensor) -> dict[str, Tensor]:
         """Token ids, mask, pixels, and what each label scores. Shapes: (b, longest), (b, c, h, w), scores (b, l)."""
+        inputs = {**self.tokens.batch(index_b), "pixel_values": self.pixels.batch(self.image_n[index_b])}
+        if not self.answered:
+            return inputs
         scores_bl = torch.zeros(len(index_b), len(self.labels.labels))
         for row, index in enumerate(index_b.tolist()):
             for label, score in self.labels.right(self.questions[index].answers):
                 scores_bl[row, label] = score
-        pixels = self.pixels.batch(self.image_n[index_b])
-        return {**self.tokens.batch(index_b), "pixel_values": pixels, "scores": scores_bl}
+        return {**inputs, "scores": scores_bl}
 
     def evaluation_order(self) -> Tensor:
         """Sorted by length."""
@@ -100,15 +105,25 @@ class VisualQuestionAnswering:
     processor: Processor
     settings: Mapping[str, int | None]
     data_summary: Mapping[str, SplitSummary]
-    unlabelled: None = None
+    unlabelled: ImageQuestions | None = None
     metric: str = TASKS["visual-question-answering"].metric
     targets: frozenset[str] = field(default=frozenset({"scores"}))
+    row_outputs: tuple[str, ...] = ("logits",)
     evaluation_batch: int = EVALUATION_BATCH
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Binary cross entropy summed over labels, each label's score as its probability. Shapes: logits (b, l)."""
         entropy = torch.nn.functional.binary_cross_entropy_with_logits
         return entropy(outputs["logits"].float(), batch["scores"], reduction="sum") / len(batch["scores"])
+
+    def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
+        """For each label whether it answers, one against the rest, summed over labels as in the loss.
+
+        Several labels can be right, so their probabilities do not add up to 1 (arXiv 2308.06453). Shapes: (b · l, 2).
+        """
+        logits_bl = outputs["logits"].float()
+        yes_no = torch.stack([logits_bl, torch.zeros_like(logits_bl)], dim=2)
+        return (Choices(yes_no.flatten(0, 1), weight=float(logits_bl.shape[1])),)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The likeliest label. Shapes: (b)."""
@@ -140,7 +155,15 @@ def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswerin
     """
     data, tokenizer, channels = inputs.data, inputs.text_tokenizer, inputs.channels
     check_channels(channels, inputs.field)
-    splits = read_splits(inputs, lambda split: read_questions(inputs, split), groups_n=lambda split: split.image_n)
+
+    def read(split: str) -> QuestionSplit:
+        return read_questions(inputs, split)
+
+    def images_n(split: QuestionSplit) -> Tensor:
+        return split.image_n
+
+    splits = read_splits(inputs, read, groups_n=images_n)
+    pool = read_unlabelled(inputs, splits, read, groups_n=images_n)
     labels = _frequent_answers(splits.train.questions, data.answer_limit, f"{inputs.field}.train")
     processor = fit_processor(inputs.images, splits.train.images, data.image_size, channels)
     indexed = AnswerLabels.of(labels)
@@ -153,14 +176,19 @@ def load_visual_question_answering(inputs: TaskInputs) -> VisualQuestionAnswerin
         return ImageQuestions(tokens, pixels, image_n, questions, indexed)
 
     train, validation, test = splits.each(examples)
+    unlabelled = None if pool is None else replace(examples(pool.split, pool.rows), answered=False)
+    summary = splits.summary(images=(train.image_count, validation.image_count, test.image_count))
+    if pool is not None and unlabelled is not None:
+        summary |= pool.summary(images=unlabelled.image_count)
     return VisualQuestionAnswering(
         labels=labels,
         train=train,
         validation=validation,
         test=test,
         processor=TextAndImages(tokenizer, processor),
+        unlabelled=unlabelled,
         settings=text_settings(tokenizer) | {"image_size": data.image_size, "num_channels": channels},
-        data_summary=splits.summary(images=(train.image_count, validation.image_count, test.image_count)),
+        data_summary=summary,
     )
 
 

@@ -53,33 +53,41 @@ class QuestionSplit:
 
 
 def read_questions(inputs: TaskInputs, split: str) -> QuestionSplit:
-    """Read one split and check every row. Raises: `DataRefused`, `PathRefused`."""
-    data, where = inputs.data, f"{inputs.field}.{split}"
+    """Read one split and check every row; answers of unlabelled questions are not read.
+
+    Raises: `DataRefused`, `PathRefused`.
+    """
+    data, where, answered = inputs.data, f"{inputs.field}.{split}", split != "unlabelled"
     published = read_dataset_json(inputs, split, "questions")
     if published is not None:
-        return _from_files(*published, inputs, where)
-    table = read_table(inputs, split, TASKS["visual-question-answering"].columns(data))
+        return _from_files(*published, inputs, where, answered)
+    info = TASKS["visual-question-answering"]
+    table = read_table(inputs, split, info.columns(data) if answered else info.input_columns(data))
+    columns = [data.question, data.answers] if answered else [data.question]
     questions = tuple(
-        _checked(row[data.question], _answers_in_cell(row[data.answers]), "", number, where)
-        for number, row in enumerate(table.rows.select_columns([data.question, data.answers]))
+        _checked(row[data.question], _answers_in_cell(row[data.answers]) if answered else None, "", number, where)
+        for number, row in enumerate(table.rows.select_columns(columns))
     )
     images, image_n = distinct_images(table, data.image)
     return QuestionSplit(questions, images, image_n, table.sha256)
 
 
-def _from_files(path: Path, content: JsonObject, inputs: TaskInputs, where: str) -> QuestionSplit:
-    annotations = find_annotations(path, where)
+def _from_files(path: Path, content: JsonObject, inputs: TaskInputs, where: str, answered: bool) -> QuestionSplit:
+    annotations = find_annotations(path, where) if answered else None
     folder = find_images(path, inputs.data, inputs.roots, where)
     form = "VQA v2.0's form, questions with image_id and question_id, annotations with answers"
     questions, images = [], []
-    with published_form(f"{where}: {path.name} or {annotations.name}", form):
-        answered = {entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations")}
+    with published_form(f"{where}: {path.name}" + (f" or {annotations.name}" if annotations else ""), form):
+        annotated = entries(read_json(annotations), "annotations") if annotations else ()
+        by_question = {entry["question_id"]: entry for entry in annotated}
         for number, asked in enumerate(entries(content, "questions")):
-            entry = answered.get(asked["question_id"])
-            if entry is None:
-                raise DataRefused(f"{where}: question {asked['question_id']} has no answers in {annotations.name}")
-            answers = [answer["answer"] for answer in entries(entry, "answers")]
-            answer_type = str(entry.get("answer_type", ""))
+            answers, answer_type = None, ""
+            if annotations is not None:
+                entry = by_question.get(asked["question_id"])
+                if entry is None:
+                    raise DataRefused(f"{where}: question {asked['question_id']} has no answers in {annotations.name}")
+                answers = [answer["answer"] for answer in entries(entry, "answers")]
+                answer_type = str(entry.get("answer_type", ""))
             questions.append(_checked(asked["question"], answers, answer_type, number, where))
             images.append(integer(asked, "image_id"))
     if not questions:
@@ -87,7 +95,7 @@ def _from_files(path: Path, content: JsonObject, inputs: TaskInputs, where: str)
     indices = {image: index for index, image in enumerate(sorted(set(images)))}
     column = images_in_folder([_image_name(image, folder) for image in indices], inputs.data.image, folder, where)
     image_n = tensor([indices[image] for image in images])
-    return QuestionSplit(tuple(questions), column, image_n, hash_of([path, annotations]))
+    return QuestionSplit(tuple(questions), column, image_n, hash_of([path, *([annotations] if annotations else [])]))
 
 
 def _image_name(image: int, folder: Path) -> str:
@@ -109,9 +117,12 @@ def _answers_in_cell(cell: object) -> list[object]:
     return found
 
 
-def _checked(text: object, answers: Sequence[object], answer_type: str, number: int, where: str) -> Question:
+def _checked(text: object, answers: Sequence[object] | None, answer_type: str, number: int, where: str) -> Question:
+    """A question that is a text, with enough answers; None for one whose answers are not read."""
     if not isinstance(text, str) or not text.strip():
         raise DataRefused(f"{where}: question {number} is {text!r}; it must be a text that is not empty")
+    if answers is None:
+        return Question(text.strip(), PeoplesAnswers.of(()), answer_type)
     texts = [answer for answer in answers if isinstance(answer, str)]
     if len(answers) < LEAST or len(texts) < len(answers):
         raise DataRefused(
