@@ -7,9 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from mergenet_core.architectures.axes import Kind
 from mergenet_core.fitting.context import FitContext, Solved
 from mergenet_core.fitting.mlp import fit_mlp
+from mergenet_core.fitting.transformer.solve import fit_transformer
 
 Solver = Callable[[FitContext, int], Iterator[Solved]]
-SOLVERS: Mapping[Kind, Solver] = {"mlp": fit_mlp}
+SOLVERS: Mapping[Kind, Solver] = {
+    "mlp": fit_mlp,
+    "encoder": fit_transformer,
+    "decoder": fit_transformer,
+    "vit": fit_transformer,
+}
 
 
 def fit(context: FitContext, start: int = 0) -> Iterator[Solved]:

@@ -45,7 +45,7 @@ def grouped_map(name: str, source: Mapping[str, Tensor], pairing: Pairing) -> Ax
     rotary = axis_kind(name) in ("queries", "keys") and axis.rotary
     cover, select = [], []
     for head_t, head_l in head_pairs:
-        rows_t, rows_l = _rotary_rows(width_t, width_l) if rotary else _first_rows(width_t, width_l)
+        rows_t, rows_l = rotary_rows(width_t, width_l) if rotary else _first_rows(width_t, width_l)
         cover.append(head_t * width_t + rows_t)
         select.append(head_l * width_l + rows_l)
     cover_t, select_t = torch.cat(cover), torch.cat(select)
@@ -86,7 +86,7 @@ def _first_rows(width_t: int, width_l: int) -> tuple[Tensor, Tensor]:
     return rows, rows
 
 
-def _rotary_rows(width_t: int, width_l: int) -> tuple[Tensor, Tensor]:
+def rotary_rows(width_t: int, width_l: int) -> tuple[Tensor, Tensor]:
     """Rows k and k + half, which a position rotates together, matched by the nearest speed of rotation."""
     half_t, half_l = width_t // 2, width_l // 2
     if half_t <= half_l:
