@@ -28,7 +28,7 @@ from transformers import (
 
 from mergenet_core.architectures.read_structure import read_structure
 from mergenet_core.fitting.context import Boundary, Chunk, FitContext, FitModel, Solved
-from mergenet_core.fitting.transformer import fit_transformer
+from mergenet_core.fitting.transformer.solve import fit_transformer
 from mergenet_core.spec.job import TransferSpec
 from mergenet_core.tasks.task import Batch
 from mergenet_core.transfer.methods.project import stream_map

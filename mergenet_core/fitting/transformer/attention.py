@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mergenet_core.fitting.gram import Affine
-from mergenet_core.fitting.heads import SourceHead, narrower_scores, narrower_values
-from mergenet_core.fitting.source_visit import ROLES, Seen, Taken
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.heads import SourceHead, narrower_scores, narrower_values
+from mergenet_core.fitting.transformer.source_visit import ROLES, Seen, Taken
+from mergenet_core.fitting.transformer.state import TransformerFit
 from mergenet_core.transfer.attention_heads import rotary_rows
 
 _RIDGE = 1e-3

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import torch
 
-from mergenet_core.fitting.attention_part import solve_attention
 from mergenet_core.fitting.context import FitContext, Solved
-from mergenet_core.fitting.embeddings_part import enter_embeddings, solve_embeddings
-from mergenet_core.fitting.feed_forward_part import solve_feed_forward
-from mergenet_core.fitting.output_part import solve_head, solve_last_norm
-from mergenet_core.fitting.source_visit import take, visit
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.attention import solve_attention
+from mergenet_core.fitting.transformer.embeddings import enter_embeddings, solve_embeddings
+from mergenet_core.fitting.transformer.feed_forward import solve_feed_forward
+from mergenet_core.fitting.transformer.output import solve_head, solve_last_norm
+from mergenet_core.fitting.transformer.source_visit import take, visit
+from mergenet_core.fitting.transformer.state import TransformerFit
 
 
 def fit_transformer(context: FitContext, start: int = 0) -> Iterator[Solved]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mergenet_core.fitting.gram import Gram
-from mergenet_core.fitting.layer_walk import LayerWalk
-from mergenet_core.fitting.role_weights import Point, RoleWeights
-from mergenet_core.fitting.stream_map import StreamMap
+from mergenet_core.fitting.transformer.layer_walk import LayerWalk
+from mergenet_core.fitting.transformer.role_weights import Point, RoleWeights
+from mergenet_core.fitting.transformer.stream_map import StreamMap
 
 
 @dataclass(frozen=True)

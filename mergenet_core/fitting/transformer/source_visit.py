@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mergenet_core.fitting.gram import Gram
-from mergenet_core.fitting.heads import SourceHead, choose_heads
-from mergenet_core.fitting.layer_walk import Recorded
-from mergenet_core.fitting.role_weights import Point, RoleWeights
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.heads import SourceHead, choose_heads
+from mergenet_core.fitting.transformer.layer_walk import Recorded
+from mergenet_core.fitting.transformer.role_weights import Point, RoleWeights
+from mergenet_core.fitting.transformer.state import TransformerFit
 
 ROLES = ("attention.query", "attention.key", "attention.value")
 

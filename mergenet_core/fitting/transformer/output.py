@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mergenet_core.fitting.context import FitContext
 from mergenet_core.fitting.gram import Gram
-from mergenet_core.fitting.role_weights import Point
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.role_weights import Point
+from mergenet_core.fitting.transformer.state import TransformerFit
 
 _RIDGE = 1e-2
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mergenet_core.fitting.context import Boundary, FitContext
 from mergenet_core.fitting.gram import Affine, Gram
-from mergenet_core.fitting.layer_walk import LayerWalk, Recorded
-from mergenet_core.fitting.role_weights import Point, RoleWeights
-from mergenet_core.fitting.stream_map import StreamMap, narrower_stream, same_stream
-from mergenet_core.fitting.survey import Survey, survey
-from mergenet_core.fitting.tokens import Tokens
+from mergenet_core.fitting.transformer.layer_walk import LayerWalk, Recorded
+from mergenet_core.fitting.transformer.role_weights import Point, RoleWeights
+from mergenet_core.fitting.transformer.stream_map import StreamMap, narrower_stream, same_stream
+from mergenet_core.fitting.transformer.survey import Survey, survey
+from mergenet_core.fitting.transformer.tokens import Tokens
 
 RIDGE = 1e-2
 """Of a regression towards what the stream lacks; a smaller one fits a small pool's texts better, others worse."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergenet_core.fitting.layer_walk import Recorded
-from mergenet_core.fitting.source_visit import Seen
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.layer_walk import Recorded
+from mergenet_core.fitting.transformer.source_visit import Seen
+from mergenet_core.fitting.transformer.state import TransformerFit
 
 _RIDGE = 1e-3
 

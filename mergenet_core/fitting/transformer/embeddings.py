@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import unfold
 
 from mergenet_core.fitting.gram import Gram
-from mergenet_core.fitting.role_weights import RoleWeights
-from mergenet_core.fitting.transformer_fit import TransformerFit
+from mergenet_core.fitting.transformer.role_weights import RoleWeights
+from mergenet_core.fitting.transformer.state import TransformerFit
 
 _RIDGE = 1e-3
 

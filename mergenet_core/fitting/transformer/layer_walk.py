@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from mergenet_core.fitting.role_weights import Point, RoleWeights
+from mergenet_core.fitting.transformer.role_weights import Point, RoleWeights
 from mergenet_core.tasks.task import Batch
 
 Recorded = Mapping[str, Tensor]
