@@ -6,7 +6,11 @@ given, what is allowed and what to change.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a full disk, a used-up quota, and a file larger than the system allows."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from typing import Literal
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import MergeNetError, OutOfMemory, RankLost, StorageFull, TrainingCrashed, Unavailable
+from mergenet_core.errors import (
+    FULL_DISK,
+    MergeNetError,
+    ModelRefused,
+    OutOfMemory,
+    RankLost,
+    StorageFull,
+    TrainingCrashed,
+    Unavailable,
+)
 from mergenet_core.records.job import TrialResult
 from mergenet_core.records.record import Record
 
@@ -74,11 +83,17 @@ class Outcome(Record):
         if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
             advice = "take a smaller batch_size, a shorter max_length or a smaller model"
             return cls.of_error(OutOfMemory(f"out of memory: {last}; {advice} ({where})"))
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in FULL_DISK:
             return cls.of_error(StorageFull(f"no space left on the disk: {last}; free some, then resume ({where})"))
         # a broken device or disk may be another one next time; a bug is the same bug
         hardware = type(error).__name__ == "AcceleratorError" or number in _HARDWARE
         return cls._failed(MergeNetError.code, f"{last} ({where})", retryable=hardware)
+
+    @classmethod
+    def of_panic(cls, error: BaseException, where: str) -> Outcome:
+        """Compiled code, such as a tokenizer, panicked on what it was given; it would do so again."""
+        message = f"a compiled library panicked on its input: {str(error)[:500]}; check the tokenizer's files ({where})"
+        return cls.of_error(ModelRefused(message))
 
     @classmethod
     def unreported(
@@ -109,6 +124,11 @@ class Outcome(Record):
     @classmethod
     def _failed(cls, code: str, message: str, *, retryable: bool) -> Outcome:
         return cls(ended="failed", code=code, message=message[:MESSAGE_LIMIT], retryable=retryable)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of code in Rust, whose class no module exports."""
+    return type(error).__name__ == "PanicException"
 
 
 def send(descriptor: int, outcome: Outcome) -> None:

@@ -8,7 +8,6 @@ the lease has run out, and the record of a newer attempt refuses what an older o
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -20,7 +19,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import MergeNetError, NotFound, StorageFull, TrainingHung
+from mergenet_core.errors import FULL_DISK, MergeNetError, NotFound, StorageFull, TrainingHung
 from mergenet_core.processes import trees
 from mergenet_core.processes.command import python_command
 from mergenet_core.records import state_machine
@@ -28,6 +27,7 @@ from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.records.job import Checkpoint, Job, Trial
 from mergenet_core.settings import Settings
 from mergenet_core.storage import published_folder
+from mergenet_core.storage.retention import drop_trials
 from mergenet_core.store import rq_queue
 from mergenet_core.store.clock import redis_now
 from mergenet_core.store.device_leases import Lease
@@ -39,7 +39,6 @@ from workers.gang.member import ADDRESS, SILENCE
 from workers.host import capacity, memory, prewarm
 from workers.outcome import OUTCOME_FD, Outcome, receive
 from workers.processes import AttemptProcess, tagged
-from workers.retention import drop_trials
 from workers.trial import report
 from workers.watchdog import Watchdog
 
@@ -76,7 +75,7 @@ def _run(attempt: Attempt, job: Job, drain: _SignalFlag) -> None:
     except RedisError as error:
         outcome = Outcome.of_error(error)
     except OSError as error:
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else MergeNetError
+        kind = StorageFull if error.errno in FULL_DISK else MergeNetError
         outcome = Outcome.of_error(kind(f"the training process could not be started: {error}"))
     if attempt.over:
         _log.warning("%s lost its lease: its processes are ended and nothing is written", attempt.tag)
@@ -89,6 +88,7 @@ def _run(attempt: Attempt, job: Job, drain: _SignalFlag) -> None:
         rq_queue.enqueue(settings.redis(decode=False), after)
         if after.state == "succeeded":
             drop_trials(attempt.store.spec(job.id), settings.job_folder(job.id), after)
+            attempt.store.settled(job.id)
 
 
 def _remove_if_deleted(attempt: Attempt) -> None:
@@ -110,6 +110,10 @@ def _train(attempt: Attempt, job: Job, drain: _SignalFlag) -> Outcome:
         # before the driver has started, so that the order of jobs does not depend on which starts faster
         QueueEntry(job, attempt.ref).join(attempt.store.redis)
         return _supervise(attempt, [FLEET], drain, None)
+    if job.device == "cpu" and not capacity.has_cpu_slots(capacity.devices(attempt.settings)):
+        # a host lends its GPUs, and this trial needs none
+        slots = ",".join(map(str, range(job.devices)))
+        return _supervise(attempt, [_GANG, "--devices", slots] if job.devices > 1 else [_TRIAL], drain, None)
     lease = wait_for_devices(attempt, job.devices, lambda: drain.up)
     if lease is None:
         return Outcome.interrupted("stopped while it waited for devices")

@@ -23,7 +23,7 @@ from mergenet_core.store.jobs import Store
 from mergenet_core.training.protocols import Control, Interrupted, Reporter
 from workers.gang.member import Member
 from workers.logs import configure_logging
-from workers.outcome import OUTCOME_FD, Outcome, send
+from workers.outcome import OUTCOME_FD, Outcome, is_panic, send
 from workers.reporting import RedisReporter, SignalControl
 
 
@@ -71,6 +71,11 @@ def main(attempt: AttemptRef, member: Member) -> Outcome:
             traceback.print_exc()
         where = f"see the log of attempt {attempt.number}"
         return Outcome.of_exception(error, where, None if member.alone else member.world_rank)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        traceback.print_exc()
+        return Outcome.of_panic(error, f"see the log of attempt {attempt.number}")
     finally:
         if reporter is not None:
             reporter.close(settings.lease_seconds)

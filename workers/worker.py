@@ -88,7 +88,10 @@ class TrialWorker(Worker):  # type: ignore[misc]
         raw = settings.redis(decode=False)
         # a trial that needs more devices than this host has is left to a larger one
         counts = range(1, len(info.devices) + 1)
-        names = [rq_queue.FLEET] if info.fleet else [rq_queue.queue_of_devices(count) for count in counts]
+        kinds = (False, True) if info.device.startswith("cuda") else (False,)
+        names = [rq_queue.queue_of_devices(count, cuda=cuda) for count in counts for cuda in kinds]
+        if info.fleet:
+            names = [rq_queue.FLEET]
         super().__init__(
             [Queue(name, connection=raw, serializer=JSONSerializer, job_class=Message) for name in names],
             name=info.name,

@@ -17,6 +17,7 @@ from mergenet_core.architectures.registry import is_label_head
 from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.knowledge_pack import read_pack, unpacked
 from mergenet_core.model_files.model_info import ModelInfo, Vocabulary
+from mergenet_core.model_files.regular_file import check_regular
 from mergenet_core.model_files.safetensors_header import shapes_in
 from mergenet_core.spec.json_values import JsonObject, get_object
 from mergenet_core.spec.task_info import TaskName
@@ -129,6 +130,7 @@ def _numbered_lines(path: Path) -> dict[object, object]:
 
     Only a line feed ends a line: a separator such as U+2028 may be a token, and must not shift the ids behind it.
     """
+    check_regular(path)
     lines = path.read_bytes().decode().split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -162,6 +164,7 @@ def _labels(config: JsonObject, where: str) -> tuple[str, ...] | None:
 
 def _json(path: Path) -> dict[str, JsonValue]:
     try:
+        check_regular(path)
         if path.stat().st_size > _JSON_BYTES_MAX:
             raise ModelRefused(f"{path.name} is larger than {_JSON_BYTES_MAX:,} bytes; it is not what it should be")
         found = json.loads(path.read_bytes())

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from mergenet_core.errors import ModelRefused
+from mergenet_core.model_files.regular_file import check_regular
 
 HEADER_BYTES_MAX = 100_000_000
 """Longest safetensors header that is read, as in the safetensors library."""
@@ -23,6 +24,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -5,7 +5,6 @@ Only safetensors, only architectures of transformers and the built-in ones, no N
 
 from __future__ import annotations
 
-import difflib
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.check_settings import check_keys
 from mergenet_core.architectures.registry import is_label_head
 from mergenet_core.architectures.two_tower_config import tower_configs, with_defaults
 from mergenet_core.errors import ModelRefused, PathRefused
@@ -30,8 +30,6 @@ from mergenet_core.storage.paths import Roots
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 LAYER_SWAPPING_KEYS = ("quantization_config", "attn_implementation", "_attn_implementation")
 """Config keys that replace a model's layers, or fetch kernels from the hub."""
-SERVICE_KEYS = ("id2label", "label2id", "return_dict", "chunk_size_feed_forward")
-"""Config keys that the service sets, from the data or from how it calls a model."""
 SHARED_LABELS = {task.fixed_labels for task in TASKS.values()} - {None}
 """Label spaces of heads that mean the same in every model: over a vocabulary, over a span's ends."""
 _DEVIATION = 0.02
@@ -114,12 +112,7 @@ def build(
 def _check_settings(config: JsonObject, where: str) -> None:
     """Refuse settings that the model type does not have or that the service sets. Raises: `ModelRefused`."""
     _refuse_swapped_layers(config, where)
-    known = _known_settings(str(config["model_type"]))
-    for key in config.keys() - {"model_type", "num_labels"}:
-        if key in SERVICE_KEYS:
-            raise ModelRefused(f"{where}: {key} is set by the service, from the data and the task; leave it out")
-        if key not in known:
-            raise ModelRefused(f"{where}: {config['model_type']} has no setting {key!r}; {_hint(key, known)}")
+    check_keys(config, _known_settings(str(config["model_type"])), where=where)
 
 
 def _with_data_settings(config: JsonObject, overrides: Mapping[str, int | None]) -> dict[str, object]:
@@ -256,8 +249,3 @@ def _refuse_swapped_layers(config: JsonObject, where: str) -> None:
 
 def _known_settings(model_type: str) -> set[str]:
     return set(config_of_type(model_type).to_dict()) | {"architectures", "torch_dtype", "transformers_version"}
-
-
-def _hint(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else "leave it out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from mergenet_core.errors import DataRefused, PathRefused
@@ -21,6 +22,8 @@ from mergenet_core.storage.paths import Roots
 _JSON_HEAD = 1_000_000
 """Characters at a JSON file's beginning in which its columns must be named."""
 _LINE_MAX = 10_000_000
+_TABLE_BYTES_MAX = 20_000_000
+"""The largest table whose labels are read before a job is queued."""
 _FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 _PICKLES = ("", ".pkl", ".pickle", ".pt", ".pth")
 
@@ -40,12 +43,51 @@ def check_data(data: DataSpec, task: TaskName, roots: Roots, field: str) -> None
             path, where = roots.dataset(name, f"{field}.{split}"), f"{field}.{split}"
             if _check_split(path, TASKS[task].columns(data), where, task):
                 _check_companions(path, data, task, roots, where)
+    if TASKS[task].one_label:
+        _check_labels(data, roots, field)
     if data.unlabelled is not None:
         where = f"{field}.unlabelled"
         path = roots.dataset(data.unlabelled, where)
         if _check_split(path, TASKS[task].input_columns(data), where, task) and TASKS[task].names_image_files:
             find_images(path, data, roots, where)
         _check_apart(path, data, roots, field)
+
+
+def _check_labels(data: DataSpec, roots: Roots, field: str) -> None:
+    """Refuse labels that do not occur in the training split, where files are small. Raises: `DataRefused`."""
+    known = _labels(roots.dataset(data.train, f"{field}.train"), data.label)
+    for split in ("validation", "test"):
+        name = getattr(data, split)
+        found = None if name is None else _labels(roots.dataset(name, f"{field}.{split}"), data.label)
+        unknown = sorted(found - known) if found and known else []
+        if unknown:
+            labels = ", ".join(sorted(known or ())[:10])
+            raise DataRefused(
+                f"{field}.{split}: label {unknown[0]!r} does not occur in the training split, whose labels are "
+                f"{labels}; give splits with the same labels"
+            )
+
+
+def _labels(path: Path, column: str) -> set[str] | None:
+    """The labels of a split: of a folder those of its folders, of a small table all; None where that is not known."""
+    if path.is_dir():
+        folders = [one for one in path.iterdir() if one.is_dir() and one.name != UNLABELLED_FOLDER]
+        return {one.name for one in folders if not one.name.startswith(".") and any(one.iterdir())} or None
+    if path.suffix not in (".csv", ".jsonl") or path.stat().st_size > _TABLE_BYTES_MAX:
+        return None
+    try:
+        with path.open(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
+            rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+            return {_label(row[column]) for row in rows}
+    except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
+        return None  # a worker says which row is wrong
+
+
+def _label(value: object) -> str:
+    """A label as it is compared: `1`, `1.0` and `01` are the same number."""
+    text = str(value)
+    number = float(text) if re.fullmatch(r"-?\d{1,15}(\.0*)?", text) else None
+    return text if number is None else str(int(number))
 
 
 def _check_apart(unlabelled: Path, data: DataSpec, roots: Roots, field: str) -> None:

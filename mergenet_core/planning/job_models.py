@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergenet_core.architectures.check_config import check_config
+from mergenet_core.architectures.check_settings import check_settings, text_positions
 from mergenet_core.architectures.shapes import shapes_from_config
 from mergenet_core.architectures.two_tower_config import image_config, with_defaults
 from mergenet_core.errors import ModelRefused, PathRefused, SpecInvalid
@@ -46,13 +47,18 @@ class _Side:
 def source_info(spec: JobSpec, roots: Roots) -> ModelInfo | UnknownModel:
     """What is known of the source now. Raises: `ModelRefused`, `PathRefused`, `SpecInvalid`."""
     data, trained = spec.source.data or spec.target.data, spec.source.train is not None
-    return _info(_Side("source.model", spec.source.model, spec.source_task, data, trained, None), roots)
+    found = _info(_Side("source.model", spec.source.model, spec.source_task, data, trained, None), roots)
+    if trained:
+        _check_length(found, spec.source_task, data, "source.data")
+    return found
 
 
 def target_info(spec: JobSpec, roots: Roots) -> ModelInfo | UnknownModel:
     """What is known of the target now. Raises: `ModelRefused`, `PathRefused`, `SpecInvalid`."""
     target = spec.target
-    return _info(_Side("target.model", target.model, target.task, target.data, True, spec.source.model), roots)
+    found = _info(_Side("target.model", target.model, target.task, target.data, True, spec.source.model), roots)
+    _check_length(found, target.task, target.data, "target.data")
+    return found
 
 
 def source_pack(spec: JobSpec, roots: Roots) -> Pack | None:
@@ -73,6 +79,17 @@ def with_data_labels(spec: JobSpec, source: ModelInfo, target: ModelInfo) -> tup
 
 def _label_column(task: TaskName, data: DataSpec) -> str | None:
     return data.label if TASKS[task].one_label else None
+
+
+def _check_length(found: ModelInfo | UnknownModel, task: TaskName, data: DataSpec, field: str) -> None:
+    """Refuse texts that are longer than the model reads. Raises: `SpecInvalid`."""
+    if not TASKS[task].reads_text or isinstance(found, UnknownModel):
+        return
+    positions = text_positions(found.config)
+    if positions is not None and data.max_length > positions:
+        raise SpecInvalid(
+            f"{field}.max_length is {data.max_length}, the model reads {positions} tokens; set it to that or less"
+        )
 
 
 def _info(side: _Side, roots: Roots) -> ModelInfo | UnknownModel:
@@ -96,6 +113,7 @@ def _info(side: _Side, roots: Roots) -> ModelInfo | UnknownModel:
 def _from_config(side: _Side, config: JsonObject, tokenizer: Path | None) -> ModelInfo | UnknownModel:
     field, task = side.field, TASKS[side.task]
     check_config(config, side.task, where=f"{field}.config")
+    check_settings(config, where=f"{field}.config")
     if task.reads_images:
         config = with_defaults(config, {}, {"image_size": side.data.image_size})
         size = image_config(config)["image_size"]

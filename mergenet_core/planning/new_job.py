@@ -26,6 +26,7 @@ def new_job(spec: JobSpec, plan: Plan, owner: str) -> Job:
         memory_bytes=plan.estimate.memory_bytes,
         nodes=spec.resources.nodes,
         devices=spec.resources.devices,
+        device=spec.resources.device,
         max_attempts=spec.resources.attempts,
         deadline_seconds=spec.resources.deadline_seconds,
         created_at=created_at,

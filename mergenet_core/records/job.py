@@ -158,6 +158,8 @@ class Job(Record):
     """Hosts that each trial trains on; trials on more than one host are run by fleet workers."""
     devices: int = 1
     """Devices of each host that a trial trains on; only workers on hosts with as many take them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What kind of devices; trials that need CUDA are taken only by workers with GPUs."""
     max_attempts: int = 4
     deadline_seconds: int | None = None
     """Time from the first attempt at a trial to the job's end, after which the job fails."""

@@ -22,6 +22,7 @@ class Roots:
         found = _inside(text, self.models, field, "model")
         if found.is_file():
             raise PathRefused(f"{field}: {text!r} is a file; give a model's folder, or as source.model.pack a pack")
+        _check_links(found, self.models, field)
         return found
 
     def pack(self, text: str, field: str) -> Path:
@@ -101,6 +102,19 @@ def _inside(text: str, roots: tuple[Path, ...], field: str, what: str) -> Path:
     if len(inside) < sum(path is not None for path in found) or not roots:
         raise PathRefused(f"{field}: {text!r} lies outside the {what} roots ({allowed}); move it there or add a root")
     raise PathRefused(f"{field}: {text!r} does not exist below the {what} roots ({allowed}); check the spelling")
+
+
+def _check_links(folder: Path, roots: tuple[Path, ...], field: str) -> None:
+    """Refuse a model's folder with a link out of the roots. Raises: `PathRefused`."""
+    bases = [root.resolve() for root in roots]
+    for entry in folder.iterdir():
+        target = _resolved(entry) if entry.is_symlink() else None
+        if target is not None and not any(target.is_relative_to(base) for base in bases):
+            allowed = ", ".join(map(str, roots))
+            raise PathRefused(
+                f"{field}: {folder.name}/{entry.name} is a link to a file outside the model roots ({allowed}); copy "
+                "the file itself into the folder"
+            )
 
 
 def _resolved(path: Path) -> Path | None:

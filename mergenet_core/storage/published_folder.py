@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -14,12 +13,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mergenet_core.errors import CheckpointInvalid, StorageFull
+from mergenet_core.errors import FULL_DISK, CheckpointInvalid, StorageFull
 from mergenet_core.records.artifacts import Artifact, Manifest
 from mergenet_core.records.provenance import Provenance
 
 MANIFEST = "manifest.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE_BYTES = 65536
 
 
@@ -124,9 +122,9 @@ def sha256(path: Path) -> str:
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
     """Whether the error comes from a full disk; safetensors and torch raise errors of their own for it."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
-    if any(os.strerror(number) in str(error) for number in _FULL):
+    if any(os.strerror(number) in str(error) for number in FULL_DISK):
         return True
     try:
         return shutil.disk_usage(folder).free < _NO_SPACE_BYTES

@@ -28,6 +28,8 @@ from mergenet_core.store.clock import redis_now
 IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 _UNSETTLED_SECONDS = 3600
 """How long a folder may be without a record: longer than any request takes."""
+_CLEARED_SECONDS = 60
+"""How long a worker may take to clear the folder of a job that has succeeded, before the API does."""
 _DELETED_SECONDS = 3600
 """How long it is known that a job was deleted, and not lost: longer than any attempt takes to end."""
 
@@ -89,11 +91,11 @@ class Store:
         self.redis.zadd(keys.UNSETTLED, {job_id: redis_now(self.redis).timestamp() + _UNSETTLED_SECONDS})
 
     def unsettled(self) -> list[str]:
-        """The ids of the jobs whose folder has been without a record for long, if they have no record."""
+        """The ids of the jobs whose folder may have no record, or was not cleared after the job's success."""
         return cast("list[str]", self.redis.zrangebyscore(keys.UNSETTLED, "-inf", redis_now(self.redis).timestamp()))
 
     def settled(self, job_id: str) -> None:
-        """Note that a job has both folder and record, or neither."""
+        """Note that a job's folder and record agree."""
         self.redis.zrem(keys.UNSETTLED, job_id)
 
     def get(self, job_id: str) -> Job:
@@ -130,7 +132,7 @@ class Store:
                     at = redis_now(self.redis).timestamp()
                     pipe.multi()
                     _write(pipe, old, new)
-                    _write_deadline(pipe, old, new, at)
+                    _write_times(pipe, old, new, at)
                     attempt_leases.add_changes(pipe, old, new, at + lease_seconds)
                     pipe.execute()
                     return new
@@ -281,9 +283,11 @@ def _write(pipe: Pipeline, old: Job | None, new: Job) -> None:
     events.add_changes(pipe, old, new)
 
 
-def _write_deadline(pipe: Pipeline, old: Job, new: Job, at: float) -> None:
-    """Set a job's deadline when it first runs, and remove it once the job has ended."""
+def _write_times(pipe: Pipeline, old: Job, new: Job, at: float) -> None:
+    """Set a job's deadline when it first runs, remove it once the job has ended, and have its folder cleared then."""
     if new.deadline_seconds is not None and new.started_at is not None and old.started_at is None:
         pipe.zadd(keys.DEADLINES, {new.id: at + new.deadline_seconds})
     if new.state in TERMINAL and new.deadline_seconds is not None:
         pipe.zrem(keys.DEADLINES, new.id)
+    if new.state == "succeeded" and old.state != "succeeded":
+        pipe.zadd(keys.UNSETTLED, {new.id: at + _CLEARED_SECONDS})

@@ -5,7 +5,7 @@ from __future__ import annotations
 JOBS = "mergenet:jobs"
 """Sorted set of all job ids; newest last, since ids begin with their time."""
 UNSETTLED = "mergenet:unsettled"
-"""Sorted set of the ids of jobs whose folder may have no record, scored by when it may be removed."""
+"""Sorted set of the ids of jobs whose folder may not agree with the record, scored by when that is to be settled."""
 DEADLINES = "mergenet:deadlines"
 """Sorted set of the ids of jobs with a deadline, scored by when it is."""
 ATTEMPT_LEASES = "mergenet:leases"

@@ -1,9 +1,9 @@
 """Messages to workers through RQ: each names the one allowed function and an attempt, and nothing else.
 
 Attempts on several hosts have a queue of their own. For those on one host there is a queue for each number of devices,
-and a worker listens to the queues of the numbers that its host has. Messages are in the order of `Job.queue_order`, by
-which a worker also chooses between its queues. What runs is decided by the job's record: a message that comes twice is
-refused there, and one that is lost is sent again by the reconciler.
+and one more for those that need CUDA; a worker listens to the queues of what its host has. Messages are in the order of
+`Job.queue_order`, by which a worker also chooses between its queues. What runs is decided by the job's record: a
+message that comes twice is refused there, and one that is lost is sent again by the reconciler.
 """
 
 from __future__ import annotations
@@ -138,12 +138,12 @@ def is_due(trial: Trial, at: datetime) -> bool:
 
 def queue_name(job: Job) -> str:
     """The name of the queue that carries a job's trials."""
-    return FLEET if job.nodes > 1 else queue_of_devices(job.devices)
+    return FLEET if job.nodes > 1 else queue_of_devices(job.devices, cuda=job.device == "cuda")
 
 
-def queue_of_devices(devices: int) -> str:
-    """The name of the queue of trials on this number of devices of one host."""
-    return QUEUE if devices == 1 else f"{QUEUE}-{devices}"
+def queue_of_devices(devices: int, *, cuda: bool = False) -> str:
+    """The name of the queue of trials on this number of devices of one host, of any kind or only with CUDA."""
+    return QUEUE + ("-cuda" if cuda else "") + ("" if devices == 1 else f"-{devices}")
 
 
 def waiting(redis: Redis, queue: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx2
 
-from mergenet_core.errors import CheckpointInvalid, StorageFull, Unavailable
+from mergenet_core.errors import FULL_DISK, CheckpointInvalid, StorageFull, Unavailable
 from service.client.errors import raise_problem
 from service.schemas import ArtifactFile
 
@@ -33,7 +32,7 @@ def fetch(http: httpx2.Client, file: ArtifactFile, folder: Path) -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         _download(http, file, final.with_name(final.name + ".part"), final)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
             raise StorageFull(
                 f"no space left for {file.path}; free disk space and run the download again, it will resume"
             ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -11,13 +9,14 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from mergenet_core.errors import NotFound, StorageFull
+from mergenet_core.errors import FULL_DISK, NotFound, StorageFull
 from mergenet_core.planning.make_plan import make_plan
 from mergenet_core.planning.new_job import new_job
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.job import Job
 from mergenet_core.spec.job import JobSpec
+from mergenet_core.storage.retention import drop_trials
 from mergenet_core.store import rq_queue
 from mergenet_core.store.jobs import Created
 from mergenet_core.store.worker_registry import workers
@@ -70,16 +69,19 @@ def send(context: Context, job: Job) -> None:
 
 
 def settle(context: Context) -> None:
-    """Remove the folders of jobs that have no record. Raises: `RedisError` while it does not answer.
+    """Make folders agree with records. Raises: `RedisError` while it does not answer.
 
-    Those are jobs whose write did not reach Redis, and those at which a process was killed between folder and record.
+    Removes the folders of jobs whose write did not reach Redis, or at which a process was killed between folder and
+    record, and clears those of succeeded jobs whose worker was killed before it did.
     """
     for job_id in context.store.unsettled():
-        with contextlib.suppress(NotFound):
-            context.store.get(job_id)
-            context.store.settled(job_id)
-            continue
-        shutil.rmtree(context.settings.job_folder(job_id).path, ignore_errors=True)
+        folder = context.settings.job_folder(job_id)
+        try:
+            job = context.store.get(job_id)
+            if job.state == "succeeded":
+                drop_trials(context.store.spec(job_id), folder, job)
+        except NotFound:
+            shutil.rmtree(folder.path, ignore_errors=True)
         context.store.settled(job_id)
     for job_id in list(context.unconfirmed):
         try:
@@ -109,6 +111,6 @@ def _write(path: Path, spec: JobSpec) -> None:
             os.fsync(file.fileno())
     except BaseException as error:
         shutil.rmtree(path.parent, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise StorageFull("no space left for the job's folder; free disk space, then send the job again") from error
         raise

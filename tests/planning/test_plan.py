@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "data" / "notes.docx").write_text("x")
     (home / "data" / "broken.jsonl").write_text("nope\n")
     (home / "data" / "deep.jsonl").write_text("[" * 100_000 + "\n")
-    (home / "data" / "spreadsheet.csv").write_text("text,label\ncat,yes\n", encoding="utf-8-sig")
+    (home / "data" / "spreadsheet.csv").write_text("text,label\ncat,yes\ndog,no\n", encoding="utf-8-sig")
     return home
 
 

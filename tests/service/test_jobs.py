@@ -143,6 +143,41 @@ def test_a_folder_that_a_killed_process_left_without_a_record_is_removed(
     assert store.redis.zcard(keys.UNSETTLED) == 0
 
 
+def test_what_a_killed_worker_left_of_a_succeeded_job_is_cleared(
+    client: TestClient, post: Post, store: Store, settings: ServiceSettings
+) -> None:
+    job_id = post()
+    folder = settings.job_folder(job_id)
+    finishing.start(store, job_id, "transfer-0")
+    finishing.checkpoint(store, job_id, "transfer-0", folder)
+    finishing.commit(store, job_id, "transfer-0")
+    finishing.start(store, job_id, "control-0")
+    finishing.commit(store, job_id, "control-0")
+    finishing.start(store, job_id, "finalize")
+    finishing.commit(store, job_id, "finalize", artifact="artifact")
+    submission.settle(context_of(client))
+    assert (folder.trial("transfer-0") / "checkpoints").exists(), "its worker has a minute for it"
+    store.redis.zincrby(keys.UNSETTLED, -61, job_id)
+    submission.settle(context_of(client))
+    assert not (folder.trial("transfer-0") / "checkpoints").exists()
+    assert folder.spec.exists()
+    assert store.redis.zcard(keys.UNSETTLED) == 0
+
+
+def test_a_job_that_needs_cuda_waits_for_a_worker_with_gpus(client: TestClient, post: Post, store: Store) -> None:
+    slot = Device(id="0", name="cpu", memory_bytes=16 << 30)
+    worker = WorkerInfo(
+        name="w", host="h", state="idle", device="cpu: x", devices=(slot,), memory_bytes=16 << 30, cpus=2, seen_at=now()
+    )
+    report_alive(store.redis, worker)
+    job = post(resources={"device": "cuda"})
+    waits = "position 1 in the queue; needs 1 GPU on one host; no running worker has so many"
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] == waits
+    report_alive(store.redis, worker.model_copy(update={"name": "g", "device": "cuda: x"}))
+    assert client.get(f"/jobs/{job}").json()["waiting_reason"] == "position 1 in the queue; 1 worker, 0 busy"
+    assert client.get(f"/jobs/{post()}").json()["waiting_reason"].endswith("2 workers, 0 busy")
+
+
 def context_of(client: TestClient) -> Context:
     return client.app.state.context  # type: ignore[attr-defined, no-any-return]
 

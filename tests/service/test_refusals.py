@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
             document[last] = value
 
     return change
+
+
+def config(**settings: Any) -> Callable[[dict[str, Any]], None]:
+    """A function that adds settings to the target's config."""
+    return lambda document: document["target"]["model"]["config"].update(settings)
 
 
 REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
@@ -112,10 +119,34 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
         "model-refused",
         "pickled weights only (pytorch_mod",
     ),
+    (
+        "a pipe for a config",
+        put("source.model.path", "pipe"),
+        "model-refused",
+        "config.json is not a regular file",
+    ),
+    (
+        "pipes for weights",
+        put("source.model.path", "pipes"),
+        "model-refused",
+        "tensors is not a regular file",
+    ),
+    (
+        "linked weights",
+        put("source.model.path", "linked"),
+        "path-refused",
+        "a link to a file outside the model roots",
+    ),
     ("torn weights", put("source.model.path", "torn"), "model-refused", "not a whole safetensors file"),
     ("giant header", put("source.model.path", "giant"), "model-refused", "not a whole safetensors file"),
     ("code in config", put("source.model.path", "coded"), "model-refused", "brings code of its own (auto_map)"),
     ("unknown model", put("target.model.config", {"model_type": "skynet"}), "model-refused", "skynet"),
+    (
+        "a misspelt setting",
+        config(hidden_sixe=3),
+        "model-refused",
+        "did you mean hidden_sizes?",
+    ),
     ("wrong task", put("target.model.config", BERT), "model-refused", "bert"),
 ]
 
@@ -137,6 +168,13 @@ def bad_roots(settings: ServiceSettings) -> None:
         copy_config(models, name)
         size = (1 << 62) if name == "giant" else 5000
         (models / name / weights).write_bytes(size.to_bytes(8, "little") + b"{}")
+    (models / "pipe").mkdir()
+    os.mkfifo(models / "pipe" / "config.json")
+    copy_config(models, "pipes")
+    os.mkfifo(models / "pipes" / "model.safetensors")
+    copy_config(models, "linked")
+    outside = shutil.copy(models / "mlp" / "model.safetensors", data.parent / "weights")
+    (models / "linked" / "model.safetensors").symlink_to(outside)
     copy_config(models, "coded", auto_map={"AutoModel": "evil.Model"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,20 @@ def publish(final: Path, content: bytes = b"weights", attempt: int = 1) -> Path:
         (draft / "deep" / "a.bin").write_bytes(content)
         (draft / "b.json").write_text("{}")
     return final
+
+
+def test_a_file_larger_than_the_system_allows_is_a_full_disk(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(StorageFull, match="no space left while writing final"),
+            publishing(tmp_path / "final", kind="checkpoint", step=1, attempt=1) as draft,
+        ):
+            (draft / "weights").write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_published_folder_verifies(tmp_path: Path) -> None:

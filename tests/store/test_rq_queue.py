@@ -36,5 +36,10 @@ def test_a_paused_job_gets_its_message_again_on_resume(redis: Redis, raw: Redis)
     assert waiting(raw) == [f"{job.id}_control-0_1"]
 
 
+def test_trials_that_need_cuda_have_queues_of_their_own() -> None:
+    names = [rq_queue.queue_of_devices(count, cuda=cuda) for count in (1, 2) for cuda in (False, True)]
+    assert names == ["mergenet", "mergenet-cuda", "mergenet-2", "mergenet-cuda-2"]
+
+
 def test_arm_names_make_valid_message_names() -> None:
     assert rq_queue.message_id(AttemptRef("j", "transfer+distill-0", 2)) == "j_transfer-and-distill-0_2"

@@ -223,8 +223,8 @@ def test_the_plan_refuses_impossible_configs(config: Any, sentence: str, tmp_pat
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (with_tower("text_config", hiden_size=8), "text_config: bert has no setting 'hiden_size'; did you mean hidden"),
-        (with_tower("vision_config", id2label={"0": "a"}), "vision_config: id2label is set by the service"),
+        (with_tower("text_config", hiden_size=8), "text_config.hiden_size: bert has no setting 'hiden_size'; did you"),
+        (with_tower("vision_config", id2label={"0": "a"}), "vision_config.id2label is set by the service"),
         (with_tower("text_config", attn_implementation="x"), "text_config: attn_implementation replaces the layers"),
     ],
 )

@@ -108,3 +108,18 @@ def test_a_trial_sees_its_own_gpu_alone_and_the_worker_never_imports_torch(
     for job in jobs:
         job = lab.wait_for_state(job, "succeeded", 120)
         assert result_of(job).final_loss == pytest.approx(final_loss, abs=1e-6)
+
+
+def test_a_job_for_the_cpu_is_lent_no_gpu_and_one_for_cuda_runs_where_gpus_are(
+    gpu_host: tuple[Lab, subprocess.Popen[bytes]],
+) -> None:
+    lab, _ = gpu_host
+    job = lab.submit(document() | {"resources": {"device": "cpu"}})
+    lab.wait_for_checkpoint(job)
+    workers = worker_registry.workers(lab.store.redis)
+    assert {one.state for one in device_leases.listing(lab.store.redis, workers)} == {"free"}
+    lab.ask(job, "cancel")
+    lab.wait_for_state(job, "cancelled")
+    job = lab.submit(document() | {"resources": {"device": "cuda"}})
+    # these GPUs are imagined, so the training itself cannot begin on them
+    wait(lambda: lab.store.get(job.id).trial(SOLO).attempt == 1, "a worker with GPUs to take it", lab.explain)

@@ -7,9 +7,10 @@ import os
 
 import pytest
 from redis.exceptions import ConnectionError
+from tokenizers import decoders
 
 from mergenet_core.errors import MergeNetError, NodeLost, RankLost, TrainingDiverged
-from workers.outcome import MESSAGE_LIMIT, Outcome, receive, send
+from workers.outcome import MESSAGE_LIMIT, Outcome, is_panic, receive, send
 
 
 def test_an_outcome_passes_through_the_pipe() -> None:
@@ -50,6 +51,22 @@ def test_an_end_without_a_report_is_named_by_its_circumstances(
 ) -> None:
     outcome = Outcome.unreported("the training process", status, stopped=stopped, memory_ran_out=memory_ran_out)
     assert (outcome.ended, outcome.code, outcome.retryable) == expected
+
+
+def test_a_panic_of_compiled_code_is_a_bad_input_and_not_tried_again() -> None:
+    with pytest.raises(BaseException, match="index out of bounds") as caught:
+        decoders.Strip("a", 1, 5).decode(["a"])
+    assert not isinstance(caught.value, Exception)
+    assert is_panic(caught.value)
+    outcome = Outcome.of_panic(caught.value, "see the log")
+    assert (outcome.ended, outcome.code, outcome.retryable) == ("failed", "model-refused", False)
+    assert "index out of bounds" in outcome.message
+    assert not is_panic(SystemExit(1))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_a_quota_and_a_limit_of_file_sizes_are_the_same(number: int) -> None:
+    assert Outcome.of_exception(OSError(number, os.strerror(number)), "see the log").code == "storage-full"
 
 
 @pytest.mark.parametrize(("status", "how"), [(-11, " by signal SIGSEGV"), (3, " with exit status 3"), (None, "")])

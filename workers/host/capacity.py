@@ -36,6 +36,11 @@ def describe(name: str, devices: Sequence[Device]) -> WorkerInfo:
     )
 
 
+def has_cpu_slots(devices: Sequence[Device]) -> bool:
+    """Whether a host's devices are slots on its CPU, and not GPUs."""
+    return devices[0].name.startswith("cpu")
+
+
 def devices(settings: Settings) -> tuple[Device, ...]:
     """The host's GPUs; if it has none, the slots on its CPU."""
     if found := gpus():
@@ -47,12 +52,12 @@ def devices(settings: Settings) -> tuple[Device, ...]:
 
 def workers(settings: Settings, devices: Sequence[Device]) -> int:
     """How many trials this host trains at the same time."""
-    return settings.workers or (1 if devices[0].name.startswith("cpu") else len(devices))
+    return settings.workers or (1 if has_cpu_slots(devices) else len(devices))
 
 
 def ledger_name(devices: Sequence[Device]) -> str:
     """The name under which Redis keeps who holds the devices: containers on one machine share its GPUs, not its CPU."""
-    if devices[0].name.startswith("cpu"):
+    if has_cpu_slots(devices):
         return socket.gethostname()
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -219,6 +219,10 @@ def _worker_shortage(context: Context, job: Job) -> str:
     if not alive:
         return "no worker is running, start one with `python -P -m workers`"
     able = alive if fleet else [worker for worker in alive if len(worker.devices) >= job.devices]
+    if job.device == "cuda" and not fleet:
+        able = [worker for worker in able if worker.device.startswith("cuda")]
+        if not able:
+            return f"needs {job.devices} GPU{'s' if job.devices > 1 else ''} on one host; no running worker has so many"
     if not able:
         return f"needs {job.devices} devices on one host; no running worker is on a host with so many"
     busy = sum(worker.state == "busy" for worker in able)
