@@ -91,6 +91,8 @@ class TrialResult(Record):
     """Mode joint: every metric of the source's own task on its test split."""
     teacher: dict[str, float] = {}
     """Distillation: the teacher's own `test` metric."""
+    baselines: dict[str, float] = {}
+    """The test metric of trivial models fitted to the same labelled examples, by name; of some arms' trials only."""
 
 
 class Candidate(Record):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mergenet_core.records.job import Trial, TrialResult
 from mergenet_core.records.record import Record
 from mergenet_core.records.validation import validation_metric
+from mergenet_core.results.baselines import Baseline, collect_baselines
 from mergenet_core.results.comparisons import (
     Comparison,
     Difference,
@@ -76,6 +77,8 @@ class Report(Record):
     arms: tuple[ArmReport, ...]
     comparisons: tuple[Comparison, ...] = ()
     """What the report tests: arms against the control, and the transfer against its shams."""
+    baselines: tuple[Baseline, ...] = ()
+    """Trivial models fitted to the same labelled examples; no comparison has them."""
     equal_steps: int | None = None
     """Steps that the control would take in the total time of the arm in question."""
     strategy: str | None = None
@@ -135,6 +138,7 @@ def build_report(
         steps=first.steps,
         arms=reports,
         comparisons=comparisons,
+        baselines=collect_baselines([one.trial for one in done], _test(results["control"])),
         equal_steps=equal_steps(
             next(report for report in reports if report.arm == wanted).total_seconds, list(results["control"].values())
         ),
@@ -160,7 +164,12 @@ def markdown(report: Report) -> str:
         cells = [arm.arm, _plus_minus(arm.mean, arm.sd), f"{100 * best:.2f}", points(arm.difference)]
         cells += [f"{1000 * arm.step_seconds:.0f}", f"{arm.seconds:.1f}", f"{arm.total_seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    for baseline in report.baselines:
+        cells = [f"*{baseline.title}*", _plus_minus(baseline.mean, baseline.sd), "–", points(baseline.difference)]
+        lines.append("| " + " | ".join([*cells, "–", "–", "–"]) + " |")
     lines += ["", f"**{report.verdict}**: {report.sentence}"]
+    if note := baselines_note(report):
+        lines += ["", note]
     if report.comparisons:
         lines += [
             "",
@@ -176,6 +185,16 @@ def markdown(report: Report) -> str:
     for sentence in (cost_sentence(report), memory_sentence(report)):
         lines += ["", sentence] if sentence else []
     return "\n".join(lines)
+
+
+def baselines_note(report: Report) -> str:
+    """What the baselines are, and which of them the arm in question does not reach; empty where there are none."""
+    wanted = report.arm("transfer") or report.arm("transfer+distill")
+    if not report.baselines or wanted is None:
+        return ""
+    note = "Rows without times are baselines, fitted to the same labelled examples and not among the comparisons."
+    ahead = [f"{one.title}, at {100 * one.mean:.2f}" for one in report.baselines if one.mean > wanted.mean]
+    return f"{note} Ahead of {wanted.arm} ({100 * wanted.mean:.2f}): {'; '.join(ahead)}." if ahead else note
 
 
 def cost_sentence(report: Report) -> str:

@@ -5,7 +5,7 @@ Legend: b examples of a batch, n examples of a split, t tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ class TokenExamples:
     lengths_n: Tensor
     labels: Tensor | None
     """None for unlabelled texts."""
+    texts: Sequence[str] = ()
+    """The texts themselves; empty for unlabelled ones."""
 
     def __len__(self) -> int:
         """How many texts there are."""
@@ -73,4 +75,5 @@ def load_text_classification(inputs: TaskInputs) -> Classification:
 def _tokenise(texts: list[str], labels_n: Tensor | None, tokenizer: Tokenizer, max_length: int) -> TokenExamples:
     encoded = tokenizer(texts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
     inputs_nt: dict[str, Tensor] = {name: encoded[name] for name in encoded}
-    return TokenExamples(inputs_nt, inputs_nt["attention_mask"].sum(dim=1).clamp(min=1), labels_n)
+    lengths_n = inputs_nt["attention_mask"].sum(dim=1).clamp(min=1)
+    return TokenExamples(inputs_nt, lengths_n, labels_n, texts if labels_n is not None else ())

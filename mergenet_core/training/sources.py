@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from mergenet_core.errors import ModelRefused
 from mergenet_core.model_files.knowledge_pack import read_pack, unpack
 from mergenet_core.model_files.model_info import ModelInfo
-from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary
+from mergenet_core.model_files.read_model import inspect_model, read_config, read_vocabulary, weight_files
 from mergenet_core.models.factored_source import at_rank, open_source, open_states, source_rank
-from mergenet_core.models.loading import folder_of
+from mergenet_core.models.loading import folder_of, load_trained
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.untrained_source import untrained_weights
 from mergenet_core.records.job import Trial
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.json_values import JsonObject
+from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.tasks.loading import load_task
 from mergenet_core.tasks.task import Task
@@ -29,6 +31,9 @@ from mergenet_core.training.learners import Learner, check_fits, image_channels
 from mergenet_core.transfer.cycle import TransferSource
 from mergenet_core.transfer.sham import Sham
 from mergenet_core.transfer.shards import LiveWeights
+
+PROBED_BYTES = 2**31
+"""The largest source, by the size of its weights' files, that is loaded as a whole for a linear probe."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,26 @@ def open_source_task(context: TrialContext, source: Path) -> Task:
     task = load_task(name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels)
     check_fits(config, task, data, field)
     return task
+
+
+def may_probe(job: JobSpec) -> bool:
+    """Whether the source is a whole frozen model, and the target's examples have one label each."""
+    frozen = job.source.mode in ("frozen", "trajectory") and job.source.model.pack is None
+    return frozen and TASKS[job.target.task].one_label
+
+
+def source_to_probe(context: TrialContext, labels: tuple[str, ...]) -> tuple[nn.Module, Task]:
+    """The source as it is, and the trial's examples as it reads them.
+
+    Raises: `ModelRefused`, `DataRefused` if it reads other inputs, or is too large to be loaded besides the target.
+    """
+    source = source_path(context.job, context.folder, context.roots)
+    assert source is not None, "the spec refuses a frozen source from a config that is never trained"
+    size = sum(file.stat().st_size for file in weight_files(source))
+    if size > PROBED_BYTES:
+        raise ModelRefused(f"the source's weights take {size / 1e9:.1f} GB, the limit is {PROBED_BYTES / 1e9:.1f} GB")
+    task = open_source_task(context, source)
+    return load_trained(source, context.job.target.task, labels, seed=context.trial.seed), task
 
 
 def _image_size(config: JsonObject, processor: Path | None) -> int | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import datasets
 from transformers.utils import logging as transformers_logging
 
+from mergenet_core.baselines.inputs import TRAIN_MAX, input_baseline
+from mergenet_core.baselines.probe import linear_probe
+from mergenet_core.errors import MergeNetError
 from mergenet_core.records.job import ArmCost, Checkpoint, Trial, TrialResult
 from mergenet_core.records.outcomes import pack_outcomes
 from mergenet_core.records.provenance import Provenance
@@ -25,6 +28,7 @@ from mergenet_core.training.loop import Training
 from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.protocols import REQUESTS, AttemptContext, Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
+from mergenet_core.training.sources import may_probe, source_to_probe
 from mergenet_core.training.teacher import Teacher, prepare_teacher
 
 __all__ = ["AttemptContext", "Control", "Interrupted", "Reporter", "run_trial"]
@@ -212,4 +216,23 @@ def _measure(run: _Run, teacher: Teacher | None) -> TrialResult:
         data=dict(task.data_summary),
         source=source.evaluate(source.task.test) if source is not None else {},
         teacher={"test": teacher.test} if teacher is not None else {},
+        baselines=_baselines(run) if world.main else {},
     )
+
+
+def _baselines(run: _Run) -> dict[str, float]:
+    """The trivial baseline of the task, in the control's trial; a linear probe of the source, in the transfer's."""
+    context, task = run.context, run.training.task
+    if context.trial.arm == "control":
+        return input_baseline(task)
+    wanted = "transfer" if "transfer" in context.job.arms else "transfer+distill"
+    if context.trial.arm != wanted or not may_probe(context.job) or len(task.train) > TRAIN_MAX:
+        return {}
+    world = context.world
+    try:
+        model, task_of_source = source_to_probe(context, task.labels)
+        with world.accelerator.autocast():
+            return {"probe": linear_probe(model, task_of_source, world.device)}
+    except MergeNetError as error:
+        run.reporter.event("baseline.left-out", f"no linear probe of the source: {error.message}", level="warning")
+        return {}

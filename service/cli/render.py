@@ -14,7 +14,14 @@ from mergenet_core.pairing.result import How, Pairing
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.results.comparisons import Difference, p_text, points
-from mergenet_core.results.report import Report, comparisons_note, cost_sentence, delivery_sentence, memory_sentence
+from mergenet_core.results.report import (
+    Report,
+    baselines_note,
+    comparisons_note,
+    cost_sentence,
+    delivery_sentence,
+    memory_sentence,
+)
 from service.schemas import JobPage, JobView
 
 _NAMES_SHOWN = 3
@@ -203,8 +210,14 @@ def report(console: Console, report: Report) -> None:
             f"{arm.seconds:.1f}",
             f"{arm.total_seconds:.1f}",
         )
+    for baseline in report.baselines:
+        spread = "" if baseline.sd is None else f" ± {100 * baseline.sd:.2f}"
+        reached = f"{100 * baseline.mean:.2f}{spread}"
+        listed.add_row(baseline.title, reached, "", _difference(baseline.difference), "", "", "")
     console.print(listed)
     console.print(f"[bold]{report.verdict}[/bold]: {escape(report.sentence)}")
+    if note := baselines_note(report):
+        console.print(note, markup=False)
     if report.comparisons:
         tested = table(console, "comparison", "difference, points [95 % interval]", "seeds", "p", "p, Holm")
         for one in report.comparisons:

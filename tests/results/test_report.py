@@ -191,6 +191,28 @@ def test_a_transfer_behind_the_control_on_validation_at_its_best_seed_is_not_del
         assert report.reason.endswith("behind it on validation at its best seed, 1: 90.00 against 91.00")
 
 
+def test_baselines_are_rows_and_no_comparisons() -> None:
+    done = trials(control=CONTROL, transfer=GAIN, sham=CONTROL)
+    plain = build_report("j", "n", done)
+    values = {"control": {"tf-idf": [0.95, 0.93, 0.97]}, "transfer": {"probe": [0.8, 0.8, 0.8]}}
+    with_baselines = []
+    for one in done:
+        assert one.result is not None
+        found = {name: by_seed[one.seed] for name, by_seed in values.get(str(one.arm), {}).items()}
+        result = one.result.model_copy(update={"baselines": found})
+        with_baselines.append(one.model_copy(update={"result": result}))
+    report = build_report("j", "n", with_baselines)
+    assert report.comparisons == plain.comparisons
+    assert (report.verdict, report.sentence) == (plain.verdict, plain.sentence)
+    words, probe = report.baselines
+    assert (words.name, words.mean, probe.sd) == ("tf-idf", pytest.approx(0.95), pytest.approx(0.0, abs=1e-12))
+    assert words.difference.values == pytest.approx([0.25, 0.22, 0.25])
+    table = markdown(report)
+    assert "| *logistic regression on TF-IDF of the words* | 95.00 ± 2.00 | – | +24.00 [" in table
+    assert "Ahead of transfer (91.00): logistic regression on TF-IDF of the words, at 95.00." in table
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
 def with_cost(trial: Trial, **seconds: float) -> Trial:
     assert trial.result is not None
     cost = ArmCost(step_seconds=0.1, **seconds)
