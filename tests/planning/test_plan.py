@@ -241,6 +241,22 @@ def test_unlabelled_inputs_need_no_label_and_their_batch_is_estimated(
     assert activations(pool_batch_size=96) == pytest.approx(1.5 * alone, abs=2)
 
 
+def test_a_teacher_is_estimated_with_what_it_computes_in_a_step(
+    plan: Callable[..., Any], document: dict[str, Any]
+) -> None:
+    def held(**changes: Any) -> int:
+        return plan(document | changes).estimate.under("single").transfer
+
+    teacher = {"distill": {"teacher": {"steps": 4, "batch_size": 1}}}
+    made = plan(document | {"arms": ["transfer", "control"], "transfer": teacher})
+    without = made.estimate.under("single").transfer
+    weights = 4 * made.estimate.source_parameters
+    assert held(**UNLABELLED_JOB) > without + weights
+    larger = held(**UNLABELLED_JOB | {"train": document["train"] | {"batch_size": 64}})
+    once = held(**UNLABELLED_JOB) - without - weights
+    assert larger - without - weights == pytest.approx(2 * once, abs=2), "twice the inputs of a step"
+
+
 def test_a_text_model_from_scratch_needs_a_tokenizer(
     plan: Callable[..., Any], document: dict[str, Any], home: Path
 ) -> None:

@@ -10,7 +10,7 @@ from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import parse
 from mergenet_core.storage.paths import Roots
 from tests.tasks.pictures import SIZE, write_captions, write_vqa
-from tests.tasks.words import squad_rows, write_squad, write_words
+from tests.tasks.words import WORDS, squad_rows, write_squad, write_words
 from tests.training.tiny import write_lines
 
 WIDE = 0.5
@@ -56,7 +56,13 @@ CASES = {
             "questions.jsonl",
         ),
         Case("masked-language-modelling", {"model_type": "bert", **_BERT, **_TEXT}, _WIDER, TEXTS, "pool.jsonl"),
-        Case("causal-language-modelling", _GPT2, {"n_embd": 24, "initializer_range": WIDE}, TEXTS, "pool.jsonl"),
+        Case(
+            "causal-language-modelling",
+            _GPT2,
+            {"n_embd": 24, "initializer_range": WIDE, "vocab_size": len(WORDS) + 7},
+            TEXTS,
+            "pool.jsonl",
+        ),
         Case(
             "visual-question-answering",
             {"model_type": "vilt", **_BERT, **_IMAGE, **_TEXT},

@@ -56,7 +56,7 @@ def rows_of(task: str, outputs: Any, batch: Batch) -> list[tuple[Rows, list[int]
             kinds.append((rows, batch[name].tolist() if name in batch else None))
         return kinds
     if task.endswith("language-modelling"):
-        logits, labels = outputs.logits, batch["labels"]
+        logits, labels = outputs.logits[:, :, : len(WORDS)], batch["labels"]
         if task.startswith("causal"):
             logits, labels = logits[:, :-1], labels[:, 1:]
         rows, right = [], []

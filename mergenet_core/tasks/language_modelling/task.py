@@ -57,8 +57,12 @@ class LanguageModelling:
         return torch.nn.functional.cross_entropy(logits_pv, labels_p, reduction="sum") / max(1, len(labels_p))
 
     def choices(self, outputs: Outputs, batch: Batch) -> tuple[Choices, ...]:
-        """A token of the vocabulary for each token to predict. Shapes: (p, v)."""
-        return (Choices(*self._predicted(outputs, batch)),)
+        """A token of the vocabulary for each token to predict. Shapes: (p, v).
+
+        A model may have more rows than the tokenizer has tokens, and another model another number of them.
+        """
+        logits_pv, labels_p = self._predicted(outputs, batch)
+        return (Choices(logits_pv[:, : self.settings["vocab_size"]], labels_p),)
 
     def answers(self, outputs: Outputs, batch: Batch) -> Tensor:
         """For each block: tokens predicted correctly, tokens to predict, and the sum of their entropies in nats.
