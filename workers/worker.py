@@ -165,7 +165,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
             with _redis_may_be_away():
                 super().execute_job(job, queue)
         finally:
-            self._clear_up(job)
+            self._clear_up(job, queue)
             self.executions.clear()
 
     def fork_work_horse(self, job: Message, queue: Queue) -> None:
@@ -223,7 +223,7 @@ class TrialWorker(Worker):  # type: ignore[misc]
                 update={"state": "busy", "job": attempt.job_id, "trial": attempt.trial_id}
             )
 
-    def _clear_up(self, job: Message) -> None:
+    def _clear_up(self, job: Message, queue: Queue) -> None:
         """After the work horse: end what is left of the attempt, and record its loss before its lease runs out."""
         if self._info.state == "busy":
             self._info = self._info.model_copy(update={"state": "idle"})
@@ -232,6 +232,8 @@ class TrialWorker(Worker):  # type: ignore[misc]
             attempt = job.attempt
         except Exception:  # a message that is not ours
             return
+        with _redis_may_be_away():
+            rq_queue.forget_ended(self.connection, queue.name, attempt)
         tag = attempt_tag(attempt, self.name)
         ended = not trees.end(tagged(tag), _END_SECONDS)
         reason = "the supervising process on the worker was killed"

@@ -20,6 +20,7 @@ from redis.client import Pipeline
 from rq import Queue
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job as Message
+from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from mergenet_core.records.attempt import AttemptRef
@@ -77,11 +78,18 @@ def withdraw_all(pipe: Pipeline, job: Job) -> None:
             _remove(pipe, queue_name(job), message_id(AttemptRef(job.id, trial.id, number)))
 
 
+def forget_ended(redis: Redis, queue: str, attempt: AttemptRef) -> None:
+    """Remove what RQ keeps of the message of an attempt that has ended, however it did: the record says it all."""
+    with redis.pipeline() as pipe:
+        _remove(pipe, queue, message_id(attempt))
+        pipe.execute()
+
+
 def _remove(pipe: Pipeline, queue: str, id: str) -> None:
     pipe.lrem(f"{Queue.redis_queue_namespace_prefix}{queue}", 0, id)
     pipe.lrem(f"{Queue.redis_queue_namespace_prefix}{queue}:intermediate", 0, id)
     pipe.zrem(f"rq:failed:{queue}", id)
-    pipe.delete(Message.key_for(id), keys.taken_message(id))
+    pipe.delete(Message.key_for(id), Result.get_key(id), f"rq:executions:{id}", keys.taken_message(id))
 
 
 def oldest_first(redis: Redis, queues: Sequence[Queue]) -> list[Queue]:

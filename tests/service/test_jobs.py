@@ -353,6 +353,9 @@ def test_plan_and_report(client: TestClient, post: Post, store: Store, settings:
     assert "there is no report yet: the job is queued" in missing.json()["detail"]
     finishing.finish(store, job_id, settings.job_folder(job_id))
     assert client.get(f"/jobs/{job_id}/report").json()["chosen"] == "transfer-0"
+    path = settings.job_folder(job_id).artifact / "report.json"
+    path.write_text(path.read_text().replace("transfer-0", "transfer-1"))
+    assert client.get(f"/jobs/{job_id}/report").json()["type"] == "urn:mergenet:problem:checkpoint-invalid"
 
 
 @pytest.mark.usefixtures("client")  # its reconciler runs

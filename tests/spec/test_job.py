@@ -205,13 +205,12 @@ def test_a_repeated_key_is_refused(text: str) -> None:
 
 
 def test_yaml_that_would_take_long_is_refused_early() -> None:
-    wide = "name: [" + "1," * 60_000 + "]"  # 120 KB, the longest that the service reads
     begun = time.process_time()
-    read_yaml(wide)
+    read_yaml("name: [" + "1," * 15_000 + "]")
     for hostile in ("[" * 60_000, "{a: " * 30_000, "name: [" + "[],0," * 60_000 + "]"):
-        with pytest.raises(SpecInvalid, match="32 levels and 100000 values and keys at most"):
+        with pytest.raises(SpecInvalid, match="32 levels and 20000 values and keys at most"):
             parse(hostile)
-    assert time.process_time() - begun < 1.5, "the parser in Python takes three seconds for the first alone"
+    assert time.process_time() - begun < 0.7, "the parser in Python takes that for the first alone"
 
 
 def test_all_faults_are_reported_at_once() -> None:

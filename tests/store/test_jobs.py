@@ -167,6 +167,8 @@ def test_only_a_finished_job_can_be_deleted_and_then_nothing_of_it_stays(redis: 
     store.delete(job.id)
     with pytest.raises(NotFound):
         store.get(job.id)
+    assert store.unsettled() == [job.id], "its folder is still to be removed"
+    store.settled(job.id)
     assert redis.keys("*") == []
 
 
@@ -177,6 +179,7 @@ def test_a_job_that_is_deleted_while_an_attempt_still_ends_is_known_for_an_hour(
     store.update(job.id, lambda job: state_machine.claim(job, attempt, "w"))
     store.update(job.id, lambda job: state_machine.fail(job, attempt, code="x", reason="x", retryable=False))
     store.delete(job.id)
+    store.settled(job.id)
     assert store.deleted(job.id)
     (known,) = redis.keys("*")
     assert 0 < redis.ttl(known) <= 3600

@@ -136,6 +136,7 @@ def test_deleting_many_jobs_leaves_no_key_but_rq_s_list_of_queues(redis: Redis, 
     for job in jobs:
         store.update(job.id, lambda job: state_machine.request(job, "cancel"))
         store.delete(job.id)
+        store.settled(job.id)
     assert redis.keys("*") == ["rq:queues"]
 
 

@@ -8,12 +8,13 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from mergenet_core.errors import FieldError, NotFound, SpecInvalid
+from mergenet_core.errors import CheckpointInvalid, FieldError, NotFound, SpecInvalid
 from mergenet_core.planning.plan import Plan
 from mergenet_core.records import state_machine
 from mergenet_core.records.api_keys import ApiKey
 from mergenet_core.records.job import Job, JobState, Request
 from mergenet_core.results.report import Report
+from mergenet_core.storage.published_folder import read_manifest, verified
 from mergenet_core.store import events
 from mergenet_core.store.worker_registry import workers
 from service.schemas import CheckpointList, JobPage, JobSummary, JobView, TrialCheckpoint, Validation
@@ -181,9 +182,13 @@ def get_checkpoints(context: Ctx, job_id: JobId) -> CheckpointList:
 def get_report(context: Ctx, job_id: JobId) -> Response:
     """The arms side by side, their paired differences from the control, and the verdict."""
     job = context.store.get(job_id)
-    path = context.settings.job_folder(job_id).artifact / "report.json"
+    folder = context.settings.job_folder(job_id).artifact
+    path = folder / "report.json"
     if job.artifact is None or not path.is_file():
         raise NotFound(f"there is no report yet: the job is {job.state} ({job.reason}); it is written when it succeeds")
+    entry = next((file for file in read_manifest(folder).files if file.path == path.name), None)
+    if entry is None or not verified(path, entry):
+        raise CheckpointInvalid(f"{path.name} on the server's disk differs from the manifest, so it is not served")
     return Response(path.read_bytes(), media_type="application/json")
 
 

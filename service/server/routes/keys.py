@@ -37,7 +37,7 @@ def list_keys(context: Ctx) -> list[KeyView]:
 @router.post(
     "",
     status_code=201,
-    responses={**responses(401, 403, 409, 413, 415, 422, 503)},
+    responses={**responses(401, 403, 409, 413, 422, 503)},
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": KeyRequest.model_json_schema()}}}
     },
