@@ -39,12 +39,11 @@ class Seen:
     heads: Gram
     """The sums for a regression of the heads' queries, keys and values on what the target's attention reads."""
     sums_nd: list[Tensor]
-    """For each chunk what the target's stream should be behind attention, before a norm on it; empty where the stream
-    is mixed, because a norm's gain can make an entry small that is large before it."""
+    """For each chunk what the target's stream should be behind attention, before a norm on it; empty without one."""
     middle_nd: list[Tensor]
     """For each chunk what the target's stream should be between attention and feed-forward."""
     outputs_nd: list[Tensor]
-    """For each chunk what the target's stream should be behind the feed-forward, before a norm on it; or empty."""
+    """The same behind the feed-forward."""
     units_nu: list[Tensor]
     """For each chunk the units before their activation; of gated ones the gates, then what they multiply."""
 
@@ -65,27 +64,49 @@ def take(fit: TransformerFit, layer: int) -> Taken:
 
 def visit(fit: TransformerFit, layer: int, taken: Taken) -> Seen:
     """Run the source's layers on all chunks and stand behind them."""
-    source, gram = fit.source, _gram(fit, layer, taken)
-    seen = Seen(gram, [], [], [], [])
+    seen = Seen(_gram(fit, layer, taken), [], [], [], [])
     query: Point = (fit.target.computing("attention.query.weight", layer), "input")
-    start, middle, advances = 2 * taken.layers[-1], fit.middle(layer), fit.boundaries[layer + 1] > fit.boundaries[layer]
+    advances = fit.boundaries[layer + 1] > fit.boundaries[layer]
     for chunk in range(len(fit.tokens)):
         stream_btD, passes = fit.source_walk.streams[chunk], {}
         for at in taken.layers:
-            stream_btD, passes[at] = fit.source_walk.run(chunk, at, _points(source, at), stream_btd=stream_btD)
+            stream_btD, passes[at] = fit.source_walk.run(chunk, at, _points(fit.source, at), stream_btd=stream_btD)
         if advances:
             fit.source_walk.streams[chunk] = stream_btD.cpu()
         last = passes[taken.layers[-1]]
-        seen.middle_nd.append(fit.want(middle, chunk, last["middle"]))
-        if "sums" in last and fit.keeps_entries and not fit.target.structure.family.prenorm:
-            seen.sums_nd.append(fit.want(start, chunk, last["sums"]))
-            seen.outputs_nd.append(fit.want(middle, chunk, last["outputs"]))
+        seen.middle_nd.append(fit.want(fit.middle(layer), chunk, last["middle"]))
+        if "sums" in last and not fit.target.structure.family.prenorm:
+            seen.sums_nd.append(fit.tokens.at_target(chunk, last["sums"]))
+            seen.outputs_nd.append(fit.tokens.at_target(chunk, last["outputs"]))
         read = {at: _read(fit, chunk, at, recorded) for at, recorded in passes.items()}
         seen.units_nu.append(_units(taken, read).cpu())
         inputs = fit.target_walk.run(chunk, layer, {"inputs": query}, stop="inputs")[1]["inputs"]
-        gram.add(fit.tokens.of_target(chunk, inputs), _heads(fit, taken, read).to(inputs))
-    gram.sum_over(fit.sum_)
+        seen.heads.add(fit.tokens.of_target(chunk, inputs), _heads(fit, taken, read).to(inputs))
+    seen.heads.sum_over(fit.sum_)
+    if seen.sums_nd:
+        _map_sums(fit, "attention.norm", taken.layers[-1], fit.middle(layer), seen.sums_nd)
+        _map_sums(fit, "ffn.norm", taken.layers[-1], fit.boundaries[layer + 1], seen.outputs_nd)
     return seen
+
+
+def _map_sums(fit: TransformerFit, role: str, layer: int, boundary: int, sums_nD: list[Tensor]) -> None:
+    """Map what a norm of the source reads to what the target's norm should read, in place.
+
+    It is linear in what the layer computes, and the target's norm gives each token its length, as the source's does.
+    The source's gain comes before the map, because it can make an entry small that is large before the norm. Where the
+    target's stream has all of the source's entries nothing is changed: its norm can have the source's gain.
+    Equation: u' = (u − ū) G P / (σ s̄), with ū a token's mean, G the gain, s̄ the mean of the tokens' deviations.
+    """
+    if fit.keeps_entries:
+        sums_nD[:] = [fit.stream.wanted(2 * layer, u_nD).cpu() for u_nD in sums_nD]
+        return
+    gain_D = fit.source.view(f"{role}.weight", layer)
+    totals = torch.zeros(2, dtype=torch.float64, device=fit.source.device)
+    for u_nD in sums_nD:
+        totals += torch.stack([u_nD.double().std(1, correction=0).sum(), totals.new_tensor(len(u_nD))])
+    fit.sum_(totals)
+    P_Dd = fit.stream.P_Dd.to(gain_D) / (float(totals[0] / totals[1]) * fit.stream.scales[boundary])
+    sums_nD[:] = [((u_nD - u_nD.mean(1, keepdim=True)) * gain_D @ P_Dd).cpu() for u_nD in sums_nD]
 
 
 def _gram(fit: TransformerFit, layer: int, taken: Taken) -> Gram:

@@ -156,9 +156,13 @@ class TransformerFit:
         return self.target_walk.enter(chunk, {"norm": output}, stop="norm")["norm"]
 
     def boundary(self, layer: int) -> Boundary | None:
-        """Where the activations mean the same behind a layer of the target; None where the source has no module."""
+        """Where the activations mean the same behind a layer of the target.
+
+        None where that is before the source's first layer, or where the models cut their inputs into other tokens.
+        """
         at = self.boundaries[layer + 1]
-        if at == 0:
+        streams = zip(self.source_walk.streams, self.target_walk.streams, strict=True)
+        if at == 0 or any(h_btD.shape[:2] != x_btd.shape[:2] for h_btD, x_btd in streams):
             return None
         normed = at > 2 * self.source.structure.layers
         return Boundary(
@@ -166,7 +170,7 @@ class TransformerFit:
             source=self.source.module_name("norm.weight") if normed else self.source.layer_name(at // 2 - 1),
             mean_s=self.stream.means[at].float(),
             map_st=(self.stream.P_Dd / self.stream.scales[at]).float(),
-            offset_t=torch.zeros(self.width),
+            offset_t=torch.zeros(self.width, device=self.stream.P_Dd.device),
         )
 
 
