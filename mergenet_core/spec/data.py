@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +19,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The examples that a source leaves out of a training file, by which the target of the same file is validated."""
+
+    seed: int | None
+    """The seed by which the source draws them; None if that is the trial's."""
+    limit: int
+    """How many there are at most."""
 
 
 class DataSpec(Strict):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mergenet_core.spec.data import DataSpec, NameText, PathText, Strict
+from mergenet_core.spec.data import DataSpec, HeldOut, NameText, PathText, Strict
 from mergenet_core.spec.json_values import JsonSettings
 from mergenet_core.spec.resources import ResourcesSpec, RetentionSpec
 from mergenet_core.spec.task_info import TASKS, TaskName
@@ -230,6 +230,34 @@ class JobSpec(Strict):
             )
         return self
 
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Which examples validate the target where the source is trained on the same file; None if it is not.
+
+        They are those that the source leaves out, so that no validation example is one that the source knows.
+        """
+        source, target = self.source.data, self.target.data
+        if source is None or target.validation is not None or not _same_file(source, target):
+            return None
+        return HeldOut(None if self.source.mode == "joint" else self.source.seed, source.validation_limit)
+
+    @model_validator(mode="after")
+    def _source_does_not_learn_what_measures_the_target(self) -> Self:
+        source, target = self.source.data, self.target.data
+        if source is None or source.hub != target.hub:
+            return self
+        for split in ("validation", "test"):
+            if getattr(target, split) == source.train:
+                raise ValueError(
+                    f"target.data.{split} is {source.train}, which the source is trained on: give other examples"
+                )
+        if self.held_out is not None and source.validation is not None:
+            raise ValueError(
+                f"source.data.train and target.data.train are both {source.train}, of which the source leaves nothing "
+                "out, as it has source.data.validation: give target.data.validation too, or leave the source's out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _augmentation_fits(self) -> Self:
         for field, data, task in (
@@ -361,3 +389,7 @@ class JobSpec(Strict):
                     f"{self.resources.devices} × {self.resources.nodes} × {train.micro_batches}"
                 )
         return self
+
+
+def _same_file(one: DataSpec, other: DataSpec) -> bool:
+    return (one.train, one.hub, one.revision) == (other.train, other.hub, other.revision)

@@ -7,14 +7,22 @@ from importlib import import_module
 from pathlib import Path
 
 from mergenet_core.models.processors import has_image_processor, load_image_processor, load_tokenizer
-from mergenet_core.spec.data import DataSpec
+from mergenet_core.spec.data import DataSpec, HeldOut
 from mergenet_core.spec.task_info import TASKS, TaskName
 from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.task import Task, TaskInputs
 
 
 def load_task(
-    name: TaskName, data: DataSpec, processor: Path | None, roots: Roots, *, seed: int, field: str, channels: int = 3
+    name: TaskName,
+    data: DataSpec,
+    processor: Path | None,
+    roots: Roots,
+    *,
+    seed: int,
+    field: str,
+    channels: int = 3,
+    held_out: HeldOut | None = None,
 ) -> Task:
     """The examples of one trial, made by the tokenizer or image processor in a folder.
 
@@ -28,7 +36,16 @@ def load_task(
     if info.reads_images and processor is not None and has_image_processor(processor):
         images = load_image_processor(processor)
     return task_loader(name)(
-        TaskInputs(data, roots, seed=seed, field=field, tokenizer=tokenizer, images=images, channels=channels)
+        TaskInputs(
+            data,
+            roots,
+            seed=seed,
+            field=field,
+            held_out=held_out,
+            tokenizer=tokenizer,
+            images=images,
+            channels=channels,
+        )
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mergenet_core.models.processors import ImageProcessor, Processor, Tokenizer
 from mergenet_core.records.provenance import SplitSummary
-from mergenet_core.spec.data import DataSpec
+from mergenet_core.spec.data import DataSpec, HeldOut
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.paths import Roots
 
@@ -49,6 +49,8 @@ class TaskInputs:
     """The trial's seed: it decides which examples are drawn."""
     field: str
     """Where the job document names the data, such as `target.data`; errors begin with it."""
+    held_out: HeldOut | None = None
+    """Where the job's source is trained on the same file: the examples that it leaves out."""
     tokenizer: Tokenizer | None = None
     images: ImageProcessor | None = None
     """None where the model's folder has no image processor: the task makes one that fits the data."""

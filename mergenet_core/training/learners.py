@@ -17,7 +17,7 @@ from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import folder_of, load_target
 from mergenet_core.models.processors import processor_folder
 from mergenet_core.models.skeleton import fill, load_skeleton
-from mergenet_core.spec.data import DataSpec
+from mergenet_core.spec.data import DataSpec, HeldOut
 from mergenet_core.spec.job import JobSpec, ModelSpec, TrainSpec
 from mergenet_core.spec.json_values import JsonObject, get_int
 from mergenet_core.spec.task_info import TaskName
@@ -39,6 +39,8 @@ class LearnerSpec:
     train: TrainSpec
     field: Literal["target", "source"]
     """The field of the job document with these settings; errors begin with it."""
+    held_out: HeldOut | None = None
+    """A target's, where the source is trained on the same file: the examples that the source leaves out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Learner:
 
 def target_spec(job: JobSpec) -> LearnerSpec:
     """The job's target."""
-    return LearnerSpec(job.target.model, job.target.task, job.target.data, job.train, "target")
+    target = job.target
+    return LearnerSpec(target.model, target.task, target.data, job.train, "target", held_out=job.held_out)
 
 
 def source_spec(job: JobSpec) -> LearnerSpec:
@@ -86,7 +89,16 @@ def open_learner(
     saved = folder_of(spec.model, roots, f"{field}.model")
     processor = processor_folder(spec.model, name, roots, own=saved, source=shared_processor, field=f"{field}.model")
     channels = image_channels(read_config(saved, name) if saved is not None else spec.model.config or {})
-    task = load_task(name, spec.data, processor, roots, seed=seed, field=f"{field}.data", channels=channels)
+    task = load_task(
+        name,
+        spec.data,
+        processor,
+        roots,
+        seed=seed,
+        field=f"{field}.data",
+        channels=channels,
+        held_out=spec.held_out,
+    )
     context = skeleton_context(spec.train, world) if start is None else None
     if context is not None and saved is not None:
         with context:

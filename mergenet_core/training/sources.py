@@ -147,7 +147,9 @@ def open_source_task(context: TrialContext, source: Path) -> Task:
     size = _image_size(config, processor) or job.target.data.image_size
     data = job.target.data.model_copy(update={"image_size": size})
     channels = image_channels(config)
-    task = load_task(name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels)
+    task = load_task(
+        name, data, processor, roots, seed=context.trial.seed, field=field, channels=channels, held_out=job.held_out
+    )
     check_fits(config, task, data, field)
     return task
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mergenet_core.errors import SpecInvalid
+from mergenet_core.spec.data import HeldOut
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.parse import json_schema, parse
 from mergenet_core.spec.yaml_text import read_yaml
@@ -145,6 +146,29 @@ def test_always_delivering_the_transfer_needs_a_method_by_name() -> None:
     with pytest.raises(SpecInvalid, match="deliver transfer needs a method by name"):
         parse(changed("/transfer", {"method": "auto", "deliver": "transfer"}))
     assert parse(changed("/transfer", {"method": "project", "deliver": "transfer"})).transfer.deliver == "transfer"
+
+
+def test_a_source_does_not_learn_what_validates_or_tests_the_target() -> None:
+    target = {"train": "own.jsonl", "test": "test.jsonl"}
+    for data, own, sentence in (
+        (
+            {"train": "test.jsonl", "test": "x"},
+            target,
+            "target.data.test is test.jsonl, which the source is trained on",
+        ),
+        ({"train": "v.jsonl", "test": "x"}, target | {"validation": "v.jsonl"}, "target.data.validation is v.jsonl"),
+        ({"train": "own.jsonl", "test": "x", "validation": "v"}, target, "give target.data.validation too"),
+    ):
+        document = changed("/transfer", {"method": "project"})
+        document["source"] |= {"data": data, "train": {"steps": 3}}
+        document["target"]["data"] = own
+        with pytest.raises(SpecInvalid) as caught:
+            parse(document)
+        assert any(sentence in fault.message for fault in caught.value.errors), caught.value.errors
+    document["source"]["data"] = {"train": "own.jsonl", "test": "x", "validation_limit": 50}
+    assert parse(document).held_out == HeldOut(0, 50)
+    document["source"]["data"]["train"] = "other.jsonl"
+    assert parse(document).held_out is None
 
 
 def test_copies_are_for_images_without_unlabelled_ones() -> None:

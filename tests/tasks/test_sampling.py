@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from mergenet_core.errors import DataRefused
-from mergenet_core.spec.job import DataSpec
+from mergenet_core.spec.data import DataSpec, HeldOut
+from mergenet_core.storage.paths import Roots
 from mergenet_core.tasks.data.sampling import draw
+from mergenet_core.tasks.task import TaskInputs
 
 
-def drawn(total: int, groups: list[int] | None = None, seed: int = 0, **data: Any) -> tuple[list[int], list[int]]:
+def drawn(
+    total: int, groups: list[int] | None = None, seed: int = 0, held_out: HeldOut | None = None, **data: Any
+) -> tuple[list[int], list[int]]:
     groups_n = None if groups is None else torch.tensor(groups)
-    train, held = draw(DataSpec(train="a", test="b", **data), total, seed=seed, field="target.data", groups_n=groups_n)
+    spec = DataSpec(train="a", test="b", **data)
+    inputs = TaskInputs(spec, Roots((), ()), seed=seed, field="target.data", held_out=held_out)
+    train, held = draw(inputs, total, groups_n=groups_n)
     return train.tolist(), held.tolist()
 
 
@@ -43,3 +49,23 @@ def test_a_single_group_leaves_nothing_to_train_on() -> None:
     with pytest.raises(DataRefused, match=r"target.data.train: holding out 2 of 10 .* or give target.data.validation"):
         drawn(10, [0] * 10)
     assert len(drawn(10, [0] * 10, validation="c")[0]) == 10
+
+
+@pytest.mark.parametrize("groups", [None, [row // 4 for row in range(200)]], ids=["rows", "groups"])
+def test_what_validates_the_target_is_what_its_source_left_out_of_the_same_file(groups: list[int] | None) -> None:
+    known, left_out = drawn(200, groups, seed=7, validation_limit=30)
+    for seed in range(4):
+        train, held = drawn(200, groups, seed, HeldOut(7, 30), train_limit=50, validation_limit=40)
+        assert held
+        assert set(held) <= set(left_out)
+        assert not set(held) & set(known)
+        assert not set(held) & set(train)
+        assert len(train) == 50
+    assert len({tuple(drawn(200, groups, seed, HeldOut(7, 30), train_limit=50)[0]) for seed in range(4)}) == 4
+
+
+def test_a_source_that_draws_by_the_trial_s_seed_bounds_the_number_alone() -> None:
+    train, held = drawn(200, seed=3, held_out=HeldOut(None, 10), validation_limit=30)
+    _, left_out = drawn(200, seed=3, validation_limit=10)
+    assert held == left_out
+    assert len(train) == 190

@@ -78,7 +78,7 @@ def read_splits(
     """
     train, test = read("train"), read("test")
     groups = None if groups_n is None else groups_n(train)
-    train_rows, validation_rows = draw(inputs.data, len(train), seed=inputs.seed, field=inputs.field, groups_n=groups)
+    train_rows, validation_rows = draw(inputs, len(train), groups_n=groups)
     validation = train
     if inputs.data.validation is not None:
         validation = read("validation")
