@@ -171,6 +171,16 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The modules of a CNN that data passes one after the other: each reads what the one before returns."""
+
+    modules: str
+    """A pattern of their names, behind the prefix of the body."""
+    linear: str = "$^"
+    """A pattern of the names of those without an activation at their end."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Models that are built alike, with weights of the same names."""
 
@@ -196,6 +206,8 @@ class Family:
     """The feed-forward multiplies two projections."""
     rotary: bool = False
     """Positions rotate queries and keys, and no weight holds them."""
+    blocks: Blocks | None = None
+    """Of a CNN with a global average and a linear head behind its blocks; None for anything else."""
 
     def dimensions_of(self, config: JsonObject) -> Dimensions:
         """The sizes of the model that a config describes. Raises: `ValueError` naming an entry that is wrong."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from mergenet_core.architectures.axes import Shapes
 from mergenet_core.architectures.declare import classifier, convolution
-from mergenet_core.architectures.schema import Dimensions, Family, WeightSpec, label_count
+from mergenet_core.architectures.schema import Blocks, Dimensions, Family, WeightSpec, label_count
 from mergenet_core.spec.json_values import JsonObject, get_bool, get_float, get_int
 
 _CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
@@ -99,6 +99,7 @@ MOBILENET_V2 = Family(
     dimensions=_dimensions,
     body=_MobileNetV2(),
     entrance="conv_stem.first_conv.convolution.weight",
+    blocks=Blocks(modules=r"conv_stem|layer\.\d+|conv_1x1", linear=r"conv_stem|layer\.\d+"),
     prefix="mobilenet_v2.",
     heads={"image-classification": classifier("classifier")},
 )

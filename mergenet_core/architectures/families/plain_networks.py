@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mergenet_core.architectures.axes import Shapes
 from mergenet_core.architectures.declare import classifier, convolution, linear
-from mergenet_core.architectures.schema import Dimensions, Family, WeightSpec, label_count
+from mergenet_core.architectures.schema import Blocks, Dimensions, Family, WeightSpec, label_count
 from mergenet_core.spec.json_values import JsonObject, get_int, get_ints
 
 
@@ -97,5 +97,6 @@ MERGENET_CNN = Family(
     dimensions=_cnn_dimensions,
     body=_Cnn(),
     entrance="blocks.0.conv.weight",
+    blocks=Blocks(modules=r"blocks\.\d+"),
     heads={"image-classification": classifier("head")},
 )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mergenet_core.architectures.axes import Shapes
 from mergenet_core.architectures.declare import classifier, convolution
-from mergenet_core.architectures.schema import Dimensions, Family, WeightSpec, label_count
+from mergenet_core.architectures.schema import Blocks, Dimensions, Family, WeightSpec, label_count
 from mergenet_core.spec.json_values import JsonObject, get_bool, get_int, get_ints, get_str
 
 
@@ -102,6 +102,7 @@ RESNET = Family(
     dimensions=_dimensions,
     body=_ResNet(),
     entrance="embedder.embedder.convolution.weight",
+    blocks=Blocks(modules=r"embedder|encoder\.stages\.\d+\.layers\.\d+"),
     prefix="resnet.",
     heads={"image-classification": classifier("classifier.1")},
 )
