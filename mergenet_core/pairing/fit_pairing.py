@@ -10,7 +10,7 @@ from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.pairing.result import Pairing
 
-FITTED_FROM: Mapping[Kind, tuple[Kind, ...]] = {"mlp": ("mlp",)}
+FITTED_FROM: Mapping[Kind, tuple[Kind, ...]] = {"cnn": ("cnn",), "mlp": ("mlp",)}
 """The kinds of target that are fitted, each with the kinds of source that read the same inputs."""
 
 
