@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mergenet_core.architectures.read_structure import read_structure
-from mergenet_core.fitting.cnn_layers import solve_depthwise, solve_layers
-from mergenet_core.fitting.cnn_match import match_parts
-from mergenet_core.fitting.cnn_parts import evaluating, observe, parts_of
+from mergenet_core.fitting.cnn.layers import solve_depthwise, solve_layers
+from mergenet_core.fitting.cnn.match import match_parts
+from mergenet_core.fitting.cnn.parts import evaluating, observe, parts_of
 from mergenet_core.fitting.context import Chunk, FitContext, FitModel, Solved
 from mergenet_core.fitting.fit import fit
 from mergenet_core.models import (

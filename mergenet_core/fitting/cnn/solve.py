@@ -1,6 +1,6 @@
 """The closed form of a fit between CNNs: the target's blocks one after the other, then its head.
 
-The hidden layers of a block are solved towards units of the source (`cnn_hidden`), its last layer towards the source's
+The hidden layers of a block are solved towards units of the source (`hidden.py`), its last layer towards the source's
 activations at the block's end, all on what the target itself has computed so far.
 
 Legend: b images, c channels, h height, w width, s and t channels of source and target.
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.fitting.cnn_bases import Basis, channels, covariances, principal
-from mergenet_core.fitting.cnn_hidden import IN_LINEAR_PART, Step, solve_hidden
-from mergenet_core.fitting.cnn_layers import RIDGE, gram_of, solve_layers
-from mergenet_core.fitting.cnn_match import halvings, match_parts
-from mergenet_core.fitting.cnn_parts import Part, Seen, evaluating, module_of, observe, parts_of, places, resized_as
+from mergenet_core.fitting.cnn.bases import Basis, channels, covariances, principal
+from mergenet_core.fitting.cnn.hidden import IN_LINEAR_PART, Step, solve_hidden
+from mergenet_core.fitting.cnn.layers import RIDGE, gram_of, solve_layers
+from mergenet_core.fitting.cnn.match import halvings, match_parts
+from mergenet_core.fitting.cnn.parts import Part, Seen, evaluating, module_of, observe, parts_of, places, resized_as
 from mergenet_core.fitting.context import Boundary, FitContext, FitModel, Solved
 
 _TINY = 1e-12

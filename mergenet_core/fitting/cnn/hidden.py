@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mergenet_core.fitting.cnn_layers import (
+from mergenet_core.fitting.cnn.layers import (
     RIDGE,
     Example,
     channel_moments,
@@ -20,7 +20,7 @@ from mergenet_core.fitting.cnn_layers import (
     solve_depthwise,
     solve_layers,
 )
-from mergenet_core.fitting.cnn_parts import Layer, Part, Seen, observe, patches, places, resized_as
+from mergenet_core.fitting.cnn.parts import Layer, Part, Seen, observe, patches, places, resized_as
 from mergenet_core.fitting.context import FitContext
 
 _TINY = 1e-12

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mergenet_core.fitting.cnn_layers import gram_of
-from mergenet_core.fitting.cnn_parts import Part, observe, places
+from mergenet_core.fitting.cnn.layers import gram_of
+from mergenet_core.fitting.cnn.parts import Part, observe, places
 from mergenet_core.fitting.context import FitContext
 
 _TINY = 1e-12

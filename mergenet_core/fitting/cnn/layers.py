@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mergenet_core.fitting.cnn_parts import Layer, Seen, patches, places
+from mergenet_core.fitting.cnn.parts import Layer, Seen, patches, places
 from mergenet_core.fitting.context import FitContext
 from mergenet_core.fitting.gram import Affine, Gram
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergenet_core.fitting.cnn_parts import Part, observe
+from mergenet_core.fitting.cnn.parts import Part, observe
 
 
 @dataclass(frozen=True)

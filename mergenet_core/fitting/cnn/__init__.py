@@ -1,0 +1,1 @@
+"""The closed form of a fit between CNNs."""
