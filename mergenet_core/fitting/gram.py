@@ -69,7 +69,8 @@ class Gram:
         S_o = self._squares_o / count
         if intercept:
             S_io, S_o = S_io - torch.outer(mean_x, mean_y), variance_y
-        scale = S_ii.diagonal().mean().clamp_min(1e-30)
+        rounding = 1e-10 * self._sums[1:, 1:split].diagonal().mean() / count  # of inputs that hardly vary
+        scale = torch.maximum(S_ii.diagonal().mean(), rounding).clamp_min(1e-30)
         W_io = torch.linalg.solve(S_ii + ridge * scale * torch.eye(len(S_ii), dtype=S_ii.dtype).to(S_ii.device), S_io)
         fitted_o = ((S_ii @ W_io) * W_io).sum(0)
         left_o = S_o - 2 * (W_io * S_io).sum(0) + fitted_o

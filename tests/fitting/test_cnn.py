@@ -145,7 +145,7 @@ def test_a_target_built_like_the_source_reproduces_it(build):
     source, target = build(seed=1), build(seed=2)
     assert explained(source, target) < 0.5
     fitted(source, target)
-    assert explained(source, target) > 0.85
+    assert explained(source, target) > 0.8
 
 
 @functools.cache
@@ -212,6 +212,20 @@ def test_a_resumed_fit_writes_what_an_uninterrupted_one_writes():
         assert all(torch.equal(W, states[-1][name]) for name, W in resumed.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "build", [mobilenet, lambda seed: resnet(seed, depth=2), cnn], ids=["mobilenet", "resnet", "cnn"]
+)
+def test_a_source_whose_units_are_dead_leaves_finite_weights(build):
+    source, target = resnet(1), build(2)
+    with torch.no_grad():
+        for name, W in source.named_parameters():
+            if name.endswith("normalization.bias"):
+                W.fill_(-100)
+    fitted(source, target)
+    assert all(bool(W.isfinite().all()) for W in target.state_dict().values())
+    assert all(float(W.abs().max()) < 1e6 for W in target.state_dict().values())
+
+
 def test_without_shared_labels_the_head_stays_and_modes_and_source_are_as_they_were():
     source, target = cnn(1), resnet(2)
     target.train()
@@ -234,8 +248,9 @@ def test_a_part_ends_at_a_boundary_whose_map_gives_its_activations(pair):
     for side, model in (("source", source), ("target", target)):
         for name, module in model.named_modules():
             module.register_forward_hook(lambda _, __, given, at=f"{side} {name}": kept.__setitem__(at, given))
-    logits(source)
-    logits(target)
+    with torch.no_grad():
+        for model in (source, target):
+            model.eval()(pixel_values=images(240))
     for solved in parts[:-1]:
         boundary = solved.boundary
         assert boundary is not None
@@ -246,7 +261,7 @@ def test_a_part_ends_at_a_boundary_whose_map_gives_its_activations(pair):
         wanted = boundary.map_st.any(dim=0)
         left = (given - z)[:, wanted].square().mean()
         spread = (z - z.mean(dim=(0, 2, 3), keepdim=True))[:, wanted].square().mean()
-        assert left / spread < solved.error + 0.3
+        assert left / spread < solved.error + 0.1
 
 
 def test_parts_are_matched_by_size_and_depth_and_the_last_ones_always():

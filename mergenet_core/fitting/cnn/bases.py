@@ -15,7 +15,8 @@ from mergenet_core.fitting.cnn.layers import gram_of
 from mergenet_core.fitting.cnn.parts import Part, observe, places
 from mergenet_core.fitting.context import FitContext
 
-_TINY = 1e-12
+LEAST_VARIANCE = 1e-6
+"""Of a channel, on average: activations that hardly differ are not magnified until their rounding shows."""
 _Rows = tuple[Tensor, None]
 
 
@@ -64,5 +65,5 @@ def channels(axis: str, S_ss: Tensor, size: int, *, scaled: bool) -> Basis:
 
 
 def _scaled(P_sd: Tensor, S_ss: Tensor) -> Tensor:
-    variance = ((S_ss @ P_sd) * P_sd).sum().clamp_min(_TINY)
-    return P_sd * (P_sd.shape[1] / variance).sqrt()
+    variance_d = ((S_ss @ P_sd) * P_sd).sum(0)
+    return P_sd * variance_d.mean().clamp_min(LEAST_VARIANCE).rsqrt()

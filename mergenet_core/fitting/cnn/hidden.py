@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mergenet_core.fitting.cnn.bases import LEAST_VARIANCE
 from mergenet_core.fitting.cnn.layers import (
     RIDGE,
     Example,
@@ -23,7 +24,6 @@ from mergenet_core.fitting.cnn.layers import (
 from mergenet_core.fitting.cnn.parts import Layer, Part, Seen, observe, patches, places, resized_as
 from mergenet_core.fitting.context import FitContext
 
-_TINY = 1e-12
 IN_LINEAR_PART = 3.0
 """Deviations between a channel's mean and 0, so that a ReLU changes next to nothing."""
 
@@ -153,7 +153,7 @@ def _find_units(step: Step) -> _Units:
 
     _, variance_u = channel_moments(step.context, raw())
     _, energy_u = channel_moments(step.context, (torch.relu(X) for X in raw()))
-    return _Units(step.source, variance_u.clamp_min(_TINY).rsqrt(), energy_u)
+    return _Units(step.source, variance_u.clamp_min(LEAST_VARIANCE).rsqrt(), energy_u)
 
 
 def _reencode(step: Step, layer: Layer, after: Layer, units: _Units) -> Tensor | None:
@@ -173,7 +173,7 @@ def _reencode(step: Step, layer: Layer, after: Layer, units: _Units) -> Tensor |
 
     W_iu = gram_of(context, rows()).solve(RIDGE).W_io
     _, variance_c = channel_moments(context, (observe(step.target, x).x for x in step.targets))
-    deviation_c = variance_c.clamp_min(_TINY).sqrt()
+    deviation_c = variance_c.clamp_min(LEAST_VARIANCE).sqrt()
     W_uck = W_iu.T.reshape(W_iu.shape[1], len(deviation_c), -1) * deviation_c[:, None]
     unit_r: Tensor | None = None
     if after.form == "depthwise":

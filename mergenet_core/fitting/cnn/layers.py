@@ -15,7 +15,7 @@ from mergenet_core.fitting.context import FitContext
 from mergenet_core.fitting.gram import Affine, Gram
 
 RIDGE = 1e-3
-_TINY = 1e-12
+_LEAST_VARIANCE = 1e-10
 _ROWS = 1 << 14
 """Places that are counted in at once, which bounds the memory."""
 
@@ -79,7 +79,7 @@ def solve_depthwise(context: FitContext, layer: Layer, examples: Iterable[Exampl
     mean = sums[:, 0] / sums[:, :1, 0]
     S = sums / sums[:, :1, :1] - mean[:, :, None] * mean[:, None, :]
     S_ckk, S_ck, mean_ck = S[:, 1:-1, 1:-1], S[:, 1:-1, -1], mean[:, 1:-1]
-    scale_c = S_ckk.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
+    scale_c = S_ckk.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_VARIANCE)
     ridge_ckk = RIDGE * torch.diag_embed(scale_c[:, None].expand_as(S_ck))
     W_ck = layer.convolution.weight.flatten(1).double()
     W_ck[:solved] = torch.linalg.solve(S_ckk + ridge_ckk, S_ck)[:solved]
@@ -115,7 +115,7 @@ def write(layer: Layer, W_io: Tensor, mean_o: Tensor, variance_o: Tensor, consta
     statistics that the fit used. Mean and variance are those of x W.
     """
     norm, weight, solved = layer.norm, layer.convolution.weight, len(constant_o)
-    deviation_o = variance_o.clamp_min(_TINY).sqrt()
+    deviation_o = torch.where(variance_o > _LEAST_VARIANCE, variance_o, 1).sqrt()  # a dead channel stays as it is
     gain_o = deviation_o.clone()
     gain_o[solved:] = 1
     weight.copy_((W_io / deviation_o).T.reshape(weight.shape))

@@ -72,7 +72,7 @@ def _solve(step: Step, boundary: Boundary, variance: float) -> Solved:
     layers = [part.last] if part.shortcut is None else [part.last, part.shortcut]
 
     def wanted(source: Seen, target: Seen) -> Tensor:
-        Z = _mapped(boundary, _end(step, source), target.raw[part.last.role])
+        Z = _mapped(boundary, _end(step, source, target))
         return Z - target.x[:, : Z.shape[1]] if part.skip else Z
 
     affine = solve_layers(step.context, layers, step.examples(wanted))
@@ -86,9 +86,14 @@ def _keeps_channels(step: Step) -> bool:
     return not step.source.linear and not step.target.linear
 
 
-def _end(step: Step, source: Seen) -> Tensor:
-    """The source's activations at the end of its part; before the activation where the target has the same."""
-    return source.summed if _keeps_channels(step) else source.out
+def _end(step: Step, source: Seen, target: Seen) -> Tensor:
+    """The source's activations at the end of its part, at the target's size.
+
+    Before the activation where the target's does the same afterwards: a mean over places is not the same before it.
+    """
+    like = target.raw[step.target.last.role]
+    same_size = source.summed.shape[-2:] == like.shape[-2:]
+    return source.summed if _keeps_channels(step) and same_size else resized_as(source.out, like)
 
 
 def _boundary(step: Step, streams: dict[str, Basis], spread: Mapping[str, Tensor]) -> tuple[Boundary, float]:
@@ -102,7 +107,7 @@ def _boundary(step: Step, streams: dict[str, Basis], spread: Mapping[str, Tensor
 
     def rows() -> Iterator[tuple[Tensor, None]]:
         for source, target in step.seen():
-            X = places(resized_as(_end(step, source), target.raw[part.last.role]))
+            X = places(_end(step, source, target))
             yield torch.cat([X, places(target.x)], dim=1) if part.skip else X, None
 
     mean, S = gram_of(step.context, rows()).moments()
@@ -130,10 +135,10 @@ def _boundary(step: Step, streams: dict[str, Basis], spread: Mapping[str, Tensor
     return boundary, float(variance_d.sum())
 
 
-def _mapped(boundary: Boundary, X_bshw: Tensor, like: Tensor) -> Tensor:
+def _mapped(boundary: Boundary, X_bshw: Tensor) -> Tensor:
     """What is wanted of the target's channels; those of which nothing is wanted are left out."""
     size = int(boundary.map_st.any(dim=0).sum())
-    X = resized_as(X_bshw, like) - boundary.mean_s.to(X_bshw)[:, None, None]
+    X = X_bshw - boundary.mean_s.to(X_bshw)[:, None, None]
     Z = torch.einsum("bshw,sd->bdhw", X, boundary.map_st[:, :size].to(X))
     return Z + boundary.offset_t[:size].to(X)[:, None, None]
 
