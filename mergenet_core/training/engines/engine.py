@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mergenet_core.spec.job import TrainSpec
 from mergenet_core.tasks.task import Outputs
 from mergenet_core.training.distributed.world import World
-from mergenet_core.transfer.shards import ReplicatedShard, TensorShard, make_shard
+from mergenet_core.transfer.shards import ReplicatedShard, ScalarShard, TensorShard, make_shard
 
 
 class Engine(Protocol):
@@ -54,11 +54,30 @@ class Engine(Protocol):
         """The named tensors of the optimizer, flat, made if absent, to be filled with those after so many steps."""
 
 
-def saved_shards(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, TensorShard]:
-    """This process's shard of every parameter and every saved buffer."""
+def give_axes(model: nn.Module) -> frozenset[str]:
+    """Give each parameter without an axis, such as CLIP's temperature, one of one entry; return their names.
+
+    FSDP2 and DeepSpeed divide axes, and refuse parameters that have none.
+    """
+    without = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 0}
+    for name, parameter in without.items():
+        path, _, last = name.rpartition(".")
+        replaced = nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(path), last, replaced)
+    return frozenset(without)
+
+
+def saved_shards(
+    module: nn.Module, parameters: dict[str, nn.Parameter], scalars: frozenset[str] = frozenset()
+) -> dict[str, TensorShard]:
+    """This process's shard of every parameter and every saved buffer.
+
+    `scalars` names the parameters that were given an axis, and are saved without.
+    """
     saved = module.state_dict().keys()
+    made = {name: make_shard(parameter) for name, parameter in parameters.items()}
     return {
-        **{name: make_shard(parameter) for name, parameter in parameters.items()},
+        **{name: ScalarShard(shard) if name in scalars else shard for name, shard in made.items()},
         **{name: ReplicatedShard(buffer) for name, buffer in module.named_buffers() if name in saved},
     }
 

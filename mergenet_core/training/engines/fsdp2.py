@@ -10,7 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from mergenet_core.spec.job import TrainSpec
 from mergenet_core.tasks.task import Outputs
 from mergenet_core.training.distributed.world import World
-from mergenet_core.training.engines.engine import saved_shards
+from mergenet_core.training.engines.engine import give_axes, saved_shards
 from mergenet_core.training.optim import clip_gradient, make_optimizer, new_state_of, set_rate, state_of
 
 
@@ -19,6 +19,7 @@ class Fsdp2Engine:
 
     def __init__(self, model: nn.Module, spec: TrainSpec, world: World) -> None:
         self.world, self.spec, self.module = world, spec, model
+        scalars = give_axes(model)
         mesh = init_device_mesh(world.device.type, (world.size,))
         low = torch.bfloat16 if world.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
@@ -29,7 +30,7 @@ class Fsdp2Engine:
         # read here: while a block is gathered, the module lists whole tensors instead
         self.parameters = dict(model.named_parameters())
         self._optimizer = make_optimizer(model, spec)
-        self.shards = saved_shards(model, self.parameters)
+        self.shards = saved_shards(model, self.parameters, scalars)
 
     def __call__(self, **inputs: Tensor) -> Outputs:
         """The model's outputs; FSDP2 itself computes in bf16 if that is the job's precision."""

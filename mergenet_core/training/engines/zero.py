@@ -15,7 +15,7 @@ from mergenet_core.spec.deepspeed import zero_config
 from mergenet_core.spec.job import TrainSpec
 from mergenet_core.tasks.task import Outputs
 from mergenet_core.training.distributed.world import World
-from mergenet_core.training.engines.engine import saved_shards
+from mergenet_core.training.engines.engine import give_axes, saved_shards
 from mergenet_core.training.optim import make_optimizer, set_rate
 from mergenet_core.transfer.shards import make_shard
 from mergenet_core.transfer.shards.zero12 import is_zero12
@@ -76,6 +76,7 @@ class ZeroEngine:
 
     def __init__(self, model: nn.Module, spec: TrainSpec, world: World) -> None:
         self.world, self.spec, self.module = world, spec, model
+        scalars = give_axes(model)
         self._stage = int(world.resources.strategy.removeprefix("zero"))
         if self._stage < 3:
             model.to(world.device)
@@ -85,7 +86,7 @@ class ZeroEngine:
             config=zero_config(world.resources, spec, world.size, world.device.type),
         )
         self.parameters = dict(model.named_parameters())
-        self.shards = saved_shards(model, self.parameters)
+        self.shards = saved_shards(model, self.parameters, scalars)
 
     def __call__(self, **inputs: Tensor) -> Outputs:
         """The model's outputs; DeepSpeed itself computes in bf16 if that is the job's precision."""
