@@ -103,6 +103,14 @@ class ArtifactList(Record):
     """What the result was made from."""
 
 
+class Leftover(Record):
+    """A folder of the service's home that belongs to no job."""
+
+    job: str
+    """Its name: the id that the job had."""
+    bytes: int
+
+
 class KeyView(Record):
     """An API key, without the key itself."""
 

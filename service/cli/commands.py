@@ -285,6 +285,22 @@ def workers(home: Home = None) -> None:
         render.devices(console, client.devices())
 
 
+@app.command()
+def gc(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the folders; otherwise they are only listed.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """List folders on the server that belong to no job, or remove them. Needs an admin key."""
+    with _client(home) as client:
+        found = client.gc(delete=delete)
+        for folder in found:
+            console.print(f"{folder.job}\t{folder.bytes / 1e6:.1f} MB", markup=False)
+        what = "removed" if delete else "found; --delete removes them"
+        console.print(f"{len(found)} folders of no job {what}", markup=False)
+
+
 @devices_app.command("clear")
 def clear_device(
     host: Annotated[str, typer.Argument(help="Host name, as in `mergenet workers`.")],

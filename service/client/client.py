@@ -36,6 +36,7 @@ from service.schemas import (
     JobPage,
     JobView,
     KeyView,
+    Leftover,
     MetricSeries,
     NewKey,
     Validation,
@@ -48,6 +49,7 @@ _READ_SECONDS = 40.0  # the server sends a comment every 15 s into a quiet strea
 _WORKERS = TypeAdapter(list[WorkerInfo])
 _DEVICES = TypeAdapter(list[DeviceState])
 _KEYS = TypeAdapter(list[KeyView])
+_LEFTOVERS = TypeAdapter(list[Leftover])
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,11 @@ class Client:
         path = f"/devices/{quote(host, safe='')}/{quote(device, safe='')}/clear"
         answer = self._send("POST", path, when_repeated=404)
         return self.devices() if answer.is_error else _DEVICES.validate_json(answer.content)
+
+    def gc(self, *, delete: bool = False) -> list[Leftover]:
+        """Folders on the server that belong to no job; with `delete` they are removed. Needs an admin key."""
+        content = _query(delete="true" if delete else "false")
+        return _LEFTOVERS.validate_json(self._send("POST", "/gc", content).content)
 
     def api_keys(self) -> list[KeyView]:
         """Names and scopes of all keys. Needs an admin key."""

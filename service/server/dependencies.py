@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, cast
@@ -39,6 +40,8 @@ class Context:
     """The event streams that are open."""
     wrong_keys: WrongKeys
     """Who sent wrong keys just now."""
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a job document is read."""
     unconfirmed: set[str] = field(default_factory=set)
     """Ids of jobs whose write may not have reached Redis; resolved by `submission.settle`."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from pydantic import JsonValue
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from mergenet_core.errors import BodyTooLarge, FieldError, SpecInvalid
@@ -49,8 +50,16 @@ async def read_body(request: Request, context: Ctx) -> bytes:
 Body = Annotated[bytes, Depends(read_body)]
 
 
-def job_document(request: Request, body: Body) -> JobSpec:
-    """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`, `HTTPException` 415."""
+async def job_document(request: Request, context: Ctx, body: Body) -> JobSpec:
+    """The job document in the body. Raises: `SpecInvalid`, `BodyTooLarge`, `HTTPException` 415.
+
+    One document is read at a time: reading is work for the processor, and several at once would slow all requests.
+    """
+    async with context.reading:
+        return await run_in_threadpool(_read_document, request, body)
+
+
+def _read_document(request: Request, body: bytes) -> JobSpec:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         return parse.parse(json_object(body))

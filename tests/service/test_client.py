@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import socket
 import socketserver
@@ -42,6 +43,7 @@ from service.client import (
     download,
 )
 from service.client.download import fetch
+from service.schemas import Leftover
 from tests.conftest import RedisServer
 from tests.service import finishing
 from tests.service.conftest import KEY, job_document, settings_of
@@ -224,6 +226,21 @@ def test_a_job_is_paused_resumed_cancelled_and_deleted(client: Client) -> None:
     assert client.cancel(job.id).state == "cancelled"
     client.delete(job.id)
     assert client.jobs().items == []
+
+
+def test_folders_of_no_job_are_listed_and_removed_on_request(client: Client, server: str) -> None:
+    jobs = settings_of(server).home / "jobs"
+    kept = client.submit(job_document()).id
+    for name in ("01J00000000000000000000000", "01J00000000000000000000001", "notes"):
+        (jobs / name).mkdir()
+        (jobs / name / "file").write_bytes(bytes(1000))
+    for folder in jobs.iterdir():
+        if not folder.name.endswith("1"):  # that one may be a submission under way
+            os.utime(folder, (0, 0))
+    assert [(one.job, one.bytes) for one in client.gc()] == [("01J00000000000000000000000", 1000)]
+    assert client.gc(delete=True) == [Leftover(job="01J00000000000000000000000", bytes=1000)]
+    assert client.gc() == []
+    assert {"01J00000000000000000000001", "notes", kept} <= {folder.name for folder in jobs.iterdir()}
 
 
 def test_a_lost_response_makes_no_second_job(cut: Callable[[dict[int, int]], Client], client: Client) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from redis.exceptions import RedisError
 
 from mergenet_core import __version__
@@ -12,8 +14,8 @@ from mergenet_core.errors import NotFound, Unavailable
 from mergenet_core.records.workers import DeviceState, WorkerInfo
 from mergenet_core.spec.parse import json_schema
 from mergenet_core.store import device_leases, worker_registry
-from service.schemas import Health
-from service.server import prometheus
+from service.schemas import Health, Leftover
+from service.server import leftovers, prometheus
 from service.server.auth import needs
 from service.server.dependencies import Ctx
 from service.server.problem_details import responses
@@ -86,6 +88,24 @@ def clear_device(context: Ctx, host: str, device: str) -> list[DeviceState]:
     if not any(cleared):
         raise NotFound(f"device {device} of {host} is not quarantined; GET /devices lists those that are")
     return device_leases.listing(context.redis, workers)
+
+
+@router.post(
+    "/gc",
+    tags=["system"],
+    dependencies=[needs("admin")],
+    responses={**responses(401, 403, 422, 503)},
+    summary="Find and remove folders of no job",
+)
+def collect_garbage(
+    context: Ctx,
+    delete: Annotated[bool, Query(description="Remove what was found; default: only list it.")] = False,
+) -> list[Leftover]:
+    """Folders that have no record and have not changed for an hour. Make sure first that Redis has lost nothing."""
+    found = leftovers.find(context.settings.home, context.store)
+    for folder in found if delete else ():
+        shutil.rmtree(context.settings.job_folder(folder.job).path, ignore_errors=True)
+    return found
 
 
 @router.get("/schema/job", tags=["system"], summary="The job document's JSON Schema")
