@@ -130,8 +130,7 @@ def _supervise(attempt: Attempt, program: list[str], drain: _SignalFlag, lease: 
     module, *options = program
     reader, writer = os.pipe()
     kills_before = memory.kills()
-    # the launchers of several processes watch these themselves
-    watchdog = Watchdog(attempt.settings) if module == _TRIAL else None
+    watchdog = None if module == FLEET else Watchdog(attempt.settings, launcher=module == _GANG)
     try:
         child = processes.start(
             functools.partial(report, writer, attempt.ref) if prewarm.is_warm() and module == _TRIAL else None,

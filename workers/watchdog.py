@@ -25,12 +25,16 @@ _HEARTBEAT_BYTES = 1 << 20
 
 
 class Watchdog:
-    """Listens to the heartbeats of one training process, which connects to the socket called `address`."""
+    """Listens to the heartbeats of one process, which connects to the socket called `address`.
 
-    def __init__(self, settings: Settings) -> None:
+    Of a launcher of several processes, only silence is a fault: it watches the progress of its processes itself.
+    """
+
+    def __init__(self, settings: Settings, *, launcher: bool = False) -> None:
         self.address = f"mergenet-{os.getpid()}-{secrets.token_hex(8)}"
         self.fault: str | None = None
         """Why the process hangs, as a sentence."""
+        self._launcher = launcher
         self._silence_seconds, self._stall_seconds = settings.silence_seconds, settings.stall_seconds
         self._connection: socket.socket | None = None
         self._newest = Heartbeat(world_rank=0, activity=-1)
@@ -84,7 +88,10 @@ class Watchdog:
     def _find_fault(self, now: float) -> str | None:
         since = "no step was finished" if self._newest.step is None else f"the last was step {self._newest.step}"
         if self._connection is not None and now > self._heartbeat_at + self._silence_seconds:
-            return f"the training process sent no heartbeat for {self._silence_seconds:g} s; {since}"
+            who = "the launcher of the training processes" if self._launcher else "the training process"
+            return f"{who} sent no heartbeat for {self._silence_seconds:g} s; {since}"
+        if self._launcher:
+            return None
         idle_limit = busy_limit = self._stall_seconds
         if self._newest.stepping:
             slow = STEPS * self._newest.slowest_step_seconds

@@ -101,9 +101,11 @@ def ranks(lab: Lab, job: Job) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
+ENDS = [(strategy, how) for strategy in STRATEGIES for how in ("killed", "stopped", "drained")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "stopped", "drained"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "how"), [*ENDS, ("ddp", "launcher stopped")])
 def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
     lab: Lab, undisturbed: Callable[[str], float], strategy: str, how: str
 ) -> None:
@@ -116,6 +118,11 @@ def test_a_job_on_two_devices_survives_with_the_loss_of_an_undisturbed_one(
         second.kill()
     elif how == "stopped":
         first.suspend()
+    elif how == "launcher stopped":
+        launcher = first.parent()
+        assert launcher is not None
+        assert "workers.gang.launcher" in launcher.cmdline()
+        launcher.suspend()
     else:
         _, _, worker = lab.chain(job)
         worker.terminate()

@@ -96,6 +96,17 @@ def test_silence_is_a_fault_also_between_steps(training: Training, watchdog: Wat
     assert watchdog.check() == "the training process sent no heartbeat for 30 s; the last was step 2"
 
 
+def test_of_a_launcher_only_silence_is_a_fault(clock: Clock) -> None:
+    watchdog = Watchdog(LIMITS, launcher=True)
+    launcher = Training(watchdog, clock)
+    assert launcher.live(2000, cpu_share=0.01) is None
+    clock.now += 31
+    fault = watchdog.check()
+    assert fault == "the launcher of the training processes sent no heartbeat for 30 s; no step was finished"
+    launcher.socket.close()
+    watchdog.close()
+
+
 def test_heartbeats_that_waited_for_a_late_supervisor_count(training: Training, watchdog: Watchdog) -> None:
     training.clock.now += 100
     training.socket.send(Heartbeat(world_rank=0, activity=5).model_dump_json().encode())

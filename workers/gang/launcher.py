@@ -28,7 +28,7 @@ from mergenet_core.records.attempt import AttemptRef
 from mergenet_core.settings import Settings
 from mergenet_core.training.protocols import COLLECTIVE_SECONDS
 from workers import processes
-from workers.gang.member import ADDRESS, SILENCE
+from workers.gang.member import ADDRESS, SILENCE, Member
 from workers.gang.monitor import Gang
 from workers.host import capacity, memory
 from workers.logs import configure_logging
@@ -70,6 +70,8 @@ def main(arguments: Sequence[str], module: str = "workers.gang.rank") -> NoRetur
     parser.add_argument("--rendezvous", default=Placement.rendezvous)
     parser.add_argument("--address", default=Placement.address)
     given = parser.parse_args(arguments)
+    if ADDRESS in os.environ:  # on several hosts the driver looks after the launchers
+        Member()
     placement = Placement(tuple(given.devices.split(",")), given.nodes, given.rendezvous, given.address)
     outcome = launch(placement, given.attempt, Settings(), module)
     if outcome.ended == "failed":
