@@ -15,10 +15,6 @@ OPEN_STREAMS_SECONDS = 2
 """How long open event streams may delay a stop; their readers reconnect with Last-Event-ID."""
 
 
-UNREAD_SECONDS = 60
-"""How long a client may read nothing of what waits for it before the kernel ends its connection."""
-
-
 def main() -> None:
     """Run the API until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m service", description="The MergeNet API.")
@@ -27,7 +23,7 @@ def main() -> None:
     settings = ServiceSettings()
     listening = _listen(settings) if arguments.fd is None else socket.socket(fileno=arguments.fd)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, settings.unread_seconds * 1000)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         create_app(settings),

@@ -29,6 +29,8 @@ class ServiceSettings(Settings):
     """Event streams that may be open at a time."""
     max_streams_per_key: Annotated[int, Field(ge=1)] = 20
     """Event streams that one key may have open at a time."""
+    unread_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """How long a client may read nothing of what waits for it before the kernel ends its connection."""
     wrong_keys_per_minute: Annotated[int, Field(ge=1)] = 30
     """Wrong keys from one address after which it gets 429 for further ones."""
     reconcile_seconds: Annotated[float, Field(gt=0)] = 5.0

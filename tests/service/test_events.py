@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +170,29 @@ def test_streams_are_bounded_for_each_key_and_in_all(settings: ServiceSettings, 
             assert "3 event streams are open" in http.get(path, headers={"X-API-Key": key}).json()["detail"]
             streams.close()
             wait(lambda: _opens(http, path))
+    finally:
+        process.terminate()
+        assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_reader_that_never_reads_is_cut_off(settings: ServiceSettings, store: Store) -> None:
+    limits = {"MERGENET_MAX_STREAMS_PER_KEY": "1", "MERGENET_UNREAD_SECONDS": "2"}
+    process, url = start_server(settings, limits)
+    try:
+        with httpx2.Client(base_url=url, headers={"X-API-Key": KEY}, timeout=10) as http:
+            job_id = http.post("/jobs", json=job_document()).json()["id"]
+            with store.redis.pipeline() as pipe:
+                for number in range(events.EVENTS_KEPT):  # more than all buffers on the way hold
+                    events.add_event(pipe, job_id, "note", "x" * 500, data={"number": number})
+                pipe.execute()
+            path, address = f"/jobs/{job_id}/events/stream", httpx2.URL(url)
+            with socket.socket() as reader:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                reader.connect((address.host, address.port))
+                reader.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n\r\n".encode())
+                wait(lambda: not _opens(http, path))
+                wait(lambda: _opens(http, path), 30)
     finally:
         process.terminate()
         assert process.wait(10) in (0, -signal.SIGTERM)
