@@ -18,6 +18,9 @@ from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.json_values import JsonObject, get_object, get_str
 from mergenet_core.spec.yaml_text import read_yaml
 
+_FREE_FORM = ("config", "deepspeed")
+"""Settings whose keys are not the document's own."""
+_KEYS_MAX = 1000
 _FAULTS_MAX = 20
 """Faults that are described. Nobody corrects thousands at once, and finding the nearest key of each takes minutes."""
 _FIELD = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
@@ -45,12 +48,22 @@ def parse(document: str | bytes | Mapping[str, object]) -> JobSpec:
         data = read_yaml(document)
     if not isinstance(data, Mapping):
         raise SpecInvalid("the document must be a mapping with name, source, target and train")
+    _check_width(data, "the document")
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
         count = f"{error.error_count()} faults" if error.error_count() > 1 else "a fault"
         faults = tuple(_fault(details) for details in error.errors(include_url=False)[:_FAULTS_MAX])
         raise SpecInvalid(f"the job document has {count}: {faults[0].message}", errors=faults) from None
+
+
+def _check_width(data: Mapping[object, object], where: str) -> None:
+    """Refuse a mapping with thousands of keys before each is described as a fault. Raises: `SpecInvalid`."""
+    if len(data) > _KEYS_MAX:
+        raise SpecInvalid(f"{where} has {len(data)} keys; {_KEYS_MAX} is the most, and most of these are unknown")
+    for key, value in data.items():
+        if isinstance(value, Mapping) and key not in _FREE_FORM:
+            _check_width(value, str(key)[:100])
 
 
 def digest(spec: JobSpec) -> str:

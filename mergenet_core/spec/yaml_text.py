@@ -13,7 +13,7 @@ import yaml
 from mergenet_core.errors import FieldError, SpecInvalid
 
 DEPTH_MAX = 32
-NODES_MAX = 20_000
+NODES_MAX = 10_000
 """Values and keys in a document; more would keep the server busy for seconds."""
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _DIGITS = "-+.0123456789"
