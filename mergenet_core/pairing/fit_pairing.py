@@ -10,11 +10,15 @@ from mergenet_core.architectures.structure import ModelStructure
 from mergenet_core.errors import PairingRefused
 from mergenet_core.pairing.result import Pairing
 
-FITTED_FROM: Mapping[Kind, tuple[Kind, ...]] = {"cnn": ("cnn",), "mlp": ("mlp",)}
+FITTED_FROM: Mapping[Kind, tuple[Kind, ...]] = {
+    "cnn": ("cnn",), "mlp": ("mlp",), "encoder": ("encoder",), "vit": ("vit",), "decoder": ("decoder",),
+}  # fmt: skip
 """The kinds of target that are fitted, each with the kinds of source that read the same inputs."""
 
 
-def fit_pairing(source: tuple[ModelStructure, ...], target: tuple[ModelStructure, ...]) -> Pairing:
+def fit_pairing(
+    source: tuple[ModelStructure, ...], target: tuple[ModelStructure, ...], *, same_tokens: bool = True
+) -> Pairing:
     """What a fit writes: every weight of the target's body. Raises: `PairingRefused`."""
     for side, towers in (("source", source), ("target", target)):
         if len(towers) != 1:
@@ -27,6 +31,11 @@ def fit_pairing(source: tuple[ModelStructure, ...], target: tuple[ModelStructure
         raise PairingRefused(
             f"method fit has no solver for a target of kind {own} from a source of kind {other}; it fits {known}. "
             "Take other models, or another transfer.method"
+        )
+    if not same_tokens:
+        raise PairingRefused(
+            "method fit compares activations token by token, and the models have different tokenizers; give "
+            "target.model.tokenizer the source's, or take method project"
         )
     heads = {weight.name for weight in target[0].weights if weight.role.startswith(("head", "answers", "tokens"))}
     written = {weight.name: weight.shape for weight in target[0].weights if weight.name not in heads}

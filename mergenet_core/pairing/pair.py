@@ -63,7 +63,10 @@ def pair(source: ModelInfo, target: ModelInfo, transfer: TransferSpec) -> Pairin
                 "transfer.pairs"
             )
     if transfer.method == "fit":
-        return fit_pairing(source_towers, target_towers)
+        vocabularies = source.vocabulary, target.vocabulary
+        return fit_pairing(
+            source_towers, target_towers, same_tokens=None in vocabularies or vocabularies[0] == vocabularies[1]
+        )
     method = TRIED[target_towers[0].kind][0][0] if transfer.method == "auto" else transfer.method
     matched = _match_towers((source, source_towers), (target, target_towers), method, transfer)
     pairs, left_out = _included([entry for matching in matched.towers for entry in matching.pairs], transfer)

@@ -65,8 +65,10 @@ class FitSpec(Strict):
     The inputs are `target.data`'s unlabelled ones, or the training examples without their labels where there are none.
     """
 
-    inputs: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
+    inputs: Annotated[int, Field(ge=16, le=1_000_000)] = 512
     """Inputs that the weights are solved on, drawn by the trial's seed."""
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Gradient steps on the stage loss alone behind the closed form, on these inputs, before the training begins."""
     stage_weight: Annotated[float, Field(ge=0, le=100)] = 1.0
     """The weight of the stage loss in every training step: the distance between the target's activations and the
     source's projected ones, on a batch of the same inputs as the fit's; 0 leaves it out."""

@@ -27,6 +27,7 @@ from mergenet_core.storage.published_folder import read_manifest, verify
 from mergenet_core.tasks.task import Task, pool_of
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distributed.shared_folder import publishing_together
+from mergenet_core.training.fit.refine import refine
 from mergenet_core.training.fit.source_model import open_source_model
 from mergenet_core.training.fit.stages import (
     Fitted,
@@ -92,10 +93,11 @@ class FitStart:
         context, source = self._context, self._source
         world = context.world
         model.to(world.device).eval()
+        indices = self._chunk_indices(len(source.examples))
         fitting = FitContext(
             source=_as_fit_model(source.model),
             target=_as_fit_model(model),
-            chunks=[self._chunk(task, index_b) for index_b in self._own_chunks(len(source.examples))],
+            chunks=[self._chunk(task, index_b) for index_b in indices[world.world_rank :: world.size]],
             sum_=_sum_over_processes,
             seed=context.trial.seed,
             columns=columns,
@@ -118,6 +120,11 @@ class FitStart:
                 raise Interrupted(f"stopped in the fit, after {solved.name}")
         chunks, sum_ = fitting.chunks, fitting.sum_
         self._energies = stage_energies(source, model, self._boundaries, chunks, sum_)
+        if self._spec.steps:
+            stages = Stages(source, self._boundaries, self._energies, weight=1.0, batch_size=CHUNK)
+            refine(
+                model, stages, [(index_b, self._chunk(task, index_b).target) for index_b in indices], self._spec.steps
+            )
         self._seconds = seconds + time.perf_counter() - begun
 
     def _requested(self) -> str | None:
@@ -125,11 +132,11 @@ class FitStart:
             return None
         return REQUESTS[self._context.world.largest(REQUESTS.index(self._attempt.control.requested()))]
 
-    def _own_chunks(self, inputs: int) -> list[Tensor]:
-        """The indices of the inputs in each of this process's chunks."""
+    def _chunk_indices(self, inputs: int) -> list[Tensor]:
+        """The indices of the inputs in each chunk of all processes."""
         generator = torch.Generator().manual_seed(draw_seed(self._context.trial.seed, 0, stream=7))
         drawn = torch.randperm(inputs, generator=generator)[: self._spec.inputs]
-        return list(torch.split(drawn, CHUNK))[self._context.world.world_rank :: self._context.world.size]
+        return list(torch.split(drawn, CHUNK))
 
     def _chunk(self, task: Task, index_b: Tensor) -> Chunk:
         assert self._source is not None
