@@ -37,6 +37,7 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 EXAMPLES = (
+    "fashion-unlabelled",
     "fashion-cifar",
     "mobilenet-to-fashion",
     "easy-vqa",
@@ -47,6 +48,12 @@ EXAMPLES = (
     "self-transfer",
 )
 SEEDS = [0, 1, 2, 3, 4]
+ARMS = {
+    "fashion-unlabelled": [
+        "transfer", "control", "sham", "sham-untrained", "distill", "transfer+distill", "distill-sham",
+    ],
+}  # fmt: skip
+"""Examples that are run with more arms."""
 SETTINGS = {path.stem: path for path in sorted((HERE / "settings").glob("*.yaml"))} | {
     name: ROOT / "examples" / f"{name}.yaml" for name in EXAMPLES
 }
@@ -106,7 +113,9 @@ def main() -> None:
 def document(name: str) -> JobSpec:
     """The setting's job; an example gets the five seeds that a claim needs."""
     job = parse(SETTINGS[name].read_text())
-    return job.model_copy(update={"seeds": SEEDS}) if name in EXAMPLES else job
+    if name not in EXAMPLES:
+        return job
+    return job.model_copy(update={"seeds": SEEDS, "arms": ARMS.get(name, job.arms)})
 
 
 def run(client: Client, spec: JobSpec) -> JobView:
