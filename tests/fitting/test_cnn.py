@@ -174,7 +174,7 @@ PAIRS = {
 }
 
 
-SLOW = ("cnn to mobilenet", "padding outside, expanded stem")
+SLOW = ("cnn to mobilenet", "mobilenet to resnet", "mobilenet to cnn", "padding outside, expanded stem")
 
 
 @pytest.mark.parametrize(
