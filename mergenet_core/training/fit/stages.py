@@ -84,7 +84,8 @@ class Stages:
         for boundary, energy in zip(self.boundaries, self.energies, strict=True):
             own = self._kept[boundary.target].float()
             z_nt, T_nt = _kept_rows(read, own, wanted(boundary, outputs[boundary.source].float(), own), as_rows(own))
-            total = total + (T_nt - z_nt).square().sum() / (len(index_b) * energy)
+            apart_nt = (T_nt - z_nt)[:, boundary.map_st.any(0)]  # of a unit without a map nothing is wanted
+            total = total + apart_nt.square().sum() / (len(index_b) * energy)
         self._kept.clear()
         return self.weight * total
 
