@@ -50,8 +50,8 @@ class Boundary:
     """Where the activations of both models mean the same after the fit, and the map from the source's to the target's.
 
     Equation: the output of the target's module ≈ (h − mean) map + offset, with h the output of the source's module. For
-    images, channels are mapped, and h is resampled to the target's height and width by adaptive average pooling. A column
-    of zeros in the map means that nothing is wanted of that unit of the target.
+    images, channels are mapped, and h is resampled to the target's height and width by adaptive average pooling.
+    A column of zeros in the map means that nothing is wanted of that unit of the target.
     Shapes: mean (s), map (s, t), offset (t), for s and t channels or units of source and target.
     """
 

@@ -139,7 +139,7 @@ def test_a_source_that_is_trained_first_comes_before_all_arms_but_the_control(
     plan: Callable[..., Any], document: dict[str, Any]
 ) -> None:
     config = {"model_type": "mergenet-mlp", "image_size": 8, "hidden_sizes": [16]}
-    data = {"train": "folder-of-images", "test": "folder-of-images", "image_size": 8}
+    data = {"train": "folder-of-images", "test": "other-images", "image_size": 8}
     document["target"] |= {"task": "image-classification", "model": {"config": config}, "data": data}
     document["source"] = {"model": {"config": config}, "data": data, "train": {"steps": 5}}
     with pytest.raises(PathRefused, match="folder-of-images"):
@@ -321,7 +321,7 @@ def test_what_a_text_task_cannot_work_with_is_refused(
 
 
 def test_a_source_of_another_task_is_checked_by_its_own_and_teaches_only_with_a_head(
-    plan: Callable[..., Any], asking: dict[str, Any], document: dict[str, Any]
+    plan: Callable[..., Any], asking: dict[str, Any], document: dict[str, Any], home: Path
 ) -> None:
     learned = {
         "model": {"config": document["target"]["model"]["config"], "tokenizer": "source"},
@@ -336,6 +336,7 @@ def test_a_source_of_another_task_is_checked_by_its_own_and_teaches_only_with_a_
     assert "labels" not in made.pairing.anchored_axes
     with pytest.raises(SpecInvalid, match="the source has no head for the target's labels"):
         plan(crossing | {"arms": ["transfer", "control", "distill"]})
-    wrong = put(crossing, "source/data/train", "train.jsonl")
-    with pytest.raises(DataRefused, match=r"source.data.train: train.jsonl has no column 'question'"):
+    (home / "data" / "texts.jsonl").write_text((home / "data" / "train.jsonl").read_text())
+    wrong = put(crossing, "source/data/train", "texts.jsonl")
+    with pytest.raises(DataRefused, match=r"source.data.train: texts.jsonl has no column 'question'"):
         plan(wrong)
