@@ -25,7 +25,8 @@ SIDE_MAX = 32
 def input_baseline(task: Task) -> dict[str, float]:
     """The test metric of the task's trivial baseline, by its name; empty where the task has none.
 
-    `tf-idf`: logistic regression on the words of a text; `pixels`: the same on an image's pixels; `question`: the most
+    `tf-idf`: logistic regression on the words that the target reads of a text; `tf-idf-whole`: on all words, where the
+    target cuts texts; `pixels`: the same on an image's pixels; `question`: the most
     frequent answer in training to the same question, whatever the image shows.
     """
     if isinstance(task.train, ImageQuestions) and isinstance(task.test, ImageQuestions):
@@ -35,8 +36,13 @@ def input_baseline(task: Task) -> dict[str, float]:
     splits = (task.train, task.validation, task.test)
     texts = [split for split in splits if isinstance(split, TokenExamples)]
     if len(texts) == len(splits):
-        features = tf_idf(*(split.texts for split in texts))
-        return {"tf-idf": accuracy_on_test(labelled(features, texts), len(task.labels))}
+        words = {"tf-idf": [split.read for split in texts], "tf-idf-whole": [split.texts for split in texts]}
+        if words["tf-idf"] == words["tf-idf-whole"]:
+            del words["tf-idf-whole"]
+        return {
+            name: accuracy_on_test(labelled(tf_idf(*of_splits), texts), len(task.labels))
+            for name, of_splits in words.items()
+        }
     images = [split for split in splits if isinstance(split, PixelExamples)]
     if len(images) == len(splits):
         pixels = standardise([_pixels(split) for split in images])

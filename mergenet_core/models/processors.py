@@ -67,6 +67,9 @@ class Tokenizer(Processor, Protocol):
     ) -> Encoding:
         """Tokens of texts, or of pairs of texts."""
 
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens."""
+
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens of a text, or of a pair."""
 

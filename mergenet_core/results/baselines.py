@@ -9,7 +9,8 @@ from mergenet_core.records.record import Record
 from mergenet_core.results.comparisons import Difference, difference, standard_deviation
 
 TITLES = {
-    "tf-idf": "logistic regression on TF-IDF of the words",
+    "tf-idf": "logistic regression on TF-IDF of the words that the target reads",
+    "tf-idf-whole": "logistic regression on TF-IDF of the whole texts, which the target cuts",
     "pixels": "logistic regression on the pixels",
     "question": "most frequent answer to the question",
     "probe": "logistic regression on the frozen source's features",

@@ -29,6 +29,8 @@ class TokenExamples:
     """None for unlabelled texts."""
     texts: Sequence[str] = ()
     """The texts themselves; empty for unlabelled ones."""
+    read: Sequence[str] = ()
+    """The same as far as the model reads them, which cuts long ones."""
 
     def __len__(self) -> int:
         """How many texts there are."""
@@ -76,4 +78,9 @@ def _tokenise(texts: list[str], labels_n: Tensor | None, tokenizer: Tokenizer, m
     encoded = tokenizer(texts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
     inputs_nt: dict[str, Tensor] = {name: encoded[name] for name in encoded}
     lengths_n = inputs_nt["attention_mask"].sum(dim=1).clamp(min=1)
-    return TokenExamples(inputs_nt, lengths_n, labels_n, texts if labels_n is not None else ())
+    if labels_n is None:
+        return TokenExamples(inputs_nt, lengths_n, None)
+    read = list(texts)
+    for index in (lengths_n == max_length).nonzero().flatten().tolist():
+        read[index] = tokenizer.decode(inputs_nt["input_ids"][index].tolist(), skip_special_tokens=True)
+    return TokenExamples(inputs_nt, lengths_n, labels_n, texts, read)

@@ -100,6 +100,14 @@ def test_the_control_has_the_baseline_of_the_inputs_and_the_transfer_the_probe(t
     assert 0.2 < found["transfer"]["probe"] <= 1
 
 
+def test_texts_that_the_target_cuts_have_a_baseline_on_what_it_reads_and_one_on_the_whole(tmp_path, world) -> None:
+    """Four tokens are two words between the special ones, so that most topics' words are cut off."""
+    job = text_job(arms=["transfer", "control"], train__steps=2, target__data__max_length=4)
+    found = run(job, "control-0", tmp_path, world).baselines
+    assert found.keys() == {"tf-idf", "tf-idf-whole"}
+    assert found["tf-idf"] < found["tf-idf-whole"] - 0.1
+
+
 def test_images_have_a_baseline_on_pixels_and_a_probe_of_a_source_that_the_job_trains(tmp_path, world: Roots) -> None:
     job = image_job(MLP, train__steps=2)
     run(job, "source", tmp_path, world)

@@ -208,7 +208,7 @@ def test_baselines_are_rows_and_no_comparisons() -> None:
     assert (words.name, words.mean, probe.sd) == ("tf-idf", pytest.approx(0.95), pytest.approx(0.0, abs=1e-12))
     assert words.difference.values == pytest.approx([0.25, 0.22, 0.25])
     table = markdown(report)
-    assert "| *logistic regression on TF-IDF of the words* | 95.00 ± 2.00 | – | +24.00 [" in table
+    assert "| *logistic regression on TF-IDF of the words that the target reads* | 95.00 ± 2.00 | – | +24.00 [" in table
     assert "Ahead of transfer (91.00): logistic regression on TF-IDF of the words, at 95.00." in table
     assert Report.model_validate_json(report.model_dump_json()) == report
 
