@@ -209,7 +209,10 @@ def test_baselines_are_rows_and_no_comparisons() -> None:
     assert words.difference.values == pytest.approx([0.25, 0.22, 0.25])
     table = markdown(report)
     assert "| *logistic regression on TF-IDF of the words that the target reads* | 95.00 ± 2.00 | – | +24.00 [" in table
-    assert "Ahead of transfer (91.00): logistic regression on TF-IDF of the words, at 95.00." in table
+    assert (
+        "Ahead of transfer (91.00): logistic regression on TF-IDF of the words that the target reads, at 95.00."
+        in table
+    )
     assert Report.model_validate_json(report.model_dump_json()) == report
 
 
