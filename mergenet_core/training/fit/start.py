@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mergenet_core.architectures.read_structure import read_structure
-from mergenet_core.errors import CheckpointInvalid
+from mergenet_core.errors import CheckpointInvalid, DataRefused
 from mergenet_core.fitting.context import Boundary, Chunk, FitContext, FitModel
 from mergenet_core.fitting.fit import fit
 from mergenet_core.models.describe import model_info
@@ -42,8 +42,9 @@ from mergenet_core.training.loop import draw_seed, model_inputs
 from mergenet_core.training.protocols import REQUESTS, AttemptContext, Interrupted
 from mergenet_core.training.sources import frozen_source_info, frozen_source_path, open_source_task
 
-CHUNK = 64
-"""Inputs that are read together; what a chunk holds is the same for any number of processes."""
+CHUNK, CHUNKS_LEAST = 64, 16
+"""The most inputs that are read together, and how many chunks there are even of few inputs, for several processes. What
+a chunk holds is the same for any number of processes."""
 PUBLISH_SECONDS = 30.0
 """Time between two publications of an unfinished fit."""
 _WHOLE, _PARTIAL = "fit", "fit-partial"
@@ -133,10 +134,16 @@ class FitStart:
         return REQUESTS[self._context.world.largest(REQUESTS.index(self._attempt.control.requested()))]
 
     def _chunk_indices(self, inputs: int) -> list[Tensor]:
-        """The indices of the inputs in each chunk of all processes."""
+        """The indices of the inputs in each chunk of all processes. Raises: `DataRefused` if there are too few."""
         generator = torch.Generator().manual_seed(draw_seed(self._context.trial.seed, 0, stream=7))
         drawn = torch.randperm(inputs, generator=generator)[: self._spec.inputs]
-        return list(torch.split(drawn, CHUNK))
+        found = list(torch.split(drawn, max(1, min(CHUNK, len(drawn) // CHUNKS_LEAST))))
+        if len(found) < self._context.world.size:
+            raise DataRefused(
+                f"transfer.method fit divides {len(drawn)} inputs among {self._context.world.size} processes; give at "
+                "least one for each in target.data.unlabelled, or take fewer devices"
+            )
+        return found
 
     def _chunk(self, task: Task, index_b: Tensor) -> Chunk:
         assert self._source is not None
