@@ -21,7 +21,7 @@ from torch import Tensor
 from mergenet_core.errors import OutOfMemory, TrainingDiverged
 from mergenet_core.spec.job import TrainSpec
 from mergenet_core.tasks.task import Augmented, Batch, Copied, Examples, Outputs, Task, Weighted, pool_of
-from mergenet_core.training.distill import Distillation
+from mergenet_core.training.distillation.distill import Distillation
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.engines.tensors import sync_buffers
 from mergenet_core.training.fit.stages import Fitted, Stages

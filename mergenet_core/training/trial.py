@@ -21,7 +21,8 @@ from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.training.arms import prepare_training
 from mergenet_core.training.checkpoint import publish, resume
 from mergenet_core.training.context import TrialContext, open_trial
-from mergenet_core.training.distill import Distillation
+from mergenet_core.training.distillation.distill import Distillation
+from mergenet_core.training.distillation.teacher import Teacher, prepare_teacher
 from mergenet_core.training.engines.tensors import restore, snapshot
 from mergenet_core.training.export import environment, export_adapter, export_fit, export_model
 from mergenet_core.training.loop import Training
@@ -29,7 +30,6 @@ from mergenet_core.training.peak import peak_bytes, reset_peak
 from mergenet_core.training.protocols import REQUESTS, AttemptContext, Control, Interrupted, Reporter
 from mergenet_core.training.selection import Selection
 from mergenet_core.training.sources import may_probe, source_to_probe
-from mergenet_core.training.teacher import Teacher, prepare_teacher
 
 __all__ = ["AttemptContext", "Control", "Interrupted", "Reporter", "run_trial"]
 

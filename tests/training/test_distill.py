@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mergenet_core.spec.job import DistillSpec
 from mergenet_core.tasks.task import EXCLUDED
-from mergenet_core.training.distill import dkd, kd
+from mergenet_core.training.distillation.distill import dkd, kd
 
 
 def softmax(logits: list[float]) -> list[float]:

@@ -19,8 +19,8 @@ from mergenet_core.spec.job import JobSpec
 from mergenet_core.storage.paths import JobFolder, Roots
 from mergenet_core.tasks.task import Batch, Task
 from mergenet_core.training.context import open_trial
+from mergenet_core.training.distillation.teacher import prepare_teacher
 from mergenet_core.training.loop import batch_index, model_inputs
-from mergenet_core.training.teacher import prepare_teacher
 from mergenet_core.training.trial import Interrupted
 from tests.tasks.words import WORDS, write_words
 from tests.training.distilling import CASES, Case, distilling_job, write_world
@@ -245,7 +245,7 @@ def test_outputs_that_would_take_too_much_memory_are_read_in_the_step(
     case = CASES["visual-question-answering"]
     curves = {}
     for limit in (2**20, 0):
-        monkeypatch.setattr("mergenet_core.training.teacher_outputs.STORED_BYTES", limit)
+        monkeypatch.setattr("mergenet_core.training.distillation.teacher_outputs.STORED_BYTES", limit)
         folder = tmp_path / str(limit)
         folder.mkdir()
         (folder / "source").symlink_to(sources[case.task] / "source")

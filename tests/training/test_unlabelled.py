@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mergenet_core.spec.job import DistillSpec, JobSpec
 from mergenet_core.storage.paths import Roots
-from mergenet_core.training.distill import Distillation
+from mergenet_core.training.distillation.distill import Distillation
 from mergenet_core.training.loop import batch_index, draw_seed
 from mergenet_core.training.trial import Interrupted
 from tests.training.test_distill import plain_dkd, plain_kd

@@ -18,13 +18,13 @@ from mergenet_core.spec.task_info import TASKS
 from mergenet_core.storage.published_folder import read_manifest, verify
 from mergenet_core.tasks.task import Outputs, Task
 from mergenet_core.training.context import TrialContext
-from mergenet_core.training.distill import Distillation, Relabelled
+from mergenet_core.training.distillation.distill import Distillation, Relabelled
+from mergenet_core.training.distillation.teacher_outputs import check_same_tokens, open_outputs
 from mergenet_core.training.engines.strategies import open_engine
 from mergenet_core.training.export import export_model
 from mergenet_core.training.learners import Learner
 from mergenet_core.training.loop import Training, evaluate
 from mergenet_core.training.sources import frozen_source_info, frozen_source_path, open_source_task
-from mergenet_core.training.teacher_outputs import check_same_tokens, open_outputs
 from mergenet_core.transfer.sham import Sham, ShamWeights
 
 

@@ -13,7 +13,7 @@ from mergenet_core.errors import DataRefused
 from mergenet_core.spec.job import JobSpec
 from mergenet_core.spec.task_info import TASKS
 from mergenet_core.tasks.task import Copied, Outputs, Task, pool_of
-from mergenet_core.training.distill import ReadTeacher
+from mergenet_core.training.distillation.distill import ReadTeacher
 from mergenet_core.training.distributed.world import World
 from mergenet_core.training.loop import Model, forward_all, model_inputs
 
