@@ -5,6 +5,10 @@ Legend: b examples of a batch, n examples of a split, t tokens or image patches,
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +20,32 @@ from mergenet_core.tasks.text_classification import TokenExamples
 
 
 @torch.no_grad()
-def linear_probe(model: nn.Module, task: Task, device: torch.device) -> float:
-    """Test accuracy of a logistic regression on a model's features; the model itself is not trained."""
+def linear_probe(model: nn.Module, task: Task, device: torch.device, kept: Path | None = None) -> float:
+    """Test accuracy of a logistic regression on a model's features; the model itself is not trained.
+
+    The features of the test split are the same at every seed of a job: they are read from `kept`, or written there.
+    """
     splits = [
         split for split in (task.train, task.validation, task.test) if isinstance(split, (TokenExamples, PixelExamples))
     ]
     model = model.to(device).eval()
-    features = standardise([_features(model, task, split, device) for split in splits])
+    features = [_features(model, task, split, device) for split in splits[:-1]]
+    features = standardise([*features, _kept_features(model, task, splits[-1], device, kept)])
     return accuracy_on_test(labelled(features, splits), len(task.labels))
+
+
+def _kept_features(model: nn.Module, task: Task, examples: Examples, device: torch.device, kept: Path | None) -> Floats:
+    """The features of a split, from a file if it has them."""
+    if kept is not None and kept.is_file():
+        found: Floats = np.load(kept, allow_pickle=False)
+        if len(found) == len(examples):
+            return found
+    found = _features(model, task, examples, device)
+    if kept is not None:  # renamed when it is whole: another seed's trial may write it at the same time
+        draft = kept.with_name(f".{kept.stem}-{os.getpid()}.npy")
+        np.save(draft, found)
+        draft.rename(kept)
+    return found
 
 
 def _features(model: nn.Module, task: Task, examples: Examples, device: torch.device) -> Floats:

@@ -77,6 +77,11 @@ class JobFolder:
         """For each seed the source fine-tuned on its examples, which the seed's arms share; and that of its sham."""
         return self.path / "teachers"
 
+    @property
+    def probe_features(self) -> Path:
+        """The frozen source's features of the test split, for the linear probe of every seed."""
+        return self.path / "probe-features.npy"
+
     def trial(self, trial_id: str) -> Path:
         """The folder of a trial: checkpoints, exports, metrics and events as JSON lines, one log per attempt."""
         return self.path / "trials" / trial_id

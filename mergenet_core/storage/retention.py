@@ -21,3 +21,4 @@ def drop_trials(spec: JobSpec, folder: JobFolder, job: Job) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for path in (folder.source, folder.source_states, folder.teachers):
         shutil.rmtree(path, ignore_errors=True)
+    folder.probe_features.unlink(missing_ok=True)

@@ -226,13 +226,16 @@ def _baselines(run: _Run) -> dict[str, float]:
     if context.trial.arm == "control":
         return input_baseline(task)
     wanted = "transfer" if "transfer" in context.job.arms else "transfer+distill"
+    tried = context.trial.candidate
+    if tried is not None and tried.include != "all":
+        return {}  # another candidate of the same seed has it
     if context.trial.arm != wanted or not may_probe(context.job) or len(task.train) > TRAIN_MAX:
         return {}
     world = context.world
     try:
         model, task_of_source = source_to_probe(context, task.labels)
         with world.accelerator.autocast():
-            return {"probe": linear_probe(model, task_of_source, world.device)}
+            return {"probe": linear_probe(model, task_of_source, world.device, context.folder.probe_features)}
     except MergeNetError as error:
         run.reporter.event("baseline.left-out", f"no linear probe of the source: {error.message}", level="warning")
         return {}

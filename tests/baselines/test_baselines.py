@@ -100,6 +100,18 @@ def test_the_control_has_the_baseline_of_the_inputs_and_the_transfer_the_probe(t
     assert 0.2 < found["transfer"]["probe"] <= 1
 
 
+def test_the_source_reads_the_test_split_once_for_all_seeds(tmp_path, world: Roots, monkeypatch) -> None:
+    job = text_job(arms=["transfer", "control"], train__steps=2, seeds=[0, 1])
+    first = run(job, "transfer-0", tmp_path, world).baselines
+    read: list[int] = []
+    monkeypatch.setattr(
+        "mergenet_core.baselines.probe.pooled", lambda model, inputs: read.append(1) or pooled(model, inputs)
+    )
+    run(job, "transfer-1", tmp_path, world)
+    assert len(read) == 2, "the training and the validation split"
+    assert run(job, "transfer-0", tmp_path / "anew", world).baselines == first
+
+
 def test_texts_that_the_target_cuts_have_a_baseline_on_what_it_reads_and_one_on_the_whole(tmp_path, world) -> None:
     """Four tokens are two words between the special ones, so that most topics' words are cut off."""
     job = text_job(arms=["transfer", "control"], train__steps=2, target__data__max_length=4)
