@@ -37,7 +37,7 @@ def fit_pairing(
             "method fit compares activations token by token, and the models have different tokenizers; give "
             "target.model.tokenizer the source's, or take method project"
         )
-    heads = {weight.name for weight in target[0].weights if weight.role.startswith(("head", "answers", "tokens"))}
+    heads = [weight.name for weight in target[0].weights if weight.role.startswith(("head", "answers", "tokens"))]
     written = {weight.name: weight.shape for weight in target[0].weights if weight.name not in heads}
     return Pairing(
         method="fit",
