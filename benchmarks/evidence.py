@@ -76,8 +76,8 @@ compared between arms; `benchmarks/step_cost.py` compares the methods within one
 of steps, but not the same compute if a teacher had to be fine-tuned first.
 
 Other measurements: [what was tried](LOG.md); [what a pack's rank costs](packs.md), with two seeds and so no claim;
-[what an adapter costs](adapter_cost.md) and
-[whether it learns](adapter_rates.md); and what several processes cost in exchanges, memory and time,
+[what an adapter costs](adapter_cost.md) and [whether it learns](adapter_rates.md);
+[whether a fit is worth its time](equal_compute.md); and what several processes cost in exchanges, memory and time,
 [sharding.md](sharding.md), by `benchmarks/sharding.py`."""
 
 

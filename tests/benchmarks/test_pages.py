@@ -16,6 +16,7 @@ EVIDENCE = ROOT / "docs" / "evidence"
         ("sharding_page", "sharding"),
         ("adapter_cost", "adapter_cost"),
         ("adapter_rates", "adapter_rates"),
+        ("equal_compute", "equal_compute"),
         ("pack_cost", "packs"),
         ("search", "LOG"),
         ("auto_null", "auto_null"),
