@@ -98,6 +98,15 @@ def _hash_of(path: Path, inode: int, changed_at: int, size: int) -> str:
     return sha256(path)
 
 
+def verifies(folder: Path) -> bool:
+    """Whether a published folder is there, complete and unchanged."""
+    try:
+        verify(folder)
+    except CheckpointInvalid:
+        return False
+    return True
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a published folder's manifest. Raises: `CheckpointInvalid` when it is missing or not one."""
     try:

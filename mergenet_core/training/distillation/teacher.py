@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mergenet_core.errors import CheckpointInvalid, ModelRefused
+from mergenet_core.errors import ModelRefused
 from mergenet_core.models.describe import count_parameters, model_info
 from mergenet_core.models.loading import load_trained, names_not_in_files
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.job import DISTILL_SHAM, DistillSpec, TaskName, TrainSpec
 from mergenet_core.spec.task_info import TASKS
-from mergenet_core.storage.published_folder import read_manifest, verify
+from mergenet_core.storage.published_folder import read_manifest, verifies
 from mergenet_core.tasks.task import Outputs, Task
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distillation.distill import Distillation, Relabelled
@@ -63,7 +63,7 @@ def prepare_teacher(
         _refuse_new_weights(model, source, job.target.task)
     else:
         saved = context.folder.teachers / (f"{seed}-sham" if context.trial.arm == DISTILL_SHAM else str(seed))
-        if not world.from_main(world.main and _verifies(saved)):
+        if not world.from_main(world.main and verifies(saved)):
             begun = time.perf_counter()
             training = _fine_tuning(context, source, task, spec.teacher)
             while training.step < spec.teacher.steps:
@@ -130,11 +130,3 @@ def _refuse_new_weights(model: nn.Module, folder: Path, task: TaskName) -> None:
 
 def _listed(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-
-
-def _verifies(folder: Path) -> bool:
-    try:
-        verify(folder)
-    except CheckpointInvalid:
-        return False
-    return True

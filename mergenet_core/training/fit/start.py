@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mergenet_core.architectures.read_structure import read_structure
-from mergenet_core.errors import CheckpointInvalid, DataRefused
+from mergenet_core.errors import DataRefused
 from mergenet_core.fitting.context import Boundary, Chunk, FitContext, FitModel
 from mergenet_core.fitting.fit import fit
 from mergenet_core.models.describe import model_info
 from mergenet_core.pairing.pair import pair
 from mergenet_core.records.provenance import Provenance
 from mergenet_core.spec.transfer import FitSpec
-from mergenet_core.storage.published_folder import read_manifest, verify
+from mergenet_core.storage.published_folder import read_manifest, verifies
 from mergenet_core.tasks.task import Task, pool_of
 from mergenet_core.training.context import TrialContext
 from mergenet_core.training.distributed.shared_folder import publishing_together
@@ -166,7 +165,7 @@ class FitStart:
     def _read(self, name: str, model: nn.Module) -> int | None:
         """Load a published fit; return how many parts it has, or None if there is none that verifies."""
         folder, world = self._folder / name, self._context.world
-        if not world.from_main(world.main and _verifies(folder)):
+        if not world.from_main(world.main and verifies(folder)):
             return None
         manifest = read_manifest(folder)
         self._seconds = manifest.about["seconds"]
@@ -193,11 +192,3 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     for name, W in model.state_dict(keep_vars=True).items():
         found.setdefault(id(W), (name, W.detach().cpu().contiguous()))
     return dict(found.values())
-
-
-def _verifies(folder: Path) -> bool:
-    try:
-        verify(folder)
-    except CheckpointInvalid:
-        return False
-    return True
